@@ -1,0 +1,35 @@
+"""Shape annotations are enforced in every test; each test runs offline and with one thread."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("uftlab", "beartype.beartype")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The word-level tokenizer of the tiny world."""
+    from uftlab.models import tiny_tokenizer
+
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def untrained():
+    """A tiny model with random weights: milliseconds to make, wrong about everything."""
+    from transformers import LlamaForCausalLM
+
+    from uftlab.models import tiny_config
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(tiny_config()).eval()

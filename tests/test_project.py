@@ -1,0 +1,204 @@
+"""The project holds together: pinned versions agree, layers point one way, training needs no notebook."""
+
+import ast
+import doctest
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted(path.stem for path in (ROOT / "uftlab").glob("*.py") if path.stem != "__init__")
+CONDA_NAMES = {"pytorch": "torch"}  # where conda-forge calls a package of PyPI something else
+
+# A module may import what stands before it: the list of design.md, with the modules that came since in their places.
+LAYERS = """
+errors feedback wording instructions world models tokens logps rewards losses objectives trainer methods generation
+evaluation study workers results tuning pretrain training bandit theme figures report widgets checks notebooks cli
+""".split()
+
+
+# ------------------------------------------------------------------------------------------ versions
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def ranges(*extras):
+    texts = list(project()["dependencies"])
+    for extra in extras:
+        texts += project()["optional-dependencies"][extra]
+    return {canonicalize_name(r.name): r.specifier for r in map(Requirement, texts)}
+
+
+def pins():
+    """Exact versions of constraints.txt by canonical name."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    found = {}
+    for requirement in (Requirement(line) for line in lines if line):
+        (only,) = requirement.specifier
+        assert only.operator == "==" and "*" not in only.version, requirement
+        found[canonicalize_name(requirement.name)] = only.version
+    return found
+
+
+def conda():
+    """Exact versions of environment.yml by the name on PyPI; python and pip apart."""
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pairs = [d.split("=") for d in environment["dependencies"] if isinstance(d, str) and d != "pip"]
+    return {canonicalize_name(CONDA_NAMES.get(name, name)): version for name, version in pairs}
+
+
+@pytest.mark.parametrize("extras", [(), ("test",), ("bench",), ("real",)], ids=lambda e: "-".join(e) or "base")
+def test_every_dependency_is_pinned_within_its_range(extras):
+    pinned = pins()
+    wrong = {name: (pinned.get(name), str(allowed)) for name, allowed in ranges(*extras).items()
+             if name not in pinned or pinned[name] not in allowed}
+    assert wrong == {}
+
+
+def test_conda_has_the_pinned_versions_of_all_dependencies_and_test_tools():
+    versions, pinned = conda(), pins()
+    python = versions.pop("python")
+    assert versions == {name: pinned[name] for name in ranges("test")}
+    assert f"{python}.0" in SpecifierSet(project()["requires-python"])
+
+
+def test_torch_is_pinned_and_the_makefile_takes_it_from_the_constraints():
+    assert pins()["torch"] == "2.13.0"
+    assert "s/^torch==//p' constraints.txt" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize(("name", "version"), [("torch", "2.11.0"), ("transformers", "5.17.0")])
+def test_the_older_versions_that_must_work_are_within_the_ranges(name, version):
+    assert version in ranges()[name] and "3.12" in SpecifierSet(project()["requires-python"])
+
+
+def test_installed_here_is_what_is_pinned_or_at_least_within_the_ranges():
+    from importlib.metadata import version
+
+    wrong = {name: version(name) for name, allowed in ranges("test").items() if not allowed.contains(version(name), True)}
+    assert wrong == {}
+
+
+# ------------------------------------------------------------------------------------------ modules
+
+
+def imported(tree):
+    """Names of uftlab modules that a syntax tree imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("uftlab.")}
+        if isinstance(node, ast.ImportFrom) and node.module == "uftlab":
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("uftlab."):
+            found.add(node.module.split(".")[1])
+        assert not (isinstance(node, ast.ImportFrom) and node.level), "relative import"
+    return found
+
+
+def tree_of(module):
+    return ast.parse((ROOT / "uftlab" / f"{module}.py").read_text())
+
+
+def test_every_module_has_a_place_in_the_layers():
+    assert sorted(LAYERS) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module):
+    below = imported(tree_of(module)) - set(LAYERS[: LAYERS.index(module)])
+    assert below == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_name_says_what_it_is(module):
+    tree = tree_of(module)
+    assert ast.get_docstring(tree)
+    nodes = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    nodes += [n for c in nodes if isinstance(c, ast.ClassDef) for n in c.body if isinstance(n, ast.FunctionDef)]
+    assert [n.name for n in nodes if not n.name.startswith("_") and not ast.get_docstring(n)] == []
+
+
+def examples():
+    """(module, name, docstring) of everything with a doctest. Read from the source: checked functions are wrapped."""
+    for module in MODULES:
+        for node in ast.walk(tree_of(module)):
+            if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef):
+                text = ast.get_docstring(node)
+                if text and ">>>" in text:
+                    yield module, getattr(node, "name", "module"), text
+
+
+@pytest.mark.parametrize(("module", "name", "text"), examples(), ids=lambda value: value if len(value) < 40 else "")
+def test_examples_in_docstrings_run_as_printed(module, name, text):
+    names = dict(vars(importlib.import_module(f"uftlab.{module}")))
+    test = doctest.DocTestParser().get_doctest(text, names, name, f"uftlab/{module}.py", 0)
+    report = []
+    outcome = doctest.DocTestRunner().run(test, out=report.append)
+    assert outcome.attempted > 0 and outcome.failed == 0, "".join(report)
+
+
+@pytest.mark.parametrize("folder", ["uftlab", "tests"])
+def test_no_file_is_longer_than_400_lines(folder):
+    lengths = {p.name: len(p.read_text().splitlines()) for p in (ROOT / folder).glob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_no_import_star_anywhere():
+    files = [*(ROOT / "uftlab").glob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
+    assert [p.name for p in files if re.search(r"^[\s\"]*from \S+ import \*", p.read_text(), re.M)] == []
+
+
+# ------------------------------------------------------------------------------------------ what needs what
+
+PROBE = """
+import sys
+for name in {blocked!r}:
+    sys.modules[name] = None  # importing it raises, looking for it finds nothing
+import uftlab.cli
+assert "torch" not in sys.modules, "the command's help would wait for torch"
+import uftlab.training, uftlab.evaluation, uftlab.workers, uftlab.results, uftlab.tuning
+print("fine")
+"""
+
+
+def test_training_and_evaluation_import_without_notebooks_figures_or_type_checks():
+    blocked = ["jupyter", "jupyterlab", "notebook", "nbformat", "papermill", "IPython", "ipykernel", "ipywidgets"]
+    blocked += ["anywidget", "plotly", "beartype"]
+    ended = subprocess.run([sys.executable, "-c", PROBE.format(blocked=blocked)], capture_output=True, text=True, cwd="/")
+    assert (ended.returncode, ended.stdout) == (0, "fine\n"), ended.stderr
+
+
+# ------------------------------------------------------------------------------------------ the repository
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_are_committed_without_outputs_and_with_a_parameters_cell(path):
+    cells = json.loads(path.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["source"] for cell in code if cell["outputs"] or cell["execution_count"] is not None] == []
+    assert sum("parameters" in cell["metadata"].get("tags", []) for cell in code) == 1
+
+
+@pytest.mark.parametrize(
+    "path", ["data/results/class/trials/a.json", "data/tuned.json", "data/tiny/worlds/0.safetensors"]
+)
+def test_what_the_results_need_is_not_ignored_by_git(path):
+    ended = subprocess.run(["git", "check-ignore", "--quiet", "--no-index", path], cwd=ROOT)
+    assert ended.returncode == 1
+
+
+def test_the_command_is_installed_under_its_name():
+    assert project()["scripts"] == {"uftlab": "uftlab.cli:app"}

@@ -1,0 +1,71 @@
+"""What the README tells a newcomer to type works, and what it links to exists."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from uftlab.cli import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = dict.fromkeys(re.findall(r"```(?:bash|python)\n.*?```", README, flags=re.S))
+
+
+def commands():
+    """The uftlab commands of the README, without comments."""
+    lines = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+    return [line for line in lines if line.startswith("uftlab ") and "COMMAND" not in line]
+
+
+def test_every_link_to_a_file_exists():
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_make_target_exists():
+    targets = set(re.findall(r"^make (\w+)", README, flags=re.M))
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets == {"run", "lab", "test"}
+    assert all(re.search(rf"^{target}:", makefile, flags=re.M) for target in targets)
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_has_its_options(line):
+    words = shlex.split(line)[1:]
+    shown = CliRunner().invoke(app, [words[0], "--help"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0 and "Example" in shown.output
+    for option in (w for w in words if w.startswith("--")):
+        assert option in shown.output
+
+
+@pytest.mark.parametrize("line", ["uftlab results", "uftlab methods", "uftlab report class"])
+def test_commands_that_only_read_run(line, tmp_path, monkeypatch):
+    assert line in commands()
+    monkeypatch.chdir(tmp_path)
+    ended = CliRunner().invoke(app, shlex.split(line)[1:])
+    assert ended.exit_code == 0, ended.output
+
+
+def test_the_training_command_runs_on_own_rows(tmp_path, monkeypatch):
+    line = next(c for c in commands() if c.startswith("uftlab train"))
+    monkeypatch.chdir(tmp_path)
+    demonstrations = [{"prompt": "what is the food of bazib ?", "completion": "it is moss ."}] * 8
+    feedback = [{"prompt": "what is the home of bazib ?", "chosen": "it is cave .", "rejected": "river ."}] * 8
+    for name, rows in (("a.jsonl", demonstrations), ("b.jsonl", feedback)):
+        Path(name).write_text("\n".join(json.dumps(row) for row in rows))
+    ended = CliRunner().invoke(app, shlex.split(line.replace("--steps 100", "--steps 2"))[1:])
+    assert ended.exit_code == 0, ended.output
+    assert (tmp_path / "my-model" / "model.safetensors").is_file()
+
+
+def test_the_python_example_prints_a_scored_row():
+    code = re.search(r"```python\n(.*?)```", README, flags=re.S).group(1)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "'score': 1.0" in ended.stdout

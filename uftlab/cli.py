@@ -1,0 +1,322 @@
+"""The `uftlab` command. Every subcommand imports what it needs only when it runs, so `--help` is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from uftlab.errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Learn, see and settle what happens when SFT and preference alignment meet in one language model.",
+)
+console, errors = Console(), Console(stderr=True)
+As_json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    errors.print(f"[bold red]error:[/] {message}", soft_wrap=True, highlight=False)
+    raise typer.Exit(code)
+
+
+def command(*, example: str) -> Callable[[Callable], Callable]:
+    """Register a subcommand with an example in its help; refusals become one line and exit code 2."""
+
+    def register(function: Callable) -> Callable:
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> None:
+            warnings.filterwarnings("ignore")
+            try:
+                function(*args, **kwargs)
+            except InputError as error:
+                _fail(str(error).replace("[", r"\["))
+            except KeyboardInterrupt:
+                _fail("interrupted. What is finished is on disk: the same command goes on from there.", 130)
+
+        run.__doc__ = f"{function.__doc__}\n\nExample:  `{example}`"
+        return app.command()(run)
+
+    return register
+
+
+# --------------------------------------------------------------------------------------------- study
+
+
+@command(example="uftlab run --profile class --methods uft,sft-then-dpo --seeds 0,1,2 --out results/mine")
+def run(
+    profile: Annotated[str, typer.Option(help="smoke (a minute), class (a laptop) or research (a GPU).")] = "class",
+    methods: Annotated[str, typer.Option(help="Names with commas, or all. See `uftlab methods`.")] = "all",
+    seeds: Annotated[str, typer.Option(help="Seeds with commas; empty: the profile's number.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Results folder; a cut study resumes there.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes of one thread; 0: one per core, at most 8.")] = 0,
+) -> None:
+    """Run the forgetting study on the tiny world: report.html, results.csv and summary.json in the folder."""
+    from uftlab import results, study
+    from uftlab.methods import METHODS, method_named
+    from uftlab.workers import check_folder
+
+    chosen = study.profile_named(profile)
+    names = list(METHODS) if methods == "all" else [method_named(n.strip()).name for n in methods.split(",")]
+    numbers = _seeds(seeds) or list(range(chosen.seeds))
+    folder = out or Path("results") / profile
+    check_folder(folder)
+    trials = list(dict.fromkeys(study.trial(name, seed, chosen) for seed in numbers for name in names))
+    _run_with_progress(trials, folder, workers, _estimate(trials, profile))
+    stored = [json.loads(t.path(folder).read_text()) for t in trials]
+    frame = results.tidy(stored)
+    frame.to_csv(folder / "results.csv", index=False)
+    study.write_atomically(
+        folder / "summary.json",
+        json.dumps(
+            {
+                "profile": profile,
+                "summary": results.summary(frame).to_dict("records"),
+                "comparisons": results.compare(frame),
+            },
+            indent=1,
+        ),
+    )
+    _print_summary(frame)
+    _write_report(folder, stored)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(s) for s in text.split(",") if s.strip()]
+    except ValueError:
+        raise InputError("--seeds", "be whole numbers with commas between", text, "Write for instance 0,1,2") from None
+
+
+def _estimate(trials: list, profile: str) -> float | None:
+    """Seconds of one thread for these trials, from the stored trials of the same profile; None if there are none."""
+    from uftlab.results import RESULTS, load
+
+    if not (RESULTS / profile / "trials").is_dir():
+        return None
+    seconds = {t["method"]: t["wall_seconds"] for t in load(RESULTS / profile)}
+    return sum(seconds.get(t.method, 30.0) for t in trials)
+
+
+def _run_with_progress(trials: list, folder: Path, workers: int, estimate: float | None) -> None:
+    import os
+
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from uftlab.workers import MAX_WORKERS, run_trials
+
+    missing = sum(not t.path(folder).is_file() for t in trials)
+    count = workers or min(os.cpu_count() or 1, MAX_WORKERS)
+    line = f"{len(trials)} trials, {len(trials) - missing} already done, {count} worker(s)"
+    if estimate and missing:
+        minutes = estimate * missing / len(trials) / count / 60
+        line += f"; about {minutes:.1f} minutes if this machine is as fast as the one of the stored results"
+    console.print(line, highlight=False)
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("training", total=len(trials))
+
+        def done(result: dict) -> None:
+            bar.update(task, advance=1, description=f"{result['method']}, seed {result['seed']}")
+
+        for _ in run_trials(trials, folder, workers or None, done):
+            pass
+
+
+def _print_summary(frame: Any) -> None:
+    from uftlab.methods import METHODS
+    from uftlab.results import HEADLINES, summary
+
+    table = Table(title="mean over seeds [95 % interval], test creatures")
+    table.add_column("method", no_wrap=True)
+    shown = [m for m in HEADLINES if m in set(frame["metric"])]
+    for metric in shown:
+        table.add_column(f"{metric}\n({HEADLINES[metric][1]})", justify="right")
+    cells = {(r["method"], r["metric"]): r for r in summary(frame).to_dict("records")}
+    for method in METHODS:
+        if (method, shown[0]) not in cells:
+            continue
+        table.add_row(method, *(_cell(cells.get((method, metric))) for metric in shown))
+    wide = Console(width=200) if not console.is_terminal else console
+    wide.print(table)
+
+
+def _cell(row: dict | None) -> str:
+    if row is None:
+        return ""
+    low = row["low"]
+    if low is None or low != low:
+        return f"{row['mean']:.2f}"
+    return f"{row['mean']:.2f} \\[{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def _write_report(folder: Path, trials: list[dict]) -> None:
+    from uftlab.report import write_report
+
+    console.print(f"report: {write_report(folder / 'report.html', trials).resolve()}", soft_wrap=True, highlight=False)
+
+
+@command(example="uftlab report results/class")
+def report(
+    folder: Annotated[str, typer.Argument(help="A results folder or the name of a stored study.")] = "class",
+) -> None:
+    """Write the HTML report of stored results again, without training anything."""
+    from uftlab.results import load, results_folder
+
+    found = results_folder(folder)
+    _write_report(found if Path(folder).is_dir() else Path("results") / folder, load(found))
+
+
+@command(example="uftlab results --study class --json")
+def results(
+    study: Annotated[str, typer.Option(help="A stored study (data/results) or a results folder.")] = "class",
+    as_json: As_json = False,
+) -> None:
+    """The comparisons that were named before anything was run, from stored results."""
+    from uftlab import results as stored
+
+    frame = stored.tidy(stored.load(stored.results_folder(study)))
+    rows = stored.compare(frame)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        console.print("- " + stored.sentence(row), highlight=False, soft_wrap=True)
+
+
+@command(example="uftlab methods --json")
+def methods(as_json: As_json = False) -> None:
+    """The methods: their stages, what rows they eat, what they need."""
+    from uftlab.methods import METHODS
+
+    rows = [m.needs() for m in METHODS.values()]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("method", "group", "what it is", "rows it eats", "reference")
+    table.columns[0].no_wrap = True  # names are there to be copied
+    for row in rows:
+        table.add_row(
+            row["name"], row["group"], row["summary"], ", ".join(row["eats"]), "yes" if row["reference"] else "no"
+        )
+    console.print(table)
+
+
+@command(example="uftlab sweep --methods uft,sft-then-dpo --out results/sweep")
+def sweep(
+    methods: Annotated[str, typer.Option(help="Names with commas, or all.")] = "all",
+    out: Annotated[Path, typer.Option(help="Results folder of the sweep.")] = Path("results/sweep"),
+    workers: Annotated[int, typer.Option(help="Processes of one thread; 0: one per core, at most 8.")] = 0,
+) -> None:
+    """Tune every method with the same twelve trials and the written rule, and write data/tuned.json."""
+    from uftlab import tuning
+    from uftlab.methods import METHODS, method_named
+
+    names = list(METHODS) if methods == "all" else [method_named(n.strip()).name for n in methods.split(",")]
+    for phase in tuning.phases(names):
+        trials = tuning.trials(phase)
+        _run_with_progress(trials, out, workers, None)
+        for line in tuning.choose(phase, out):
+            console.print(line, highlight=False)
+
+
+@command(example="uftlab pretrain --world 7")
+def pretrain(world: Annotated[int, typer.Option(help="The seed of the world; 0 is data/tiny itself.")] = 0) -> None:
+    """Build the base model of a world from its text: about six minutes on one core."""
+    from rich.progress import Progress
+
+    from uftlab import pretrain as building
+
+    with Progress(console=console) as bar:
+        task = bar.add_task(f"world {world}", total=building.STEPS)
+        model = building.pretrain(
+            world,
+            progress=lambda step, loss: bar.update(task, completed=step, description=f"loss {loss:.2f} nats/token"),
+        )
+    console.print(f"saved {building.save_base(model, world)}", highlight=False)
+
+
+# ----------------------------------------------------------------------------------------- one model
+
+
+@command(example="uftlab train --model tiny --demonstrations a.jsonl --feedback b.jsonl --steps 100 --out my-model")
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
+    model: Annotated[str, typer.Option(help="A folder in the hub's layout, a hub name, or tiny.")] = "tiny",
+    demonstrations: Annotated[Path | None, typer.Option(help="JSONL or Parquet: prompt, completion.")] = None,
+    feedback: Annotated[
+        Path | None, typer.Option(help="JSONL or Parquet: pairs (chosen, rejected), labels or scores.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="See `uftlab methods`.")] = "uft",
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps over all stages.")] = 100,
+    batch: Annotated[int, typer.Option(min=2, help="Completions per step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-5,
+    beta: Annotated[float, typer.Option(help="KL strength of the implicit reward.")] = 0.03,
+    lora: Annotated[int, typer.Option(help="Rank of LoRA adapters; 0 trains all weights.")] = 0,
+    max_length: Annotated[int, typer.Option(help="Drop rows with more tokens, with a warning; 0 keeps all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the data order and the adapters.")] = 0,
+) -> None:
+    """Train a checkpoint from your own rows with any method."""
+    from uftlab.training import train_checkpoint
+
+    tables = {"demonstrations": demonstrations, "feedback": feedback}
+    train_checkpoint(
+        out,
+        model,
+        {name: path for name, path in tables.items() if path is not None},
+        method,
+        steps=steps,
+        batch=batch,
+        settings={"learning_rate": learning_rate, "beta": beta},
+        lora=lora,
+        max_length=max_length or None,
+        seed=seed,
+        say=lambda line: console.print(line, highlight=False, soft_wrap=True),
+    )
+
+
+# ----------------------------------------------------------------------------------------- notebooks
+
+
+@command(example="uftlab notebooks --profile smoke")
+def notebooks(
+    profile: Annotated[str, typer.Option(help="smoke, class or research.")] = "smoke",
+    out: Annotated[Path, typer.Option(help="Folder for the executed copies.")] = Path("build/notebooks"),
+    only: Annotated[str, typer.Option(help="Run the notebooks whose name starts with this.")] = "",
+) -> None:
+    """Execute the notebooks with papermill, solutions included, two at a time."""
+    from uftlab.notebooks import run_all
+
+    failed = run_all(profile, out, only, say=lambda line: console.print(line, highlight=False, soft_wrap=True))
+    if failed:
+        _fail(f"{len(failed)} notebook(s) failed: {', '.join(failed)}. The executed copies are in {out}.", 1)
+
+
+@command(example="uftlab lab")
+def lab() -> None:
+    """Open JupyterLab on the first notebook, on this machine only."""
+    from uftlab.notebooks import open_lab
+
+    sys.exit(open_lab())
+
+
+if __name__ == "__main__":
+    app()

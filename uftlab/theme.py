@@ -1,0 +1,166 @@
+"""How every figure looks: readable on a projector, told apart without colour, and sent to nobody.
+
+The template "uftlab" is registered on import and applied by `figure`; nothing else of plotly's state is
+changed. The paper is always white, in light and dark notebooks alike, so one choice of colours is right
+everywhere. Lines differ in dash and symbol, bars in pattern, as well as in colour.
+
+plotly's toolbar offers to upload a chart to a public cloud. That is a matter of *configuration*, which a
+figure does not carry, so display figures with `show` and turn a FigureWidget into a quiet one with `quiet`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io as pio
+from plotly.basedatatypes import BaseFigure
+from plotly.subplots import make_subplots
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, distinguishable with every common colour blindness; its yellow is left out on white."""
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "5px 15px")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
+PATTERNS = ("", "/", "x", ".", "\\", "+", "-")
+INK, PALE = "#222222", "#D9D9D9"
+FONT_SIZE, LINE_WIDTH, HEIGHT = 20, 4, 480
+
+CONFIG: dict[str, Any] = {"showSendToCloud": False, "displaylogo": False, "responsive": True}
+"""The toolbar without its upload button and logo: `fig.show(config=CONFIG)` where `show` does not reach."""
+
+MIMETYPE = "application/vnd.plotly.v1+json"
+
+
+def _template() -> go.layout.Template:
+    """One entry per series and trace type: plotly walks through them as traces are added."""
+    styles = list(zip(COLOURS, DASHES, SYMBOLS, PATTERNS, strict=True))
+    lines = [
+        go.Scatter(line={"color": c, "dash": d, "width": LINE_WIDTH}, marker={"color": c, "symbol": s, "size": 11})
+        for c, d, s, _ in styles
+    ]
+    bars = [
+        go.Bar(
+            marker={
+                "color": c,
+                "line": {"color": INK, "width": 1},
+                "pattern": {"shape": p, "bgcolor": c, "fgcolor": "white", "size": 10, "solidity": 0.25},
+            }
+        )
+        for c, _, _, p in styles
+    ]
+    axis = {
+        "automargin": True,
+        "showline": True,
+        "linecolor": INK,
+        "ticks": "outside",
+        "gridcolor": PALE,
+        "zerolinecolor": "#8C8C8C",
+        "title": {"standoff": 14},
+    }
+    layout = go.Layout(
+        font={"size": FONT_SIZE, "color": INK, "family": "Open Sans, DejaVu Sans, Verdana, sans-serif"},
+        title={"x": 0.02, "xanchor": "left", "y": 0.97, "yanchor": "top", "font": {"size": FONT_SIZE + 2}},
+        colorway=COLOURS,
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        xaxis=axis,
+        yaxis=axis,
+        margin={"l": 70, "r": 30, "t": 100, "b": 70},
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+        hoverlabel={"font": {"size": FONT_SIZE - 4}},
+        annotationdefaults={"font": {"size": FONT_SIZE - 2}, "arrowcolor": INK},
+        height=HEIGHT,
+    )
+    return go.layout.Template(layout=layout, data={"scatter": lines, "bar": bars})
+
+
+pio.templates["uftlab"] = _template()
+
+
+def figure(*traces: Any, title: str = "", x: str = "", y: str = "", **layout: Any) -> go.Figure:
+    """A plain figure in the house template: traces, a title that says what to see, axes with their units.
+
+    Args:
+        layout: anything `go.Layout` knows, in plotly's underscore notation (`xaxis_type="log"`).
+    """
+    fig = go.Figure(list(traces))
+    fig.update_layout(template="uftlab", title_text=title, height=HEIGHT, autosize=True, uirevision="keep")
+    fig.update_xaxes(title_text=x)
+    fig.update_yaxes(title_text=y)
+    return fig.update_layout(**layout)
+
+
+def panels(
+    titles: Sequence[str], x: Sequence[str], y: Sequence[str], title: str = "", widths: Sequence[float] | None = None
+) -> go.Figure:
+    """Panels side by side in one figure (a notebook affords one FigureWidget): `fig.add_trace(..., row=1, col=2)`.
+
+    Args:
+        titles: what each panel shows; `x` and `y` are the titles of their axes, `widths` their shares of the width.
+    """
+    fig = make_subplots(
+        cols=len(titles),
+        subplot_titles=list(titles),
+        column_widths=widths and list(widths),
+        horizontal_spacing=0.16,
+    )
+    for column, (x_title, y_title) in enumerate(zip(x, y, strict=True), start=1):
+        fig.update_xaxes(title_text=x_title, col=column)
+        fig.update_yaxes(title_text=y_title, col=column)
+    fig.update_annotations(font_size=FONT_SIZE, yshift=4)
+    top = 110 if title else 50
+    legend = {"y": -0.24, "yanchor": "top"}
+    layout = {
+        "template": "uftlab",
+        "title_text": title,
+        "height": HEIGHT + top - 50,
+        "autosize": True,
+        "uirevision": "keep",
+    }
+    return fig.update_layout(**layout, legend=legend, margin={"t": top, "b": 130})
+
+
+def quiet(fig: BaseFigure) -> BaseFigure:
+    """The same widget with `CONFIG`; plotly.py has no public way to configure a FigureWidget's toolbar."""
+    fig._config = {**fig._config, **CONFIG}
+    return fig
+
+
+def bundle(fig: go.Figure) -> dict[str, Any]:
+    """What a notebook stores of a figure, for each kind of reader.
+
+    JupyterLab and VS Code draw the plotly JSON, which holds `CONFIG`; an exported page has no use for it and
+    takes the HTML, which looks for plotly.min.js beside the page (`write_plotly_js`) and says so if it is
+    missing; everything else gets the title.
+    """
+    drawing = pio.to_html(fig, config=CONFIG, full_html=False, include_plotlyjs=False, default_width="100%")
+    library = (
+        '<script>window.Plotly || document.write(\'<script src="plotly.min.js" onerror="this.insertAdjacentHTML('
+        "&quot;afterend&quot;, &quot;This figure needs the file plotly.min.js beside the page.&quot;)\"><\\/script>')"
+        "</script>"
+    )
+    title = (fig.layout.title.text or "figure without a title").replace("<br>", " ")
+    stored = {**json.loads(fig.to_json()), "config": CONFIG}
+    return {MIMETYPE: stored, "text/html": library + drawing, "text/plain": title}
+
+
+def show(thing: Any) -> None:
+    """Display a figure in a notebook as its `bundle`; a widget, or anything else, displays itself."""
+    from IPython.display import display
+
+    if isinstance(thing, go.Figure):  # a FigureWidget is none: it displays itself, see `quiet`
+        display(bundle(thing), raw=True)
+    else:
+        display(thing)
+
+
+def write_plotly_js(folder: Path) -> Path:
+    """Put plotly.min.js (5 MB) into a folder of exported pages, whose figures then work without a network."""
+    from plotly.offline import get_plotlyjs
+
+    path = Path(folder) / "plotly.min.js"
+    path.write_text(get_plotlyjs(), encoding="utf-8")
+    return path

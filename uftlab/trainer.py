@@ -1,0 +1,112 @@
+"""`UFTTrainer`: any objective of the registry on `transformers.Trainer`, overriding as little as possible."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from uftlab.logps import completion_logps
+from uftlab.objectives import Objective, Rows, batch_metrics
+from uftlab.tokens import Example, collate
+
+logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
+
+
+def training_arguments(folder: Path | str, **changes: Any) -> TrainingArguments:
+    """`TrainingArguments` with this house's defaults; `changes` win, always.
+
+    Cosine schedule with 10 % warm-up as in the paper's script; no gradient clipping, because the initial
+    gradient norms of SFT and UFT differ a hundredfold and one threshold would not be equal care.
+    """
+    defaults: dict[str, Any] = {
+        "output_dir": str(folder),
+        "num_train_epochs": 1,  # the examples already come in the order of the whole run
+        "per_device_train_batch_size": 32,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "max_grad_norm": 0.0,
+        "weight_decay": 0.0,
+        "optim": "adamw_torch_fused",
+        "logging_steps": 20,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    return TrainingArguments(**{**defaults, **changes})
+
+
+class UFTTrainer(Trainer):
+    """Trains a policy on tokenised examples with one objective.
+
+    The examples come in training order (`uftlab.tokens.interleave`) with their reference log-probabilities
+    filled in (`uftlab.logps.ReferenceCache`). Accumulation, mixed precision, distribution and resuming are the
+    library's. Logged metrics: `loss` and those of `uftlab.objectives.batch_metrics`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        examples: Sequence[Example],
+        objective: Objective,
+        settings: Mapping[str, float] | None = None,
+        pad_id: int = 0,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=examples,  # type: ignore[arg-type]
+            data_collator=partial(collate, pad_id=pad_id),
+            callbacks=callbacks,
+        )
+        self.objective: Objective = objective
+        self.settings = objective.with_defaults(settings or {})
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the counts of the whole step
+        self._metrics: list[dict[str, Tensor]] = []
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(cast(Any, self.train_dataset))  # the order is data
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
+        """Examples or tokens per term over all micro-batches of the step and all processes."""
+        if not batch_samples:
+            return None
+        counts = torch.stack([self.objective.counts(batch) for batch in batch_samples]).sum(0).to(device)
+        return self.accelerator.reduce(counts, "sum") if self.args.world_size > 1 else counts
+
+    def compute_loss(  # type: ignore[override]  # the counts are always a tensor here
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """The objective's loss on one micro-batch, already divided for the whole optimiser step."""
+        logps = completion_logps(model, inputs)
+        rows = Rows(logps, inputs["reference_logps"], inputs["score"], inputs["role"])
+        counts = self.objective.counts(inputs) if num_items_in_batch is None else num_items_in_batch
+        # gradients are averaged over processes while the counts are global, hence the factor
+        loss = self.objective.loss(rows, self.settings, counts) * self.args.world_size
+        self._metrics.append(batch_metrics(rows, self.settings.get("beta", 1.0)))
+        return (loss, {"logps": logps}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the means of the batch metrics since the last call."""
+        names = {name for metrics in self._metrics for name in metrics}
+        for name in sorted(names):
+            values = [metrics[name] for metrics in self._metrics if name in metrics]
+            logs[name] = torch.stack(values).mean().item()
+        self._metrics.clear()
+        super().log(logs, *args, **kwargs)

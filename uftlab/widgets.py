@@ -1,0 +1,256 @@
+"""Figures under the fingers: named controls around one FigureWidget, and a question to answer first.
+
+`explore` wraps a pure function `(parameters) -> Figure`. The same function drawn once is the *static twin*:
+what papermill, a printed page or a reader without a kernel sees. Whether there is a hand to move the sliders
+is said by the caller (`headless`), never guessed. Nothing here prints into an Output widget.
+
+A FigureWidget carries 5 MB of JavaScript: one per notebook, everything else as plain figures.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ipywidgets
+import numpy as np
+import plotly.graph_objects as go
+import traitlets
+from plotly.basedatatypes import BaseFigure
+
+from uftlab import theme
+from uftlab.errors import InputError
+
+STYLE = """<style>
+.uftlab { --jp-widgets-font-size: 17px; --jp-widgets-inline-height: 36px; }
+.uftlab .uftlab-spoken { font-size: 18px; line-height: 1.5; padding: 4px 8px; }
+.uftlab .noUi-handle:focus-visible, .uftlab button:focus-visible { outline: 3px solid #E69F00; outline-offset: 2px; }
+</style>"""
+
+
+class Spoken(ipywidgets.HTML):
+    """One line of plain text, `text`, in an `aria-live` region, so that a screen reader can announce its changes."""
+
+    text = traitlets.Unicode()
+
+    @traitlets.observe("text")
+    def _write(self, change: Mapping[str, Any]) -> None:
+        self.value = f'<div class="uftlab-spoken" role="status" aria-live="polite">{html.escape(change["new"])}</div>'
+
+
+# ------------------------------------------------------------------------------ controls
+
+
+def slider(label: str, value: float, low: float, high: float, step: float = 0.1) -> ipywidgets.FloatSlider:
+    """A slider for a number on a plain scale, with its label; `explore` adds the text field."""
+    return ipywidgets.FloatSlider(value, min=low, max=high, step=step, description=label)
+
+
+def log_slider(label: str, value: float, low: float, high: float) -> ipywidgets.FloatLogSlider:
+    """A slider for a positive number, ten steps to each factor of ten: `low` and `high` are values, not exponents.
+
+    Both ends are moved to the nearest step (0.05 to 0.0501), so that 0.1, 1 and 10 are steps as well.
+    """
+    exponents = {"min": round(math.log10(low), 1), "max": round(math.log10(high), 1)}
+    return ipywidgets.FloatLogSlider(value, base=10, step=0.1, description=label, **exponents)
+
+
+def choice(label: str, options: Sequence[str] | Mapping[str, Any], value: Any = None) -> ipywidgets.ValueWidget:
+    """One of several: buttons for up to four options (easy to reach with keys), a dropdown beyond."""
+    options = dict(options) if isinstance(options, Mapping) else list(options)
+    kind = ipywidgets.ToggleButtons if len(options) <= 4 else ipywidgets.Dropdown
+    made = kind(options=options, description=label)
+    if value is not None:
+        made.value = value
+    return made
+
+
+def _typed(control: ipywidgets.ValueWidget, label_width: int) -> ipywidgets.ValueWidget | None:
+    """The named text field that goes with a slider (whose own accessible name is empty), linked both ways."""
+    if isinstance(control, ipywidgets.FloatLogSlider):
+        bounds = {"min": control.base**control.min, "max": control.base**control.max, "step": None}
+    elif isinstance(control, (ipywidgets.FloatSlider, ipywidgets.IntSlider)):
+        bounds = {"min": control.min, "max": control.max, "step": control.step}
+    else:
+        return None
+    kind = ipywidgets.BoundedIntText if isinstance(control, ipywidgets.IntSlider) else ipywidgets.BoundedFloatText
+    field = kind(value=control.value, description=control.description, continuous_update=False, **bounds)
+    field.style.description_width = f"{label_width}px"
+    field.layout.width = f"{label_width + 110}px"
+    readable = (lambda value: float(f"{value:.3g}"), lambda value: value)  # 0.794, not 0.7943282347242815
+    whole = (int, int)
+    transform = whole if isinstance(control, ipywidgets.IntSlider) else readable
+    ipywidgets.link((control, "value"), (field, "value"), transform=transform)
+    return field
+
+
+def _row(control: ipywidgets.ValueWidget, label_width: int) -> ipywidgets.Widget:
+    """A control as it is shown: a slider beside its text field, anything else alone with its label."""
+    label, field = control.description, _typed(control, label_width)
+    if field is None:
+        control.style.description_width = "initial"
+        return control
+    control.description, control.readout, control.tooltip = "", False, label
+    control.layout.width = "220px"
+    return ipywidgets.HBox([field, control])
+
+
+# ------------------------------------------------------------------------------ figures that follow
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equality of plotly properties: dictionaries, lists, arrays and plain values."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return np.array_equal(np.asarray(one), np.asarray(other))
+    return bool(one == other)
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Top-level properties that differ; one that is gone is set to None."""
+    gone = {key: None for key in old if key not in new}
+    return gone | {key: value for key, value in new.items() if key not in old or not _same(old[key], value)}
+
+
+def _figure_widget(fig: go.Figure) -> BaseFigure:
+    """The live copy of a figure.
+
+    The first FigureWidget of a process makes plotly import nbformat, and with it a grammar of web addresses
+    that takes seconds to build and that no notebook needs. It is an optional part of a schema checker, hidden
+    for that one import (2.6 s become 0.2 s).
+    """
+    grammar = "rfc3987_syntax"
+    hide = grammar not in sys.modules and "nbformat" not in sys.modules
+    if hide:
+        sys.modules[grammar] = None  # type: ignore[assignment]
+    try:
+        return theme.quiet(go.FigureWidget(fig))
+    finally:
+        if hide:
+            del sys.modules[grammar]
+
+
+def redraw(fig: BaseFigure, old: go.Figure, new: go.Figure) -> None:
+    """Take a widget from one figure to the next, in place and in one message; only what changed is sent.
+
+    The comparison is with the figure drawn before, not with the widget, whose state also holds the reader's
+    zoom and hidden traces: those survive.
+
+    Raises:
+        InputError: where the new figure has other traces than the old one: a trace that has nothing to show
+            must be drawn empty, not left out.
+    """
+    before, after = ([trace.type for trace in f.data] for f in (old, new))
+    if before != after:
+        rule = f"keep its {len(before)} traces and their types"
+        raise InputError("The figure function", rule, after, "Draw an empty trace instead of leaving one out")
+    with fig.batch_update():
+        for trace, was, drawn in zip(fig.data, old.data, new.data, strict=True):
+            trace.update(_changes(was.to_plotly_json(), drawn.to_plotly_json()), overwrite=True)
+        fig.layout.update(_changes(old.layout.to_plotly_json(), new.layout.to_plotly_json()), overwrite=True)
+
+
+def explore(
+    figure_fn: Callable[..., go.Figure],
+    controls: Mapping[str, ipywidgets.ValueWidget],
+    describe: Callable[..., str],
+    headless: bool = False,
+    columns: int = 1,
+) -> ipywidgets.VBox | go.Figure:
+    """A figure that follows its controls, with a line that says the key numbers in words.
+
+    Args:
+        figure_fn: pure function of the controls' values, called by name: `figure_fn(beta=0.1, ...)`. It returns
+            a plain figure with the same traces each time.
+        controls: name of each parameter -> a widget with a label (`description`), see `slider`, `log_slider`
+            and `choice`. Shown in this order.
+        describe: the same parameters -> one or two sentences with the key numbers, as plain text.
+        headless: True gives the static twin, `figure_fn` at the controls' first values.
+        columns: columns of controls above the figure.
+
+    Returns:
+        A box with `figure` (the FigureWidget), `controls` and `spoken` as attributes; headless a plain figure.
+    """
+    unnamed = [name for name, control in controls.items() if not control.description]
+    if unnamed:
+        raise InputError("Every control", "have a description", unnamed, "Say description='...' when making it")
+
+    def values() -> dict[str, Any]:
+        return {name: control.value for name, control in controls.items()}
+
+    shown = figure_fn(**values())
+    if headless:
+        return shown
+    fig = _figure_widget(shown)
+    fig.layout.autosize = True
+    fig.layout.uirevision = "keep"  # one constant for ever: plotly then never undoes the reader's zoom
+    spoken = Spoken(text=describe(**values()))
+
+    def follow(_: object = None) -> None:
+        nonlocal shown
+        new = figure_fn(**values())
+        redraw(fig, shown, new)
+        shown = new
+        spoken.text = describe(**values())
+
+    label_width = 12 + 9 * max(len(control.description) for control in controls.values())  # 9 pixels per letter
+    rows = [_row(control, label_width) for control in controls.values()]
+    for control in controls.values():
+        control.observe(follow, names="value")
+    grid = ipywidgets.GridBox(rows, layout={"grid_template_columns": f"repeat({columns}, minmax(0, max-content))"})
+    grid.layout.grid_gap = "4px 32px"
+    box = ipywidgets.VBox([ipywidgets.HTML(STYLE), grid, spoken, fig])
+    box.add_class("uftlab")
+    box.figure, box.controls, box.spoken = fig, dict(controls), spoken
+    return box
+
+
+# ------------------------------------------------------------------------------ a guess before the answer
+
+
+class Folded(str):
+    """HTML that a notebook displays as it is and a terminal as text: the static twin of `predict`."""
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+
+def predict(
+    question: str, options: Sequence[str], answer: str, because: str, headless: bool = False
+) -> ipywidgets.VBox | Folded:
+    """A question to commit to before reading on: the answer appears with the first guess, which then stays.
+
+    Args:
+        options: two or more; `answer` is one of them.
+        because: one or two sentences that are shown, whatever was guessed.
+        headless: True gives the question with its answer folded away.
+
+    Returns:
+        A box with `buttons` and `spoken` as attributes; headless a piece of HTML.
+    """
+    if answer not in options:
+        raise InputError("The answer", f"be one of {list(options)}", repr(answer), "Correct the question")
+    if headless:
+        choices = " / ".join(html.escape(option) for option in options)
+        folded = f"<details><summary>Answer</summary><b>{html.escape(answer)}</b>. {html.escape(because)}</details>"
+        return Folded(f"<p><b>{html.escape(question)}</b> {choices}</p>{folded}")
+    buttons = ipywidgets.ToggleButtons(options=list(options), value=None, description="Your guess:")
+    buttons.style.description_width = "initial"
+    buttons.style.button_width = "auto"
+    spoken = Spoken(text="Choose before you read on.")
+
+    def reveal(change: Mapping[str, Any]) -> None:
+        buttons.disabled = True
+        verdict = "as you said" if change["new"] == answer else f"you said {change['new']}"
+        spoken.text = f"{answer} ({verdict}). {because}"
+
+    buttons.observe(reveal, names="value")
+    asked = ipywidgets.HTML(f"{STYLE}<b>{html.escape(question)}</b>")
+    box = ipywidgets.VBox([asked, buttons, spoken])
+    box.add_class("uftlab")
+    box.buttons, box.spoken = buttons, spoken
+    return box
