@@ -2,7 +2,9 @@
 
 The rule: on the validation creatures of a world that no result is reported from, choose the settings with the
 largest `balance`, the smaller of (instruction/strict over its ceiling 1, truth/mc2 over what the base model
-answers when asked for careful sources). Pipelines tune their last stage; stage one is tuned as its own method.
+answers when asked for careful sources). A method that sees demonstrations alone learns nothing of the myths, so its
+truth is noise: there the settings with the largest instruction/both win. Pipelines tune their last stage; stage one
+is tuned as its own method.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from uftlab.evaluation import Sizes
-from uftlab.methods import METHODS, grid
+from uftlab.methods import METHODS, Method, grid
 from uftlab.results import balance
 from uftlab.study import PROFILES, TUNED, TUNING_WORLD, Trial, first_stage_settings, write_atomically
 
@@ -39,19 +41,26 @@ def trials(names: Sequence[str]) -> list[Trial]:
     return made
 
 
+def merit(method: Method, metrics: dict[str, float], ceiling: float) -> float:
+    """What the rule maximises for a method: balance, or instruction/both where only demonstrations are seen."""
+    if all(stage.demonstrations == 1 for stage in method.stages):
+        return metrics["instruction/both"]
+    return balance(metrics, ceiling)
+
+
 def choose(names: Sequence[str], folder: Path) -> list[str]:
     """Apply the rule to finished trials, update `data/tuned.json` and return one line per method."""
-    table: dict = (
-        json.loads(TUNED.read_text()) if TUNED.is_file() else {"rule": " ".join(str(__doc__).split()), "settings": {}}
-    )
+    stored = json.loads(TUNED.read_text())["settings"] if TUNED.is_file() else {}
+    table: dict = {"rule": " ".join(str(__doc__).split()), "settings": stored}
     finished = [json.loads(t.path(folder).read_text()) for t in trials(names)]
     ceiling = finished[0]["metrics"]["truth/cued"]
     lines = []
     for name in names:
         own = [t for t in finished if t["method"] == name]
-        best = max(own, key=lambda t: balance(t["metrics"], ceiling))
+        merits = [merit(METHODS[name], t["metrics"], ceiling) for t in own]
+        best = own[merits.index(max(merits))]
         kept = {k: v for k, v in best["settings"].items() if k != "beta_nats"}
         table["settings"][name] = kept
-        lines.append(f"{name}: {kept}, balance {balance(best['metrics'], ceiling):.3f} of {len(own)} trials")
+        lines.append(f"{name}: {kept}, {max(merits):.3f}, the best of {len(own)} trials")
     write_atomically(TUNED, json.dumps(table, indent=1) + "\n")
     return lines
