@@ -273,7 +273,16 @@ def test_a_model_by_name_comes_from_the_hubs_cache_without_a_network(rows, llama
     (cache / "snapshots").mkdir()
     (cache / "snapshots" / ("0" * 40)).symlink_to(llama)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "uftlab.cli", "train", "--model", "someone/small", "--demonstrations", str(rows[0])]
+    command = [
+        sys.executable,
+        "-m",
+        "uftlab.cli",
+        "train",
+        "--model",
+        "someone/small",
+        "--demonstrations",
+        str(rows[0]),
+    ]
     command += ["--method", "sft", *QUICK, "--out", str(out)]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -62,8 +62,11 @@ def conda():
 @pytest.mark.parametrize("extras", [(), ("test",), ("bench",), ("real",)], ids=lambda e: "-".join(e) or "base")
 def test_every_dependency_is_pinned_within_its_range(extras):
     pinned = pins()
-    wrong = {name: (pinned.get(name), str(allowed)) for name, allowed in ranges(*extras).items()
-             if name not in pinned or pinned[name] not in allowed}
+    wrong = {
+        name: (pinned.get(name), str(allowed))
+        for name, allowed in ranges(*extras).items()
+        if name not in pinned or pinned[name] not in allowed
+    }
     assert wrong == {}
 
 
@@ -87,7 +90,9 @@ def test_the_older_versions_that_must_work_are_within_the_ranges(name, version):
 def test_installed_here_is_what_is_pinned_or_at_least_within_the_ranges():
     from importlib.metadata import version
 
-    wrong = {name: version(name) for name, allowed in ranges("test").items() if not allowed.contains(version(name), True)}
+    wrong = {
+        name: version(name) for name, allowed in ranges("test").items() if not allowed.contains(version(name), True)
+    }
     assert wrong == {}
 
 
@@ -177,7 +182,9 @@ print("fine")
 def test_training_and_evaluation_import_without_notebooks_figures_or_type_checks():
     blocked = ["jupyter", "jupyterlab", "notebook", "nbformat", "papermill", "IPython", "ipykernel", "ipywidgets"]
     blocked += ["anywidget", "plotly", "beartype"]
-    ended = subprocess.run([sys.executable, "-c", PROBE.format(blocked=blocked)], capture_output=True, text=True, cwd="/")
+    ended = subprocess.run(
+        [sys.executable, "-c", PROBE.format(blocked=blocked)], capture_output=True, text=True, cwd="/"
+    )
     assert (ended.returncode, ended.stdout) == (0, "fine\n"), ended.stderr
 
 

@@ -390,7 +390,7 @@ def test_methods_of_one_stage_are_tuned_before_the_pipelines_that_need_them():
 
 
 def test_choose_takes_the_largest_balance_and_keeps_what_other_methods_chose(tmp_path, monkeypatch):
-    """With the ceiling 0.5, truth 0.38 counts 0.76: the third trial wins with min(0.8, 0.76); unscaled it would lose."""
+    """With the ceiling 0.5 truth 0.38 counts 0.76: the third wins with min(0.8, 0.76); unscaled it would lose."""
     monkeypatch.setattr(tuning, "TUNED", tmp_path / "tuned.json")
     tuning.TUNED.write_text(json.dumps({"rule": "kept", "settings": {"other": {"beta": 9.0}}}))
     skills = [(0.6, 0.6), (1.0, 0.2), (0.8, 0.38)] + [(0.1, 0.5)] * 9
@@ -409,7 +409,11 @@ def test_choose_takes_the_largest_balance_and_keeps_what_other_methods_chose(tmp
 
 def test_stage_one_takes_the_settings_tuned_for_its_own_objective(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "TUNED", tmp_path / "tuned.json")
-    table = {"sft": {"learning_rate": 1.0}, "uft-demonstrations": {"learning_rate": 2.0, "beta": 3.0}, "uft": {"a": 4.0}}
+    table = {
+        "sft": {"learning_rate": 1.0},
+        "uft-demonstrations": {"learning_rate": 2.0, "beta": 3.0},
+        "uft": {"a": 4.0},
+    }
     study.TUNED.write_text(json.dumps({"settings": table}))
     assert study.first_stage_settings(METHODS["sft-then-kto"]) == (("learning_rate", 1.0),)
     assert study.first_stage_settings(METHODS["uft-then-una"]) == (("beta", 3.0), ("learning_rate", 2.0))
@@ -450,7 +454,9 @@ def test_no_source_of_a_stage_is_left_out_of_the_smallest_batch(name, tables, to
 
 
 def test_a_missing_table_is_named(tables, tokenizer):
-    with pytest.raises(InputError, match=r"una-score stage must be given feedback; got demonstrations\. Add --feedback"):
+    with pytest.raises(
+        InputError, match=r"una-score stage must be given feedback; got demonstrations\. Add --feedback"
+    ):
         sources(METHODS["uft"].stages[0], {"demonstrations": tables["demonstrations"]}, Tokens(tokenizer))
 
 

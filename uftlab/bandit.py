@@ -18,7 +18,7 @@ from uftlab.rewards import implicit_reward
 
 
 def log_partition(
-    reference_probs: Float[Tensor, completion], rewards: Float[Tensor, completion], beta: float
+    reference_probs: Float[Tensor, "completion"], rewards: Float[Tensor, "completion"], beta: float
 ) -> Float[Tensor, ""]:
     """log Z(x) = log sum_y pi_ref(y|x) exp(r(x, y) / beta) (Rafailov et al. 2023, arXiv 2305.18290, Eq. 4).
 
@@ -32,15 +32,15 @@ def log_partition(
 
 
 def log_optimum(
-    reference_probs: Float[Tensor, completion], rewards: Float[Tensor, completion], beta: float
-) -> Float[Tensor, completion]:
+    reference_probs: Float[Tensor, "completion"], rewards: Float[Tensor, "completion"], beta: float
+) -> Float[Tensor, "completion"]:
     """log pi*(y|x) in nats: `optimum` before the exponential, finite where the probability itself underflows."""
     return reference_probs.log() + rewards / beta - log_partition(reference_probs, rewards, beta)
 
 
 def optimum(
-    reference_probs: Float[Tensor, completion], rewards: Float[Tensor, completion], beta: float
-) -> Float[Tensor, completion]:
+    reference_probs: Float[Tensor, "completion"], rewards: Float[Tensor, "completion"], beta: float
+) -> Float[Tensor, "completion"]:
     """The policy that maximises the KL-regularised objective (Rafailov et al. 2023, Eq. 4).
 
     pi*(y|x) = pi_ref(y|x) exp(r(x, y) / beta) / Z(x).
@@ -54,7 +54,7 @@ def optimum(
     return log_optimum(reference_probs, rewards, beta).exp()
 
 
-def kl(probs: Float[Tensor, completion], reference_probs: Float[Tensor, completion]) -> Float[Tensor, ""]:
+def kl(probs: Float[Tensor, "completion"], reference_probs: Float[Tensor, "completion"]) -> Float[Tensor, ""]:
     """KL(pi || pi_ref) = sum_y pi(y|x) log(pi(y|x) / pi_ref(y|x)), in nats; a completion of probability 0 adds 0.
 
     0 where policy equals reference; log 2 for (1, 0) against (1/2, 1/2).
@@ -63,9 +63,9 @@ def kl(probs: Float[Tensor, completion], reference_probs: Float[Tensor, completi
 
 
 def objective(
-    probs: Float[Tensor, completion],
-    reference_probs: Float[Tensor, completion],
-    rewards: Float[Tensor, completion],
+    probs: Float[Tensor, "completion"],
+    reference_probs: Float[Tensor, "completion"],
+    rewards: Float[Tensor, "completion"],
     beta: float,
 ) -> Float[Tensor, ""]:
     """What RLHF maximises: J = E_pi[r(x, y)] - beta KL(pi || pi_ref) (Rafailov et al. 2023, Eq. 3; UFT, section 3).
@@ -77,9 +77,9 @@ def objective(
 
 
 def gap(
-    probs: Float[Tensor, completion],
-    reference_probs: Float[Tensor, completion],
-    rewards: Float[Tensor, completion],
+    probs: Float[Tensor, "completion"],
+    reference_probs: Float[Tensor, "completion"],
+    rewards: Float[Tensor, "completion"],
     beta: float,
 ) -> Float[Tensor, ""]:
     """How far a policy falls short of the optimum: J(pi*) - J(pi) = beta KL(pi || pi*).
@@ -96,11 +96,11 @@ def gap(
 
 
 def generalized_reward(
-    policy_logps: Float[Tensor, completion],
-    reference_logps: Float[Tensor, completion],
+    policy_logps: Float[Tensor, "completion"],
+    reference_logps: Float[Tensor, "completion"],
     beta: float,
     f: float | Float[Tensor, ""] = 0.0,
-) -> Float[Tensor, completion]:
+) -> Float[Tensor, "completion"]:
     """The reward for which a policy is the optimum: r(x, y) = beta log(pi(y|x) / pi_ref(y|x)) + f(x).
 
     UNA (arXiv 2408.15339) writes f(x) + c; in DPO's derivation (Rafailov et al. 2023, Eq. 5) the whole term is
@@ -118,13 +118,13 @@ def generalized_reward(
 class Ascent(NamedTuple):
     """A run of gradient ascent, the start included: the objective and the policy at each step."""
 
-    objective: Float[Tensor, step]
+    objective: Float[Tensor, "step"]
     probs: Float[Tensor, "step completion"]
 
 
 def gradient_ascent(
-    reference_probs: Float[Tensor, completion],
-    rewards: Float[Tensor, completion],
+    reference_probs: Float[Tensor, "completion"],
+    rewards: Float[Tensor, "completion"],
     beta: float,
     steps: int = 400,
     learning_rate: float = 3.0,
@@ -152,14 +152,14 @@ def gradient_ascent(
 
 
 def log_total_probability(
-    scores: Float[Tensor, completion], reference_probs: Float[Tensor, completion], beta: float
+    scores: Float[Tensor, "completion"], reference_probs: Float[Tensor, "completion"], beta: float
 ) -> Float[Tensor, ""]:
     """log of `total_probability`, in nats; finite where the total itself would overflow (beta = 0.01)."""
     return log_partition(reference_probs, torch.logit(scores), beta)
 
 
 def total_probability(
-    scores: Float[Tensor, completion], reference_probs: Float[Tensor, completion], beta: float
+    scores: Float[Tensor, "completion"], reference_probs: Float[Tensor, "completion"], beta: float
 ) -> Float[Tensor, ""]:
     """What the probabilities would add up to if every implicit score met its score exactly.
 
@@ -177,8 +177,8 @@ def total_probability(
 
 
 def fit_scores(
-    scores: Float[Tensor, completion], reference_probs: Float[Tensor, completion], beta: float, steps: int = 100
-) -> Float[Tensor, completion]:
+    scores: Float[Tensor, "completion"], reference_probs: Float[Tensor, "completion"], beta: float, steps: int = 100
+) -> Float[Tensor, "completion"]:
     """The policy a squared-error fit of implicit scores finds: UNA and UFT on a bandit, run until nothing moves.
 
     Minimises sum_y (sigma(beta log(pi / pi_ref)) - s)^2 over softmax policies from the reference (L-BFGS).

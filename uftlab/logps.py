@@ -50,7 +50,7 @@ def token_logps(model: nn.Module, batch: dict[str, Tensor]) -> Float[Tensor, "co
     return gather_logps(completion_logits(model, batch), targets, mask)
 
 
-def completion_logps(model: nn.Module, batch: dict[str, Tensor]) -> Float[Tensor, completion]:
+def completion_logps(model: nn.Module, batch: dict[str, Tensor]) -> Float[Tensor, "completion"]:
     """log pi(y | x), summed over completion tokens (the end token included), in nats."""
     return token_logps(model, batch).sum(-1)
 
@@ -94,7 +94,7 @@ class ReferenceCache:
 
 
 @torch.no_grad()
-def reference_logps(model: nn.Module, rows: Sequence[Completion], pad_id: int) -> Float[Tensor, completion]:
+def reference_logps(model: nn.Module, rows: Sequence[Completion], pad_id: int) -> Float[Tensor, "completion"]:
     """log pi_ref(y | x) of each row in nats: evaluation mode, no gradient, adapters off."""
     device = next(model.parameters()).device
     batch = {name: value.to(device) for name, value in collate([(c,) for c in rows], pad_id).items()}

@@ -14,7 +14,7 @@ from torch import Tensor
 from uftlab.rewards import implicit_reward, implicit_score, margin
 
 
-def sft_loss(policy_logps: Float[Tensor, completion]) -> Float[Tensor, completion]:
+def sft_loss(policy_logps: Float[Tensor, "completion"]) -> Float[Tensor, "completion"]:
     """Negative log-likelihood of a demonstration, summed over its tokens: L = -log pi(y|x).
 
     The usual token-averaged SFT is sum(L) / sum(tokens) over the batch; that division is the objective's.
@@ -29,12 +29,12 @@ def sft_loss(policy_logps: Float[Tensor, completion]) -> Float[Tensor, completio
 
 
 def dpo_loss(
-    policy_chosen_logps: Float[Tensor, pair],
-    policy_rejected_logps: Float[Tensor, pair],
-    reference_chosen_logps: Float[Tensor, pair],
-    reference_rejected_logps: Float[Tensor, pair],
+    policy_chosen_logps: Float[Tensor, "pair"],
+    policy_rejected_logps: Float[Tensor, "pair"],
+    reference_chosen_logps: Float[Tensor, "pair"],
+    reference_rejected_logps: Float[Tensor, "pair"],
     beta: float,
-) -> Float[Tensor, pair]:
+) -> Float[Tensor, "pair"]:
     """Negative log-likelihood of the preference under Bradley-Terry (Rafailov et al. 2023, Eq. 7).
 
     L = -log sigma(margin),  margin = r(x, y_chosen) - r(x, y_rejected),  r = beta * logratio.
@@ -52,7 +52,7 @@ def dpo_loss(
 
 
 def kto_kl_baseline(
-    policy_mismatched_logps: Float[Tensor, mismatched], reference_mismatched_logps: Float[Tensor, mismatched]
+    policy_mismatched_logps: Float[Tensor, "mismatched"], reference_mismatched_logps: Float[Tensor, "mismatched"]
 ) -> Float[Tensor, ""]:
     """KTO's reference point z0 = max(0, mean log-ratio over mismatched prompts and completions), no gradient.
 
@@ -66,14 +66,14 @@ def kto_kl_baseline(
 
 
 def kto_loss(
-    policy_logps: Float[Tensor, completion],
-    reference_logps: Float[Tensor, completion],
-    labels: Float[Tensor, completion],
+    policy_logps: Float[Tensor, "completion"],
+    reference_logps: Float[Tensor, "completion"],
+    labels: Float[Tensor, "completion"],
     kl_baseline: Float[Tensor, ""],
     beta: float,
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
-) -> Float[Tensor, completion]:
+) -> Float[Tensor, "completion"]:
     """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, Eq. 8).
 
     desirable:   weight * (1 - sigma(beta * (logratio - z0)))
@@ -95,11 +95,11 @@ def kto_loss(
 
 
 def una_squared_error_loss(
-    policy_logps: Float[Tensor, completion],
-    reference_logps: Float[Tensor, completion],
-    scores: Float[Tensor, completion],
+    policy_logps: Float[Tensor, "completion"],
+    reference_logps: Float[Tensor, "completion"],
+    scores: Float[Tensor, "completion"],
     beta: float,
-) -> Float[Tensor, completion]:
+) -> Float[Tensor, "completion"]:
     """UNA with squared error: L = (sigma(r) - score)^2 (UNA, arXiv 2408.15339, Eqs. 11 and 13; UFT, Eqs. 6 and 7).
 
     With labels 0 and 1 for scores this is UNA-binary (MSE), with ratings UNA-score, and with demonstrations
@@ -117,11 +117,11 @@ def una_squared_error_loss(
 
 
 def una_cross_entropy_loss(
-    policy_logps: Float[Tensor, completion],
-    reference_logps: Float[Tensor, completion],
-    scores: Float[Tensor, completion],
+    policy_logps: Float[Tensor, "completion"],
+    reference_logps: Float[Tensor, "completion"],
+    scores: Float[Tensor, "completion"],
     beta: float,
-) -> Float[Tensor, completion]:
+) -> Float[Tensor, "completion"]:
     """UNA with cross-entropy: L = -score log sigma(r) - (1 - score) log sigma(-r) (UNA, Eq. 12, for binary labels).
 
     Soft scores are our extension; the minimum over r is then the entropy of the score, not 0. Written with

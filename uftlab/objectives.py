@@ -26,14 +26,14 @@ LEADING_ROLE = {"demonstration": "demonstration", "scored": "scored", "label": "
 class Rows:
     """What a loss may look at: one entry per completion of the batch."""
 
-    policy_logps: Float[Tensor, completion]
-    reference_logps: Float[Tensor, completion]
-    scores: Float[Tensor, completion]
-    role: Int[Tensor, completion]
+    policy_logps: Float[Tensor, "completion"]
+    reference_logps: Float[Tensor, "completion"]
+    scores: Float[Tensor, "completion"]
+    role: Int[Tensor, "completion"]
 
     def of(self, role: str) -> Rows:
         """The completions of one role, in order: the n-th chosen one belongs to the n-th rejected one."""
-        here: Bool[Tensor, completion] = self.role == ROLE_INDEX[role]
+        here: Bool[Tensor, "completion"] = self.role == ROLE_INDEX[role]
         return Rows(self.policy_logps[here], self.reference_logps[here], self.scores[here], self.role[here])
 
 
@@ -80,7 +80,7 @@ class Objective:
             raise InputError(f"Settings of {self.name}", f"be among ({have})", unknown, "Remove or rename them")
         return {**self.settings, **settings}
 
-    def counts(self, batch: Mapping[str, Tensor]) -> Float[Tensor, term]:
+    def counts(self, batch: Mapping[str, Tensor]) -> Float[Tensor, "term"]:
         """What each term's sum will be divided by: examples or completion tokens of its kind in this batch."""
         tokens = batch["completion_mask"].sum(-1)
         numbers = []
@@ -89,7 +89,7 @@ class Objective:
             numbers.append(tokens[here].sum() if term.per == "token" else here.sum())
         return torch.stack(numbers).float()
 
-    def loss(self, rows: Rows, settings: Settings, counts: Float[Tensor, term]) -> Float[Tensor, ""]:
+    def loss(self, rows: Rows, settings: Settings, counts: Float[Tensor, "term"]) -> Float[Tensor, ""]:
         """The scalar to minimise. A term without examples in the step adds nothing."""
         total = rows.policy_logps.sum() * 0.0
         for term, count in zip(self.terms, counts, strict=True):
