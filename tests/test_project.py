@@ -17,13 +17,19 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = sorted(path.stem for path in (ROOT / "uftlab").glob("*.py") if path.stem != "__init__")
+PACKAGE = ROOT / "uftlab"
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.stem != "__init__"
+)
 CONDA_NAMES = {"pytorch": "torch"}  # where conda-forge calls a package of PyPI something else
 
 # A module may import what stands before it: the list of design.md, with the modules that came since in their places.
 LAYERS = """
 errors feedback wording instructions world models tokens logps rewards losses objectives trainer methods generation
-evaluation study workers results tuning pretrain training bandit theme figures report widgets checks notebooks cli
+evaluation study workers results tuning pretrain training bandit theme figures report widgets checks
+exercises.implicit_reward exercises.forgetting notebooks cli
 """.split()
 
 
@@ -104,17 +110,17 @@ def imported(tree):
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("uftlab.")}
+            found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("uftlab.")}
         if isinstance(node, ast.ImportFrom) and node.module == "uftlab":
             found |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("uftlab."):
-            found.add(node.module.split(".")[1])
+            found.add(node.module.partition(".")[2])
         assert not (isinstance(node, ast.ImportFrom) and node.level), "relative import"
     return found
 
 
 def tree_of(module):
-    return ast.parse((ROOT / "uftlab" / f"{module}.py").read_text())
+    return ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
 
 
 def test_every_module_has_a_place_in_the_layers():
@@ -157,12 +163,12 @@ def test_examples_in_docstrings_run_as_printed(module, name, text):
 
 @pytest.mark.parametrize("folder", ["uftlab", "tests"])
 def test_no_file_is_longer_than_400_lines(folder):
-    lengths = {p.name: len(p.read_text().splitlines()) for p in (ROOT / folder).glob("*.py")}
+    lengths = {p.name: len(p.read_text().splitlines()) for p in (ROOT / folder).rglob("*.py")}
     assert {name: length for name, length in lengths.items() if length > 400} == {}
 
 
 def test_no_import_star_anywhere():
-    files = [*(ROOT / "uftlab").glob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
+    files = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
     assert [p.name for p in files if re.search(r"^[\s\"]*from \S+ import \*", p.read_text(), re.M)] == []
 
 

@@ -38,6 +38,7 @@ from uftlab import wording
 from uftlab.generation import answers, generate_ids
 from uftlab.instructions import HELD_OUT_PAIRS, Instruction, claimed_value, follows
 from uftlab.logps import completion_logits, completion_logps
+from uftlab.models import evaluation_mode
 from uftlab.tokens import Completion, Example, Tokens, collate
 from uftlab.wording import ATTRIBUTES, Fact
 from uftlab.world import World, pairs
@@ -106,14 +107,11 @@ class Evaluator:
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """All metrics of the table above that the sizes ask for."""
-        was_training = model.training
-        model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(model):
             metrics = self.instruction_following(model) | self.truthfulness(model)
             metrics |= self.retention(model) | self.preference(model)
             if self.sizes.drift:
                 metrics |= self.drift(model)
-        model.train(was_training)
         return metrics
 
     # -------------------------------------------------------------------------------------- skills

@@ -33,14 +33,14 @@ TEXT_COLUMNS = ("prompt", "completion", "chosen", "rejected")
 SCORE_COLUMNS = ("score", "chosen_score", "rejected_score")
 
 
-def kind_of(columns: Iterable[str]) -> str:
-    """The kind of a table, from its columns; the most specific one that fits."""
+def kind_of(columns: Iterable[str], what: str = "A table") -> str:
+    """The kind of a table, from its columns; the most specific one that fits. `what` names it in the refusal."""
     present = set(columns)
     for kind, needed in KINDS.items():
         if needed <= present:
             return kind
     rule = "have the columns of one kind: " + "; ".join(f"{k} ({', '.join(sorted(c))})" for k, c in KINDS.items())
-    raise InputError("A table", rule, sorted(present), "Rename the columns")
+    raise InputError(what, rule, sorted(present), "Rename the columns")
 
 
 def load_rows(path: str | Path) -> Dataset:
@@ -72,9 +72,13 @@ def from_rows(rows: list[Any], source: str = "rows") -> Dataset:
     """A validated table from Python rows; `source` names them in errors."""
     if not rows:
         raise InputError(source, "contain at least one row", "none", "Add rows")
-    kind_of(rows[0])
     for number, row in enumerate(rows, start=1):
-        _validate(row, set(rows[0]), f"{source}, row {number},")
+        where = f"{source}, row {number},"
+        if not isinstance(row, dict):
+            raise InputError(where, "be an object with named columns", repr(row)[:60], "Write {column: value, ...}")
+        if number == 1:
+            kind_of(row, where)
+        _validate(row, set(rows[0]), where)
     return Dataset.from_list(rows)
 
 
@@ -83,9 +87,7 @@ def validated(table: Dataset, source: str = "table") -> Dataset:
     return from_rows(table.to_list(), source)
 
 
-def _validate(row: Any, columns: set[str], where: str) -> None:
-    if not isinstance(row, dict):
-        raise InputError(where, "be an object with named columns", repr(row)[:60], "Write {column: value, ...}")
+def _validate(row: dict[str, Any], columns: set[str], where: str) -> None:
     if set(row) != columns:
         difference = sorted(set(row) ^ columns)
         raise InputError(where, "have the columns of the first row", f"a difference in {difference}", "Fill them in")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from uftlab.models import evaluation_mode
 from uftlab.tokens import Tokens
 
 
@@ -27,10 +28,9 @@ def generate_ids(
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
     pad = end if pad is None else pad
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     made: list[tuple[int, ...]] = []
-    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with torch.no_grad(), evaluation_mode(model), forked:
         torch.manual_seed(seed or 0)
         for start in range(0, len(prompts), batch_size):
             chunk = prompts[start : start + batch_size]
@@ -49,7 +49,6 @@ def generate_ids(
             for row in out[:, width:].tolist():
                 stop = row.index(end) + 1 if end in row else len(row)
                 made.append(tuple(row[:stop]))
-    model.train(was_training)
     return made
 
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from uftlab.models import evaluation_mode
 from uftlab.tokens import Completion, Example, collate
 
 
@@ -98,10 +99,6 @@ def reference_logps(model: nn.Module, rows: Sequence[Completion], pad_id: int) -
     """log pi_ref(y | x) of each row in nats: evaluation mode, no gradient, adapters off."""
     device = next(model.parameters()).device
     batch = {name: value.to(device) for name, value in collate([(c,) for c in rows], pad_id).items()}
-    was_training = model.training
-    model.eval()
     adapters_off = cast(Any, model).disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
-    with adapters_off:
-        logps = completion_logps(model, batch).cpu()
-    model.train(was_training)
-    return logps
+    with evaluation_mode(model), adapters_off:
+        return completion_logps(model, batch).cpu()

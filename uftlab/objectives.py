@@ -7,7 +7,8 @@ optimiser step). So eight accumulated micro-batches give exactly the loss of one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from uftlab import losses
 from uftlab.errors import InputError
 from uftlab.rewards import implicit_reward
-from uftlab.tokens import ROLE_INDEX
+from uftlab.tokens import ROLE_INDEX, Example
 
 LEADING_ROLE = {"demonstration": "demonstration", "scored": "scored", "label": "label", "preference": "chosen"}
 
@@ -67,6 +68,26 @@ class Objective:
     def kinds(self) -> tuple[str, ...]:
         """Kinds of examples it eats, in the order of its terms."""
         return tuple(term.kind for term in self.terms)
+
+    @property
+    def roles(self) -> set[str]:
+        """Roles that its completions have in a batch."""
+        pairs = {"chosen", "rejected"} if "preference" in self.kinds else set()
+        return {k for k in self.kinds if k != "preference"} | pairs | ({"mismatched"} if self.mismatched else set())
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Refuse examples of other kinds, or without what this objective reads: the loss would be 0 or NaN.
+
+        Raises:
+            InputError: naming what is there instead.
+        """
+        roles = {c.role for example in examples for c in example}
+        if roles != self.roles:
+            remedy = "Convert the table (`uftlab.feedback.convert`), and for KTO add mismatched completions"
+            raise InputError(f"Examples for {self.name}", f"have the roles {sorted(self.roles)}", sorted(roles), remedy)
+        if self.reference and any(math.isnan(c.reference_logps) for example in examples for c in example):
+            remedy = "Fill them in with `uftlab.logps.ReferenceCache`"
+            raise InputError(f"Examples for {self.name}", "carry reference log-probabilities", "NaN", remedy)
 
     def with_defaults(self, settings: Settings) -> dict[str, float]:
         """The settings over this objective's defaults; what the user set is never replaced.

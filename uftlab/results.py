@@ -5,7 +5,6 @@ Nothing here trains or draws: notebooks, the report and `uftlab results` all rea
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from scipy import stats
 
 from uftlab.errors import InputError
 from uftlab.models import DATA
+from uftlab.study import read_trial
 
 RESULTS = DATA / "results"
 
@@ -91,9 +91,9 @@ def load(folder: Path) -> list[dict[str, Any]]:
     """All trials of a results folder, by method and seed.
 
     Raises:
-        InputError: when there are none.
+        InputError: when there are none, or one that is not whole or of another version.
     """
-    trials = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("trials/*.json"))]
+    trials = [read_trial(path) for path in sorted(Path(folder).glob("trials/*.json"))]
     if not trials:
         raise InputError("A results folder", "hold trials", f"none in {folder}", "Run `uftlab run --out` first")
     return sorted(trials, key=lambda t: (t["method"], t["seed"]))

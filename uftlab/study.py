@@ -97,6 +97,23 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(part.name, path)
 
 
+def read_trial(path: Path) -> dict[str, Any]:
+    """One stored trial.
+
+    Raises:
+        InputError: for a file that is no whole trial, or one of another version of uftlab.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        schema = stored["schema"]
+    except (ValueError, TypeError, KeyError):
+        raise InputError(str(path), "be a whole trial file", "something else", "Delete it; it is run again") from None
+    if schema != SCHEMA:
+        what, remedy = f"The results folder {path.parent.parent}", "Choose another folder; nothing was changed"
+        raise InputError(what, f"hold trials of schema {SCHEMA}", schema, remedy)
+    return stored
+
+
 def tuned_settings(method: str) -> dict[str, float]:
     """The settings the sweep chose for a method (`data/tuned.json`)."""
     table = json.loads(TUNED.read_text())["settings"]
@@ -146,6 +163,7 @@ class _Curve(TrainerCallback):
         self.points: list[dict[str, float]] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Measures the policy when its step has come."""
         if state.global_step in self.at:
             step = self.before + state.global_step
             self.points.append({"stage": self.stage, "step": step, **self.evaluate(model)})
@@ -255,6 +273,7 @@ class _Quiet(TrainerCallback):
     """Keeps the trainer's printed logs out of a study with many trials."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tells the library's printer that this is not its process."""
         state.is_local_process_zero = False
 
 

@@ -54,6 +54,12 @@ def _messages(text: str | list[dict], role: str) -> list[dict]:
     return [{"role": role, "content": text}] if isinstance(text, str) else list(text)
 
 
+def _plain(text: str | list[dict]) -> str:
+    if not isinstance(text, str):
+        raise InputError("A tokenizer for chat messages", "have a chat template", "none", "Use plain strings")
+    return text
+
+
 class Tokens:
     """Turns prompts and completions into ids with one tokenizer: by its chat template, or as plain text without one."""
 
@@ -67,9 +73,7 @@ class Tokens:
 
     def _prompt_text(self, prompt: str | list[dict]) -> str:
         if self.tokenizer.chat_template is None:
-            if not isinstance(prompt, str):
-                raise InputError("A tokenizer for chat messages", "have a chat template", "none", "Use plain strings")
-            return (self.tokenizer.bos_token or "") + prompt
+            return (self.tokenizer.bos_token or "") + _plain(prompt)
         messages = _messages(prompt, "user")
         return self._render(messages, add_generation_prompt=True)
 
@@ -83,7 +87,7 @@ class Tokens:
     def completion(self, prompt: str | list[dict], completion: str | list[dict]) -> tuple[int, ...]:
         """Ids of a completion with the token that ends it, tokenised on its own: the boundary is exact."""
         if self.tokenizer.chat_template is None:
-            return (*self._ids(completion), self.tokenizer.eos_token_id)  # type: ignore[arg-type]
+            return (*self._ids(_plain(completion)), self.tokenizer.eos_token_id)
         messages = _messages(prompt, "user") + _messages(completion, "assistant")
         start = self._prompt_text(prompt)
         whole = self._render(messages)

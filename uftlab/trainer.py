@@ -52,6 +52,9 @@ class UFTTrainer(Trainer):
     The examples come in training order (`uftlab.tokens.interleave`) with their reference log-probabilities
     filled in (`uftlab.logps.ReferenceCache`). Accumulation, mixed precision, distribution and resuming are the
     library's. Logged metrics: `loss` and those of `uftlab.objectives.batch_metrics`.
+
+    Raises:
+        InputError: for examples that the objective cannot learn from (`Objective.check`).
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class UFTTrainer(Trainer):
         pad_id: int = 0,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        objective.check(examples)
         super().__init__(
             model=model,
             args=args,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from uftlab.errors import InputError
-from uftlab.study import SCHEMA, Trial, run_trial
+from uftlab.study import Trial, read_trial, run_trial
 
 MAX_WORKERS = 8  # each holds about 0.8 GB of libraries
 
@@ -48,15 +47,7 @@ def check_folder(folder: Path) -> None:
             "The output folder", "be writable", f"{folder} ({error.strerror})", "Choose another --out"
         ) from None
     for path in sorted(folder.glob("trials/*.json")):
-        try:
-            schema = json.loads(path.read_text()).get("schema")
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-            raise InputError(
-                f"{path}", "be a whole trial file", "something else", "Delete it; it is run again"
-            ) from None
-        if schema != SCHEMA:
-            rule = f"hold trials of schema {SCHEMA}"
-            raise InputError(f"The results folder {folder}", rule, schema, "Choose a new --out; nothing was changed")
+        read_trial(path)
 
 
 def run_trials(
