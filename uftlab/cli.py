@@ -57,12 +57,18 @@ def command(*, example: str) -> Callable[[Callable], Callable]:
 @command(example="uftlab run --profile class --methods uft,sft-then-dpo --seeds 0,1,2 --out results/mine")
 def run(
     profile: Annotated[str, typer.Option(help="smoke (a minute), class (a laptop) or research (a GPU).")] = "class",
-    methods: Annotated[str, typer.Option(help="Names with commas, or all. See `uftlab methods`.")] = "all",
+    methods: Annotated[
+        str,
+        typer.Option(help="Names with commas, or all: those of the study (groups paper and control)."),
+    ] = "all",
     seeds: Annotated[str, typer.Option(help="Seeds with commas; empty: the profile's number.")] = "",
     out: Annotated[Path | None, typer.Option(help="Results folder; a cut study resumes there.")] = None,
     workers: Annotated[int, typer.Option(help="Processes of one thread; 0: one per core, at most 8.")] = 0,
 ) -> None:
-    """Run the forgetting study on the tiny world: report.html, results.csv and summary.json in the folder."""
+    """Run the forgetting study on the tiny world: report.html, results.csv and summary.json in the folder.
+
+    Every loss that `uftlab methods` lists can be named too; one that nobody has tuned runs with its defaults.
+    """
     from uftlab import results, study
     from uftlab.methods import METHODS, method_named
     from uftlab.workers import check_folder
@@ -75,6 +81,10 @@ def run(
     trials = list(dict.fromkeys(study.trial(name, seed, chosen) for seed in numbers for name in names))
     _run_with_progress(trials, folder, workers, _estimate(trials, profile))
     stored = [json.loads(t.path(folder).read_text()) for t in trials]
+    untuned = ",".join(dict.fromkeys(t["method"] for t in stored if not t.get("tuned", True)))
+    if untuned:
+        line = f"not tuned, defaults of the registry: {untuned}. `uftlab sweep --methods {untuned}` tunes them."
+        console.print(line, highlight=False, soft_wrap=True)
     frame = results.tidy(stored)
     frame.to_csv(folder / "results.csv", index=False)
     study.write_atomically(
@@ -142,7 +152,7 @@ def _run_with_progress(trials: list, folder: Path, workers: int, estimate: float
 
 
 def _print_summary(frame: Any) -> None:
-    from uftlab.methods import METHODS
+    from uftlab.methods import all_methods
     from uftlab.results import HEADLINES, summary
 
     table = Table(title="mean over seeds [95 % interval], test creatures")
@@ -151,7 +161,7 @@ def _print_summary(frame: Any) -> None:
     for metric in shown:
         table.add_column(f"{metric}\n({HEADLINES[metric][1]})", justify="right")
     cells = {(r["method"], r["metric"]): r for r in summary(frame).to_dict("records")}
-    for method in METHODS:
+    for method in all_methods():
         if (method, shown[0]) not in cells:
             continue
         table.add_row(method, *(_cell(cells.get((method, metric))) for metric in shown))
@@ -203,26 +213,35 @@ def results(
 
 
 @command(example="uftlab methods --json")
-def methods(as_json: As_json = False) -> None:
-    """The methods: their stages, what rows they eat, what they need."""
-    from uftlab.methods import METHODS
+def methods(
+    as_json: As_json = False,
+    cards: Annotated[Path | None, typer.Option(help="Write a card of each method into this folder instead.")] = None,
+) -> None:
+    """The methods: what they are, what rows they eat, what they need, where they come from."""
+    from uftlab.methods import all_methods
 
-    rows = [m.needs() for m in METHODS.values()]
+    if cards is not None:
+        from uftlab.cards import write_cards
+
+        console.print(f"wrote {len(write_cards(cards))} files to {cards}", highlight=False)
+        return
+    rows = [m.needs() for m in all_methods().values()]
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table("method", "group", "what it is", "rows it eats", "reference")
+    table = Table("method", "group", "what it is", "learns from", "reference", "verified")
     table.columns[0].no_wrap = True  # names are there to be copied
     for row in rows:
-        table.add_row(
-            row["name"], row["group"], row["summary"], ", ".join(row["eats"]), "yes" if row["reference"] else "no"
-        )
+        needs = "full, each step" if row["distributions"] else "once" if row["reference"] else "no"
+        letters = " ".join(sorted(set(" ".join(row["verification"].values()).split())))
+        table.add_row(row["name"], row["group"], row["summary"], ", ".join(row["data"]), needs, letters)
     console.print(table)
+    console.print("verified: P paper or authors' code, T the TRL library, 2 secondary source, M memory, - no paper's")
 
 
 @command(example="uftlab sweep --methods uft,sft-then-dpo --out results/sweep")
 def sweep(
-    methods: Annotated[str, typer.Option(help="Names with commas, or all.")] = "all",
+    methods: Annotated[str, typer.Option(help="Names with commas, or all: those of the study.")] = "all",
     out: Annotated[Path, typer.Option(help="Results folder of the sweep.")] = Path("results/sweep"),
     workers: Annotated[int, typer.Option(help="Processes of one thread; 0: one per core, at most 8.")] = 0,
 ) -> None:
@@ -269,14 +288,20 @@ def train(
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps over all stages.")] = 100,
     batch: Annotated[int, typer.Option(min=2, help="Completions per step.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-5,
-    beta: Annotated[float, typer.Option(help="KL strength of the implicit reward.")] = 0.03,
+    beta: Annotated[
+        float | None,
+        typer.Option(help="KL strength of the implicit reward; empty: 0.03, or the loss's own default.", show_default=False),
+    ] = None,
     lora: Annotated[int, typer.Option(help="Rank of LoRA adapters; 0 trains all weights.")] = 0,
     max_length: Annotated[int, typer.Option(help="Drop rows with more tokens, with a warning; 0 keeps all.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the data order and the adapters.")] = 0,
 ) -> None:
     """Train a checkpoint from your own rows with any method."""
+    from uftlab.methods import METHODS
     from uftlab.training import train_checkpoint
 
+    if beta is None and method in METHODS:
+        beta = 0.03
     tables = {"demonstrations": demonstrations, "feedback": feedback}
     train_checkpoint(
         out,
@@ -285,7 +310,7 @@ def train(
         method,
         steps=steps,
         batch=batch,
-        settings={"learning_rate": learning_rate, "beta": beta},
+        settings={"learning_rate": learning_rate, **({} if beta is None else {"beta": beta})},
         lora=lora,
         max_length=max_length or None,
         seed=seed,

@@ -9,10 +9,14 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from uftlab import theme
-from uftlab.methods import METHODS
+from uftlab.methods import all_methods
 from uftlab.results import HEADLINES, PIPELINES
 
-GROUP_STYLE = {"paper": (theme.COLOURS[0], "circle"), "control": (theme.COLOURS[1], "diamond")}
+GROUP_STYLE = {
+    "paper": (theme.COLOURS[0], "circle", "compared in the paper"),
+    "control": (theme.COLOURS[1], "diamond", "control the paper omits"),
+    "loss": (theme.COLOURS[2], "square", "one loss alone"),
+}
 PERCENT = ("instruction/strict", "instruction/both", "truth/mc2", "truth/free", "plain/mc1", "balance")
 
 
@@ -35,7 +39,7 @@ def _bars(rows: pd.DataFrame) -> dict:
 
 
 def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    order = {name: index for index, name in enumerate(METHODS)}
+    order = {name: index for index, name in enumerate(all_methods())}
     return rows.sort_values("method", key=lambda names: names.map(order))
 
 
@@ -47,16 +51,18 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
     fig = make_subplots(lines, columns, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.03)
     for index, metric in enumerate(metrics):
         place = {"row": index // columns + 1, "col": index % columns + 1}
-        for group, (colour, symbol) in GROUP_STYLE.items():
+        for group, (colour, symbol, meaning) in GROUP_STYLE.items():
             rows = _in_order(summary[summary["metric"] == metric])
-            rows = rows[rows["method"].map(lambda name, g=group: METHODS[name].group == g)]
+            rows = rows[rows["method"].map(lambda name, g=group: all_methods()[name].group == g)]
+            if group == "loss" and rows.empty:
+                continue
             dots = go.Scatter(
                 x=rows["mean"],
                 y=rows["method"],
                 error_x=_bars(rows),
                 mode="markers",
                 marker={"color": colour, "symbol": symbol, "size": 13},
-                name={"paper": "compared in the paper", "control": "control the paper omits"}[group],
+                name=meaning,
                 legendgroup=group,
                 showlegend=index == 0,
                 hovertemplate="%{y}: %{x:.3f}<extra></extra>",
@@ -64,7 +70,7 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
             fig.add_trace(dots, **place)
         if metric in PERCENT:
             fig.update_xaxes(range=[-0.04, 1.06], **place)
-    names = [n for n in METHODS if n in set(summary["method"])]
+    names = [n for n in all_methods() if n in set(summary["method"])]
     fig.update_yaxes(categoryorder="array", categoryarray=names[::-1])
     height = 140 + lines * (90 + 30 * len(names))
     fig.update_layout(
@@ -113,7 +119,7 @@ def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str) -
         y=label_of(metric).replace(" (", "<br>("),
     )
     for method in methods:
-        index = list(METHODS).index(method)
+        index = list(all_methods()).index(method)
         rows = curves[(curves["method"] == method) & (curves["metric"] == metric)].sort_values("step")
         fig.add_trace(
             go.Scatter(
@@ -190,7 +196,7 @@ def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]
         height=640,
     )
     for method in methods:
-        index = list(METHODS).index(method)
+        index = list(all_methods()).index(method)
         style = {"color": theme.COLOURS[index % 7], "symbol": theme.SYMBOLS[index % 7]}
         own = sweep[sweep["method"] == method]
         fig.add_trace(

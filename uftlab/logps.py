@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
@@ -30,6 +30,19 @@ def gather_logps(
     return torch.where(mask, chosen - logits.logsumexp(-1), 0.0)
 
 
+def token_kl(
+    logits: Float[Tensor, "completion pos vocabulary"],
+    other_logits: Float[Tensor, "completion pos vocabulary"],
+    mask: Bool[Tensor, "completion pos"],
+) -> Float[Tensor, "completion pos"]:
+    """KL(p || q) of the next-token distributions at each position in nats, exactly 0 where the mask is False.
+
+    p are the distributions of `logits`, q those of `other_logits`. log 2 for (1, 0) against (1/2, 1/2).
+    """
+    log_p, log_q = (x.to(torch.promote_types(x.dtype, torch.float32)).log_softmax(-1) for x in (logits, other_logits))
+    return torch.where(mask, (log_p.exp() * (log_p - log_q)).sum(-1), 0.0)
+
+
 def completion_logits(model: nn.Module, batch: dict[str, Tensor]) -> Float[Tensor, "completion pos vocabulary"]:
     """Logits that predict the completion tokens, column by column; the output layer runs at these columns only."""
     attention = batch["attention_mask"]
@@ -44,11 +57,14 @@ def completion_logits(model: nn.Module, batch: dict[str, Tensor]) -> Float[Tenso
     return outputs.logits[:, -keep:-1]
 
 
+def completion_ids(batch: dict[str, Tensor]) -> Int[Tensor, "completion pos"]:
+    """The tokens of the completions, column by column, padding included."""
+    return batch["input_ids"][:, -batch["completion_mask"].shape[1] :]
+
+
 def token_logps(model: nn.Module, batch: dict[str, Tensor]) -> Float[Tensor, "completion pos"]:
     """log pi(y_t | x, y_<t) of each completion token in nats; 0 at padding."""
-    mask = batch["completion_mask"]
-    targets = batch["input_ids"][:, -mask.shape[1] :]
-    return gather_logps(completion_logits(model, batch), targets, mask)
+    return gather_logps(completion_logits(model, batch), completion_ids(batch), batch["completion_mask"])
 
 
 def completion_logps(model: nn.Module, batch: dict[str, Tensor]) -> Float[Tensor, "completion"]:
@@ -94,11 +110,17 @@ class ReferenceCache:
         return [tuple(map(filled, example)) for example in examples]
 
 
-@torch.no_grad()
+@contextmanager
+def as_reference(model: nn.Module) -> Iterator[None]:
+    """Within, a model is read as a reference: evaluation mode, no gradient, LoRA adapters off."""
+    adapters_off = cast(Any, model).disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
+    with torch.no_grad(), evaluation_mode(model), adapters_off:
+        yield
+
+
 def reference_logps(model: nn.Module, rows: Sequence[Completion], pad_id: int) -> Float[Tensor, "completion"]:
     """log pi_ref(y | x) of each row in nats: evaluation mode, no gradient, adapters off."""
     device = next(model.parameters()).device
     batch = {name: value.to(device) for name, value in collate([(c,) for c in rows], pad_id).items()}
-    adapters_off = cast(Any, model).disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
-    with evaluation_mode(model), adapters_off:
+    with as_reference(model):
         return completion_logps(model, batch).cpu()

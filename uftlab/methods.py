@@ -2,6 +2,9 @@
 
 The budget is the number of completions back-propagated and is the same for every method (but `sft` and
 `base`, which say so). A stage's reference is the policy as the stage found it.
+
+`METHODS` are those of the study. Every other objective of the registry is a method too, of the group "loss": it
+trains the base model on the one table that it eats, for the whole budget.
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ from torch import nn
 from transformers import TrainerCallback
 
 from uftlab.errors import InputError
-from uftlab.feedback import convert
+from uftlab.feedback import KINDS, convert, kind_of
 from uftlab.logps import ReferenceCache
-from uftlab.objectives import Objective, objective_named
-from uftlab.tokens import Example, Tokens, interleave, with_mismatched
+from uftlab.objectives import OBJECTIVES, objective_named
+from uftlab.terms import Objective
+from uftlab.tokens import Example, Tokens, interleave, with_mismatched, with_quantiles
 from uftlab.trainer import UFTTrainer, training_arguments
 
 BATCH = 32  # completions per optimiser step
@@ -43,20 +47,27 @@ class Method:
     stages: tuple[Stage, ...]
     summary: str
     tuned: tuple[str, ...] = ("learning_rate", "beta")
-    group: str = "paper"  # or "control": what the paper did not compare
+    group: str = "paper"  # "control": what the paper did not compare; "loss": one loss of the registry alone
 
     def needs(self) -> dict[str, Any]:
         """What `uftlab methods --json` prints of it."""
-        objectives = [objective_named(s.objective) for s in self.stages]
+        objectives = list(dict.fromkeys(objective_named(s.objective) for s in self.stages))
         return {
             "name": self.name,
             "group": self.group,
             "summary": self.summary,
             "stages": [asdict(s) for s in self.stages],
             "eats": sorted({k for s in self.stages for k in _tables(s)}),
-            "reference": any(o.reference for o in objectives),
-            "extra_forwards": any(o.mismatched for o in objectives),
+            "data": sorted({kind for s in self.stages for kind in data_kinds(s)}),
+            "reference": any(o.reference or o.distributions for o in objectives),
+            "distributions": any(o.distributions for o in objectives),
+            "token_logps": any(o.tokens for o in objectives),
+            "extra_forwards": any(o.mismatched or o.distributions for o in objectives),
+            "across_batch": any(o.across_batch for o in objectives),
+            "settings": default_settings(self) if self.stages else {},
             "sources": sorted({o.source for o in objectives}),
+            "verification": {o.name: o.verified for o in objectives},
+            "notes": {o.name: o.note for o in objectives if o.note},
         }
 
 
@@ -118,11 +129,33 @@ METHODS: dict[str, Method] = {
 }
 
 
+def all_methods() -> dict[str, Method]:
+    """`METHODS`, then a method of the group "loss" for every other objective of the registry, as it is now."""
+    alone = {name: _alone(objective) for name, objective in OBJECTIVES.items() if name not in METHODS}
+    return {**METHODS, **alone}
+
+
+def _alone(objective: Objective) -> Method:
+    """One objective on its own table for the whole budget; half of it demonstrations if it eats them and feedback."""
+    demonstrations = "demonstration" in objective.kinds
+    share = 0.5 if demonstrations and len(objective.kinds) > 1 else float(demonstrations)
+    second = objective.axis[0] if objective.axis else "beta" if "beta" in objective.settings else None
+    tuned = ("learning_rate",) if second is None else ("learning_rate", second)
+    return Method(objective.name, (Stage(objective.name, share),), objective.summary, tuned, "loss")
+
+
 def method_named(name: str) -> Method:
     """The registered method, or one clear error with the names there are."""
-    if name not in METHODS:
-        raise InputError("A method", f"be one of {', '.join(METHODS)}", name, "See `uftlab methods`")
-    return METHODS[name]
+    known = all_methods()
+    if name not in known:
+        raise InputError("A method", f"be one of {', '.join(known)}", name, "See `uftlab methods`")
+    return known[name]
+
+
+def default_settings(method: Method) -> dict[str, float]:
+    """What the last stage runs with when nobody has tuned it: the objective's documented defaults."""
+    objective = objective_named(method.stages[-1].objective)
+    return {"learning_rate": objective.learning_rate, **objective.settings}
 
 
 # ------------------------------------------------------------------------------------------- the grid
@@ -135,15 +168,17 @@ EXTRA = {"preference_weight": (0.3, 1.0, 3.0), "demonstrations": (0.125, 0.25, 0
 def grid(method: Method) -> list[dict[str, float]]:
     """Twelve settings for every method: learning rate x beta; twelve learning rates where there is no beta.
 
-    A third setting is laid over the same twelve points as a Latin square, so that no method gets more trials.
+    Where beta is no KL strength, or another setting matters more, the objective's `axis` takes its place. A third
+    setting is laid over the same twelve points as a Latin square, so that no method gets more trials.
     """
     if not method.tuned:
         return [{}]
     if method.tuned == ("learning_rate",):
         return [{"learning_rate": float(f"{2e-4 * 100 ** (i / 11):.3g}")} for i in range(12)]
+    second, values = objective_named(method.stages[-1].objective).axis or ("beta_nats", BETA_NATS)
     points = []
-    for (i, rate), (j, nats) in product(enumerate(LEARNING_RATES), enumerate(BETA_NATS)):
-        point = {"learning_rate": rate, "beta_nats": nats}
+    for (i, rate), (j, value) in product(enumerate(LEARNING_RATES), enumerate(values)):
+        point = {"learning_rate": rate, second: value}
         for name in method.tuned[2:]:
             point[name] = EXTRA[name][(i + j) % 3]
         points.append(point)
@@ -158,6 +193,36 @@ def _tables(stage: Stage) -> list[str]:
     return names + (["feedback"] if stage.demonstrations < 1 else [])
 
 
+def data_kinds(stage: Stage) -> list[str]:
+    """The kinds of rows that the tables of a stage are turned into, in the order of `_tables`."""
+    objective = objective_named(stage.objective)
+    other = [k for k in objective.kinds if k != "demonstration"]
+    as_demonstrations = "demonstration" in objective.kinds
+    return ["demonstration" if name == "demonstrations" and as_demonstrations else other[0] for name in _tables(stage)]
+
+
+def _convert(table: Dataset, kind: str, stage: Stage) -> Dataset:
+    """The table as rows of a kind.
+
+    Raises:
+        InputError: naming the columns it lacks and the methods that its rows fit.
+    """
+    lacking = sorted(KINDS[kind] - set(table.column_names))
+    if lacking and kind not in ("scored", "label"):
+        have = kind_of(table.column_names)
+        fits = [method.name for method in all_methods().values() if _fits(method, have)]
+        what, got = f"The table for {stage.objective}", f"a {have} table without {' and '.join(lacking)}"
+        rule = f"have the columns {', '.join(sorted(KINDS[kind]))}"
+        raise InputError(what, rule, got, f"Add them, or use a method that fits: {', '.join(fits)}")
+    return convert(table, kind)
+
+
+def _fits(method: Method, have: str) -> bool:
+    """Whether a table of that kind can be the feedback of a method."""
+    kinds = [data_kinds(stage)[-1] for stage in method.stages if stage.demonstrations < 1]
+    return bool(kinds) and all(kind in ("scored", "label", have) for kind in kinds)
+
+
 def sources(
     stage: Stage, tables: Mapping[str, Dataset], tokens: Tokens, batch: int = BATCH, max_length: int | None = None
 ) -> tuple[list[list[Example]], list[int]]:
@@ -168,15 +233,14 @@ def sources(
     """
     objective = objective_named(stage.objective)
     examples, per_step = [], []
-    for name in _tables(stage):
+    for name, kind in zip(_tables(stage), data_kinds(stage), strict=True):
         if name not in tables:
             have = ", ".join(tables) or "nothing"
             raise InputError(f"The {stage.objective} stage", f"be given {name}", have, f"Add --{name}")
-        other = [k for k in objective.kinds if k != "demonstration"]
-        kind = "demonstration" if name == "demonstrations" and "demonstration" in objective.kinds else other[0]
-        made = tokens.examples(convert(tables[name], kind), max_length)
+        made = tokens.examples(_convert(tables[name], kind, stage), max_length)
         share = stage.demonstrations if name == "demonstrations" else 1 - stage.demonstrations
         per_step.append(max(1, round(batch * share) // (2 if kind == "preference" else 1)))
+        made = with_quantiles(made) if objective.quantiles else made
         examples.append(with_mismatched(made) if objective.mismatched else made)
     return examples, per_step
 
@@ -242,8 +306,9 @@ def train_stage(
     trainer.train(resume_from_checkpoint=arguments.get("resume_from_checkpoint"))
     rows = [c for example in ordered for c in example]
     mismatched = sum(c.role == "mismatched" for c in rows)
+    extra = cache.computed + mismatched + (len(rows) if objective.distributions else 0)
     history = [{k: float(v) for k, v in entry.items()} for entry in trainer.state.log_history[:-1]]
-    return TrainedStage(stage.objective, steps, chosen, len(rows) - mismatched, cache.computed + mismatched, history)
+    return TrainedStage(stage.objective, steps, chosen, len(rows) - mismatched, extra, history)
 
 
 def resolve_settings(

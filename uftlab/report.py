@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 
 from uftlab import figures, results, theme
-from uftlab.methods import METHODS
+from uftlab.methods import all_methods
 from uftlab.study import write_atomically
 
 LIMITS = (
@@ -36,7 +36,7 @@ def write_report(path: Path, trials: list[dict[str, Any]]) -> Path:
     """Write the report and return its path. It needs no network: plotly.js is inside, once."""
     frame = results.tidy(trials)
     summary, along = results.summary(frame), results.curve_summary(results.curves(trials))
-    present = [name for name in METHODS if name in set(frame["method"])]
+    present = [name for name in all_methods() if name in set(frame["method"])]
     seeds = sorted({t["seed"] for t in trials})
     parts = [
         "<h1>What SFT and alignment do to each other</h1>",
@@ -89,7 +89,7 @@ def _table(summary: pd.DataFrame, methods: list[str]) -> str:
         lines.append(f"<th>{label.replace(' (', '<br><small>(')}</small></th>")
     lines.append("</tr></thead><tbody>")
     for method in methods:
-        lines.append(f'<tr><td title="{html.escape(METHODS[method].summary)}">{method}</td>')
+        lines.append(f'<tr><td title="{html.escape(all_methods()[method].summary)}">{method}</td>')
         for metric in columns:
             row = cells.get((method, metric))
             lines.append(f"<td>{_cell(row, whole=metric.startswith('cost/'))}</td>")

@@ -31,7 +31,7 @@ from uftlab.errors import InputError
 from uftlab.evaluation import LIGHT, Evaluator, Sizes
 from uftlab.feedback import from_rows
 from uftlab.generation import answers
-from uftlab.methods import Method, Stage, TrainedStage, method_named, train_stage
+from uftlab.methods import Method, Stage, TrainedStage, default_settings, method_named, train_stage
 from uftlab.models import DATA, frozen_copy, load_base, tiny_tokenizer
 from uftlab.tokens import Tokens
 from uftlab.world import World, pairs
@@ -122,10 +122,18 @@ def tuned_settings(method: str) -> dict[str, float]:
     return table[method]
 
 
+def is_tuned(method: str, settings: Mapping[str, float]) -> bool:
+    """Whether these are the settings that the sweep chose for the method."""
+    return TUNED.is_file() and json.loads(TUNED.read_text())["settings"].get(method) == dict(settings)
+
+
 def trial(method: str, seed: int, profile: Profile) -> Trial:
-    """A trial with tuned settings on the test creatures."""
+    """A trial on the test creatures with tuned settings; a single loss that nobody tuned runs with its defaults."""
     definition = method_named(method)
-    own = {} if not definition.stages else tuned_settings(method)
+    own: dict[str, float] = {}
+    if definition.stages:
+        untuned = definition.group == "loss" and method not in json.loads(TUNED.read_text())["settings"]
+        own = default_settings(definition) if untuned else tuned_settings(method)
     return Trial(method, seed, profile, tuple(sorted(own.items())), first_stage_settings(definition))
 
 
@@ -217,6 +225,7 @@ def run_trial(trial: Trial, folder: Path) -> dict[str, Any]:
         "profile": trial.profile.name,
         "split": trial.split,
         "steps": done,
+        "tuned": not method.stages or is_tuned(trial.method, dict(trial.settings)),
         "settings": {**dict(trial.settings), **(stages[-1]["settings"] if stages else {})},
         "completions": sum(s["completions"] for s in stages),
         "extra_forwards": sum(s["extra_forwards"] for s in stages),

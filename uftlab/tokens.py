@@ -10,6 +10,7 @@ output layer:
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import itertools
 import random
@@ -161,6 +162,20 @@ def with_mismatched(examples: Sequence[Example]) -> list[Example]:
             raise InputError("KTO's table", "have at least two different prompts", "one", "Add rows or use una-binary")
         made.append((own, replace(own, completion_ids=other.completion_ids, role="mismatched")))
     return made
+
+
+def with_quantiles(examples: Sequence[Example]) -> list[Example]:
+    """The examples with each score replaced by its quantile: the share of the table's scores that are no higher.
+
+    QRPO's transformation (Matrenok et al. 2025, arXiv 2507.08068; the authors' code), which asks for the scores of
+    completions that the reference drew for the same prompt. A table has one or two of a prompt, so all its
+    scores are pooled. Scores 0.2, 0.5, 0.5, 0.9 become 0.25, 0.75, 0.75, 1.
+    """
+    scores = sorted(c.score for example in examples for c in example)
+    return [
+        tuple(replace(c, score=bisect.bisect_right(scores, c.score) / len(scores)) for c in example)
+        for example in examples
+    ]
 
 
 def interleave(

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from uftlab.logps import completion_logps
-from uftlab.objectives import Objective, Rows, batch_metrics
+from uftlab.logps import as_reference, completion_ids, completion_logits, completion_logps, gather_logps
+from uftlab.models import frozen_copy
+from uftlab.terms import Objective, Positions, Rows, batch_metrics
 from uftlab.tokens import Example, collate
 
 logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
@@ -51,7 +52,9 @@ class UFTTrainer(Trainer):
 
     The examples come in training order (`uftlab.tokens.interleave`) with their reference log-probabilities
     filled in (`uftlab.logps.ReferenceCache`). Accumulation, mixed precision, distribution and resuming are the
-    library's. Logged metrics: `loss` and those of `uftlab.objectives.batch_metrics`.
+    library's. Logged metrics: `loss` and those of `uftlab.terms.batch_metrics`. An objective that needs the
+    reference's full distributions gets them from a frozen copy of the model as it is now, or from the model with
+    its LoRA adapters off.
 
     Raises:
         InputError: for examples that the objective cannot learn from (`Objective.check`).
@@ -79,6 +82,8 @@ class UFTTrainer(Trainer):
         self.settings = objective.with_defaults(settings or {})
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the counts of the whole step
         self._metrics: list[dict[str, Tensor]] = []
+        copied = objective.distributions and not hasattr(model, "disable_adapter")
+        self.reference: Any = frozen_copy(model) if copied else None  # type: ignore[arg-type]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(cast(Any, self.train_dataset))  # the order is data
@@ -98,13 +103,25 @@ class UFTTrainer(Trainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """The objective's loss on one micro-batch, already divided for the whole optimiser step."""
-        logps = completion_logps(model, inputs)
-        rows = Rows(logps, inputs["reference_logps"], inputs["score"], inputs["role"])
+        positions = self._positions(model, inputs) if self.objective.tokens else None
+        logps = completion_logps(model, inputs) if positions is None else positions.logps.sum(-1)
+        rows = Rows(logps, inputs["reference_logps"], inputs["score"], inputs["role"], positions)
         counts = self.objective.counts(inputs) if num_items_in_batch is None else num_items_in_batch
         # gradients are averaged over processes while the counts are global, hence the factor
         loss = self.objective.loss(rows, self.settings, counts) * self.args.world_size
         self._metrics.append(batch_metrics(rows, self.settings.get("beta", 1.0)))
         return (loss, {"logps": logps}) if return_outputs else loss
+
+    def _positions(self, model: nn.Module, inputs: dict[str, Tensor]) -> Positions:
+        """Single tokens of the batch, with full distributions where the objective asks for them."""
+        ids, mask, reference = completion_ids(inputs), inputs["completion_mask"], None
+        if self.objective.distributions:  # before the policy's own pass, so that switching adapters cannot touch it
+            source = self.accelerator.unwrap_model(model) if self.reference is None else self.reference.to(mask.device)
+            with as_reference(source), self.accelerator.autocast():
+                reference = completion_logits(source, inputs)
+        logits = completion_logits(model, inputs)
+        logps = gather_logps(logits, ids, mask)
+        return Positions(ids, mask, logps, logits if self.objective.distributions else None, reference)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means of the batch metrics since the last call."""

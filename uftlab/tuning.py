@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from uftlab.evaluation import Sizes
-from uftlab.methods import METHODS, Method, grid
+from uftlab.methods import Method, grid, method_named
 from uftlab.results import balance
 from uftlab.study import PROFILES, TUNED, TUNING_WORLD, Trial, first_stage_settings, write_atomically
 
@@ -24,9 +24,9 @@ PROFILE = replace(PROFILES["class"], name="sweep", sizes=Sizes(200, 200, 0, 100)
 
 def phases(names: Sequence[str]) -> list[list[str]]:
     """Methods of one stage first: the pipelines start from what was chosen for it."""
-    tuned = [name for name in names if METHODS[name].tuned]
-    one = [name for name in tuned if len(METHODS[name].stages) == 1]
-    two = [name for name in tuned if len(METHODS[name].stages) == 2]
+    tuned = [name for name in names if method_named(name).tuned]
+    one = [name for name in tuned if len(method_named(name).stages) == 1]
+    two = [name for name in tuned if len(method_named(name).stages) == 2]
     return [phase for phase in (one, two) if phase]
 
 
@@ -34,7 +34,7 @@ def trials(names: Sequence[str]) -> list[Trial]:
     """The base model and twelve settings of every method, on validation creatures, without curves."""
     made = [Trial("base", TUNING_WORLD, PROFILE, (), (), "validation", False)]
     for name in names:
-        method = METHODS[name]
+        method = method_named(name)
         for settings in grid(method):
             first = first_stage_settings(method)
             made.append(Trial(name, TUNING_WORLD, PROFILE, tuple(settings.items()), first, "validation", False))
@@ -57,7 +57,7 @@ def choose(names: Sequence[str], folder: Path) -> list[str]:
     lines = []
     for name in names:
         own = [t for t in finished if t["method"] == name]
-        merits = [merit(METHODS[name], t["metrics"], ceiling) for t in own]
+        merits = [merit(method_named(name), t["metrics"], ceiling) for t in own]
         best = own[merits.index(max(merits))]
         kept = {k: v for k, v in best["settings"].items() if k != "beta_nats"}
         table["settings"][name] = kept

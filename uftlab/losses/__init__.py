@@ -1,0 +1,84 @@
+"""One pure function per equation. Losses come out unreduced, one per completion or per pair.
+
+Arguments are summed log-probabilities in nats (`*_logps`), unless a name says `mean_` or `token_`; every reward
+carries beta. How losses are averaged over a batch is decided in `uftlab.objectives`, where the batch is known.
+
+`family` holds the losses that are a distance between sigma(reward - baseline) and a score; `pairs` those that
+compare a chosen with a rejected completion; `completions` those that reweight the likelihood of one completion.
+"""
+
+from uftlab.losses.completions import (
+    asft_loss,
+    dft_loss,
+    kl_sft_loss,
+    log_partition_of_quantiles,
+    qrpo_loss,
+    sft_loss,
+    var_loss,
+    var_weights,
+)
+from uftlab.losses.family import (
+    DISTANCES,
+    absolute_error,
+    apo_zero_loss,
+    bco_loss,
+    bco_shift,
+    cdpo_loss,
+    cross_entropy,
+    kto_kl_baseline,
+    kto_loss,
+    minor_sft_loss,
+    squared_error,
+    una_absolute_error_loss,
+    una_cross_entropy_loss,
+    una_pair_loss,
+    una_squared_error_loss,
+)
+from uftlab.losses.pairs import (
+    dpo_loss,
+    dpop_loss,
+    ipo_loss,
+    ipo_mean_loss,
+    log1mexp,
+    orpo_loss,
+    prefix_masked_cdpo_loss,
+    shared_prefix,
+    simpo_loss,
+    tdpo_loss,
+)
+
+__all__ = [
+    "DISTANCES",
+    "absolute_error",
+    "apo_zero_loss",
+    "asft_loss",
+    "bco_loss",
+    "bco_shift",
+    "cdpo_loss",
+    "cross_entropy",
+    "dft_loss",
+    "dpo_loss",
+    "dpop_loss",
+    "ipo_loss",
+    "ipo_mean_loss",
+    "kl_sft_loss",
+    "kto_kl_baseline",
+    "kto_loss",
+    "log1mexp",
+    "log_partition_of_quantiles",
+    "minor_sft_loss",
+    "orpo_loss",
+    "prefix_masked_cdpo_loss",
+    "qrpo_loss",
+    "sft_loss",
+    "shared_prefix",
+    "simpo_loss",
+    "squared_error",
+    "tdpo_loss",
+    "una_absolute_error_loss",
+    "una_cross_entropy_loss",
+    "una_pair_loss",
+    "una_squared_error_loss",
+    "var_loss",
+    "var_weights",
+]

@@ -1,0 +1,132 @@
+"""Losses that reweight, anchor or regress the likelihood of one completion."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from uftlab.rewards import implicit_reward
+
+
+def sft_loss(policy_logps: Float[Tensor, "completion"]) -> Float[Tensor, "completion"]:
+    """Negative log-likelihood of a demonstration, summed over its tokens.
+
+    L = -log pi(y|x). The usual token-averaged SFT is sum(L) / sum(tokens) over the batch; that division is the
+    objective's.
+
+    Args:
+        policy_logps: log pi(y | x), summed over completion tokens, in nats.
+
+    Returns:
+        Loss of each completion in nats. 3.0 for a completion of probability e^-3.
+    """
+    return -policy_logps
+
+
+def dft_loss(policy_token_logps: Float[Tensor, "completion pos"]) -> Float[Tensor, "completion"]:
+    """Dynamic fine-tuning: each token's likelihood weighted by its own probability (Wu et al. 2025, arXiv 2508.05629).
+
+    L = -sum_t sg(p_t) log p_t, where sg lets no gradient through: the gradient is that of -sum_t p_t.
+
+    Args:
+        policy_token_logps: log pi of each token in nats, 0 at padding.
+
+    Returns:
+        Loss of each completion in nats. log(2) / 2 for one token of probability 1/2.
+    """
+    return -(policy_token_logps.exp().detach() * policy_token_logps).sum(-1)
+
+
+def kl_sft_loss(
+    policy_logps: Float[Tensor, "completion"], kl: Float[Tensor, "completion"], kl_weight: float
+) -> Float[Tensor, "completion"]:
+    """SFT held near the reference by a KL term at the completion's positions (a common control, no one paper's).
+
+    L = -log pi(y|x) + lambda sum_t KL(pi || pi_ref), exact over the vocabulary at each position.
+
+    Args:
+        kl: KL(pi || pi_ref) summed over the completion's tokens, in nats.
+
+    Returns:
+        Loss of each completion in nats. SFT where policy equals reference.
+    """
+    return -policy_logps + kl_weight * kl
+
+
+def asft_loss(
+    policy_token_logps: Float[Tensor, "completion pos"], kl: Float[Tensor, "completion"], kl_weight: float
+) -> Float[Tensor, "completion"]:
+    """Anchored SFT: DFT plus a KL term (Zhu et al. 2025, arXiv 2509.23753; the authors' code).
+
+    L = -sum_t sg(p_t) log p_t + lambda sum_t KL(pi_ref || pi): the other direction than `kl_sft_loss`.
+
+    Args:
+        kl: KL(pi_ref || pi) summed over the completion's tokens, in nats.
+
+    Returns:
+        Loss of each completion in nats. DFT where policy equals reference.
+    """
+    return dft_loss(policy_token_logps) + kl_weight * kl
+
+
+def var_weights(scores: Float[Tensor, "completion"], temperature: float) -> Float[Tensor, "completion"]:
+    """VAR's weights w = e^(R / lambda) / Z with Z the batch mean of e^(R / lambda), so that they average to 1.
+
+    All 1 where the scores are equal. Scores 0 and 1 at lambda 1: 2 / (1 + e) and 2 e / (1 + e).
+    """
+    return len(scores) * torch.softmax(scores / temperature, dim=0)
+
+
+def var_loss(
+    policy_logps: Float[Tensor, "completion"], scores: Float[Tensor, "completion"], temperature: float
+) -> Float[Tensor, "completion"]:
+    """Variational alignment with re-weighting: SFT weighted by the reward (Du et al. 2025, arXiv 2502.11026).
+
+    L = -w log pi(y|x),  w = e^(R / lambda) / Z: the optimum pi_ref e^(R / lambda) / Z as a target for SFT.
+
+    The weights are right for completions drawn from the reference. A summary of the paper prints a further factor
+    pi_ref(y|x), which would count the reference twice there and favour short completions; it is left out. Z belongs
+    to a prompt; one completion per prompt cannot give it, so it is estimated over the batch.
+
+    Args:
+        temperature: lambda; small trusts the scores, large is SFT on everything.
+
+    Returns:
+        Loss of each completion in nats. SFT where all scores are equal.
+    """
+    return -var_weights(scores, temperature) * policy_logps
+
+
+def log_partition_of_quantiles(beta: float) -> float:
+    """log Z of QRPO: Z = E_u[e^(u / beta)] = beta (e^(1 / beta) - 1) for u uniform on [0, 1].
+
+    In logarithms, since e^(1 / beta) overflows float32 at beta 0.01: log beta + 1 / beta + log(1 - e^(-1 / beta)).
+    The authors' code drops the last term: nothing at beta 0.1, -0.459 at beta 1. log(e - 1) = 0.541 at beta 1.
+    """
+    return math.log(beta) + 1 / beta + math.log(-math.expm1(-1 / beta))
+
+
+def qrpo_loss(
+    policy_logps: Float[Tensor, "completion"],
+    reference_logps: Float[Tensor, "completion"],
+    quantiles: Float[Tensor, "completion"],
+    beta: float,
+) -> Float[Tensor, "completion"]:
+    """Quantile reward policy optimisation: regression on the optimal reward (Matrenok et al. 2025, the authors' code).
+
+    L = (R_q - beta log Z - r)^2,  r = beta * logratio,  Z = beta (e^(1 / beta) - 1)
+
+    arXiv 2507.08068. R_q is the reward's quantile among the reference's completions, uniform there if rewards are
+    continuous, which makes Z known; with ties it is only near.
+
+    Args:
+        quantiles: R_q in [0, 1]: the share of reference completions that score no higher.
+
+    Returns:
+        Loss of each completion. (R_q - beta log Z)^2 where policy equals reference: at beta 1 (R_q - 0.541)^2.
+    """
+    target = quantiles - beta * log_partition_of_quantiles(beta)
+    return (target - implicit_reward(policy_logps, reference_logps, beta)).square()

@@ -1,0 +1,218 @@
+"""What a loss may look at and how a batch becomes one number: objectives are weighted sums of terms.
+
+A term eats one kind of example, applies one function of `uftlab.losses` and divides the sum of its losses by
+a count that is known before the forward pass (examples or completion tokens of that kind in the whole
+optimiser step). So eight accumulated micro-batches give exactly the loss of one batch eight times as large.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from uftlab.errors import InputError
+from uftlab.logps import token_kl
+from uftlab.rewards import implicit_reward
+from uftlab.tokens import ROLE_INDEX, Example
+
+LEADING_ROLE = {"demonstration": "demonstration", "scored": "scored", "label": "label", "preference": "chosen"}
+
+
+VERIFIED = {
+    "P": "the authors' paper or code",
+    "T": "the code of the TRL library",
+    "2": "a secondary source",
+    "M": "memory",
+    "-": "no paper of its own",
+}
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What losses on single tokens may look at, column by column. Logits are there only for objectives that ask."""
+
+    ids: Int[Tensor, "completion pos"]
+    mask: Bool[Tensor, "completion pos"]
+    logps: Float[Tensor, "completion pos"]
+    policy_logits: Float[Tensor, "completion pos vocabulary"] | None = None
+    reference_logits: Float[Tensor, "completion pos vocabulary"] | None = None
+
+    def of(self, here: Bool[Tensor, "completion"]) -> Positions:
+        """The rows where `here` is True."""
+        logits = (None if x is None else x[here] for x in (self.policy_logits, self.reference_logits))
+        return Positions(self.ids[here], self.mask[here], self.logps[here], *logits)
+
+    @property
+    def lengths(self) -> Float[Tensor, "completion"]:
+        """Tokens of each completion, the end token included. From the mask, never from values."""
+        return self.mask.sum(-1).to(self.logps.dtype)
+
+    def kl_from_reference(self) -> Float[Tensor, "completion"]:
+        """Sum over the completion's positions of KL(pi_ref || pi), in nats."""
+        return token_kl(self.reference_logits, self.policy_logits, self.mask).sum(-1)  # type: ignore[arg-type]
+
+    def kl_to_reference(self) -> Float[Tensor, "completion"]:
+        """Sum over the completion's positions of KL(pi || pi_ref), in nats."""
+        return token_kl(self.policy_logits, self.reference_logits, self.mask).sum(-1)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a loss may look at: one entry per completion of the batch."""
+
+    policy_logps: Float[Tensor, "completion"]
+    reference_logps: Float[Tensor, "completion"]
+    scores: Float[Tensor, "completion"]
+    role: Int[Tensor, "completion"]
+    positions: Positions | None = None
+
+    def of(self, role: str) -> Rows:
+        """The completions of one role, in order: the n-th chosen one belongs to the n-th rejected one."""
+        here: Bool[Tensor, "completion"] = self.role == ROLE_INDEX[role]
+        positions = None if self.positions is None else self.positions.of(here)
+        return Rows(self.policy_logps[here], self.reference_logps[here], self.scores[here], self.role[here], positions)
+
+    @property
+    def at(self) -> Positions:
+        """The positions, for objectives that declare `tokens`.
+
+        Raises:
+            InputError: when these rows were made without them.
+        """
+        if self.positions is None:
+            remedy = "Declare tokens=True in the objective, or give Rows their positions"
+            raise InputError("Rows of this objective", "carry single tokens", "sums alone", remedy)
+        return self.positions
+
+
+Settings = Mapping[str, float]
+TermLoss = Callable[[Rows, Settings], Tensor]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss on one kind of example; `per` says what its sum is divided by: "example" or "token"."""
+
+    kind: str
+    loss: TermLoss
+    per: str = "example"
+    weight: str | None = None  # the setting that multiplies this term; None: 1
+    equation: Callable | None = None  # the function of `uftlab.losses` whose docstring explains it
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A named sum of terms, with what it needs, where it comes from and the settings a user may change.
+
+    Args:
+        reference: reads log pi_ref of each completion, computed once before training.
+        mismatched: needs a second completion of another prompt with each row, forward pass included (KTO).
+        tokens: reads single tokens, not only sums.
+        distributions: needs the reference's full distribution at each position: a forward pass of the reference in
+            every step, and its weights in memory.
+        quantiles: scores are replaced by their quantiles in the table before training (QRPO).
+        across_batch: the loss of a row depends on the other rows, so accumulated micro-batches are not one big batch.
+        verified: letters of `VERIFIED`; `note` says what could not be verified, or where we depart.
+        failure: how it is known to go wrong.
+        learning_rate: what an untuned run uses on the tiny world.
+        axis: a setting and its four values for the sweep, where that is not beta in nats of the reference.
+    """
+
+    name: str
+    terms: tuple[Term, ...]
+    summary: str
+    source: str
+    settings: Mapping[str, float] = field(default_factory=dict)
+    reference: bool = True
+    mismatched: bool = False
+    tokens: bool = False
+    distributions: bool = False
+    quantiles: bool = False
+    across_batch: bool = False
+    verified: str = "M"
+    note: str = ""
+    failure: str = ""
+    learning_rate: float = 1.5e-3
+    axis: tuple[str, tuple[float, ...]] | None = None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of examples it eats, in the order of its terms."""
+        return tuple(dict.fromkeys(term.kind for term in self.terms))
+
+    @property
+    def roles(self) -> set[str]:
+        """Roles that its completions have in a batch."""
+        pairs = {"chosen", "rejected"} if "preference" in self.kinds else set()
+        return {k for k in self.kinds if k != "preference"} | pairs | ({"mismatched"} if self.mismatched else set())
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Refuse examples of other kinds, or without what this objective reads: the loss would be 0 or NaN.
+
+        Raises:
+            InputError: naming what is there instead.
+        """
+        roles = {c.role for example in examples for c in example}
+        if roles != self.roles:
+            remedy = "Convert the table (`uftlab.feedback.convert`), and for KTO add mismatched completions"
+            raise InputError(f"Examples for {self.name}", f"have the roles {sorted(self.roles)}", sorted(roles), remedy)
+        if self.reference and any(math.isnan(c.reference_logps) for example in examples for c in example):
+            remedy = "Fill them in with `uftlab.logps.ReferenceCache`"
+            raise InputError(f"Examples for {self.name}", "carry reference log-probabilities", "NaN", remedy)
+
+    def with_defaults(self, settings: Settings) -> dict[str, float]:
+        """The settings over this objective's defaults; what the user set is never replaced.
+
+        Raises:
+            InputError: for a setting this objective does not have.
+        """
+        unknown = sorted(set(settings) - set(self.settings))
+        if unknown:
+            have = ", ".join(self.settings) or "none"
+            raise InputError(f"Settings of {self.name}", f"be among ({have})", unknown, "Remove or rename them")
+        return {**self.settings, **settings}
+
+    def counts(self, batch: Mapping[str, Tensor]) -> Float[Tensor, "term"]:
+        """What each term's sum will be divided by: examples or completion tokens of its kind in this batch."""
+        tokens = batch["completion_mask"].sum(-1)
+        numbers = []
+        for term in self.terms:
+            here = batch["role"] == ROLE_INDEX[LEADING_ROLE[term.kind]]
+            numbers.append(tokens[here].sum() if term.per == "token" else here.sum())
+        return torch.stack(numbers).float()
+
+    def loss(self, rows: Rows, settings: Settings, counts: Float[Tensor, "term"]) -> Float[Tensor, ""]:
+        """The scalar to minimise. A term without examples in the step adds nothing."""
+        total = rows.policy_logps.sum() * 0.0
+        for term, count in zip(self.terms, counts, strict=True):
+            weight = 1.0 if term.weight is None else settings[term.weight]
+            total = total + weight * term.loss(rows, settings).sum() / count.clamp(min=1)
+        return total
+
+
+def batch_metrics(rows: Rows, beta: float) -> dict[str, Float[Tensor, ""]]:
+    """Rewards (beta included) and log-probabilities of a batch, under the same names for every objective.
+
+    A label or score above one half counts as chosen. Only what the batch holds is reported.
+    """
+    rewards = implicit_reward(rows.policy_logps, rows.reference_logps, beta).detach()
+    logps = rows.policy_logps.detach()
+    real = rows.role != ROLE_INDEX["mismatched"]
+    demonstration = rows.role == ROLE_INDEX["demonstration"]
+    chosen = (rows.role == ROLE_INDEX["chosen"]) | (real & ~demonstration & (rows.scores > 0.5))
+    rejected = (rows.role == ROLE_INDEX["rejected"]) | (real & (rows.scores <= 0.5))
+    metrics = {}
+    for name, here in (("chosen", chosen), ("rejected", rejected), ("demonstration", demonstration)):
+        if here.any():
+            metrics[f"reward/{name}"], metrics[f"logps/{name}"] = rewards[here].mean(), logps[here].mean()
+    if chosen.any() and rejected.any():
+        metrics["reward/margin"] = metrics["reward/chosen"] - metrics["reward/rejected"]
+    pairs = rewards[rows.role == ROLE_INDEX["chosen"]], rewards[rows.role == ROLE_INDEX["rejected"]]
+    if len(pairs[0]):
+        metrics["reward/accuracy"] = (pairs[0] > pairs[1]).float().mean()
+    return metrics
