@@ -19,16 +19,17 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "uftlab"
 MODULES = sorted(
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
     for path in PACKAGE.rglob("*.py")
-    if path.stem != "__init__"
+    if path.stem != "__init__" or path.parent.name == "losses"
 )
 CONDA_NAMES = {"pytorch": "torch"}  # where conda-forge calls a package of PyPI something else
 
 # A module may import what stands before it: the list of design.md, with the modules that came since in their places.
 LAYERS = """
-errors feedback wording instructions world models tokens logps rewards losses objectives trainer methods generation
-evaluation study workers results tuning pretrain training bandit theme figures report widgets checks
+errors feedback wording instructions world models tokens logps rewards losses.family losses.pairs losses.completions
+losses terms objectives trainer methods generation
+evaluation study cards workers results tuning pretrain training bandit theme figures report widgets checks
 exercises.implicit_reward exercises.forgetting notebooks cli
 """.split()
 
@@ -120,7 +121,8 @@ def imported(tree):
 
 
 def tree_of(module):
-    return ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
+    path = PACKAGE / module.replace(".", "/")
+    return ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text())
 
 
 def test_every_module_has_a_place_in_the_layers():

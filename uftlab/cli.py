@@ -290,7 +290,9 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-5,
     beta: Annotated[
         float | None,
-        typer.Option(help="KL strength of the implicit reward; empty: 0.03, or the loss's own default.", show_default=False),
+        typer.Option(
+            help="KL strength of the implicit reward; empty: 0.03, or the loss's own default.", show_default=False
+        ),
     ] = None,
     lora: Annotated[int, typer.Option(help="Rank of LoRA adapters; 0 trains all weights.")] = 0,
     max_length: Annotated[int, typer.Option(help="Drop rows with more tokens, with a warning; 0 keeps all.")] = 0,

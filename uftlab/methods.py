@@ -49,9 +49,14 @@ class Method:
     tuned: tuple[str, ...] = ("learning_rate", "beta")
     group: str = "paper"  # "control": what the paper did not compare; "loss": one loss of the registry alone
 
+    @property
+    def objectives(self) -> list[Objective]:
+        """The objectives of its stages, each once."""
+        return [objective_named(name) for name in dict.fromkeys(stage.objective for stage in self.stages)]
+
     def needs(self) -> dict[str, Any]:
         """What `uftlab methods --json` prints of it."""
-        objectives = list(dict.fromkeys(objective_named(s.objective) for s in self.stages))
+        objectives = self.objectives
         return {
             "name": self.name,
             "group": self.group,
