@@ -44,7 +44,10 @@ def card(method: Method) -> str:
         parts += _terms(objective)
     parts += ["## Data", *(_stage(index, method, stage) for index, stage in enumerate(method.stages))]
     parts += ["## Settings", _settings(method)]
-    parts += ["## Cost", *dict.fromkeys(line for objective in objectives for line in _cost(objective))]
+    parts += ["## Cost"]
+    for objective in objectives:
+        parts += [f"`{objective.name}`:"] if len(objectives) > 1 else []
+        parts += ["\n".join(_cost(objective))]
     parts += ["## Known failure", *(_sentence(objective.failure) for objective in objectives)]
     parts += ["## Source", *(_source(objective) for objective in objectives)]
     return "\n\n".join(parts) + "\n"
@@ -66,7 +69,8 @@ def equation_of(function: Callable) -> str:
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+    first = text[:1] if text[1:2].isupper() else text[:1].upper()  # cDPO stays cDPO
+    return first + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def _terms(objective: Objective) -> list[str]:
@@ -132,9 +136,8 @@ def _index(methods: list[Method]) -> str:
         reference = "in every step" if needs["distributions"] else "once" if needs["reference"] else "no"
         letters = " ".join(dict.fromkeys(" ".join(needs["verification"].values()).split()))
         link = f"[{method.name}]({method.name}.md)"
-        rows.append(
-            f"| {link} | {method.group} | {method.summary} | {', '.join(needs['data'])} | {reference} | {letters} |"
-        )
+        summary, data = method.summary.replace("|", "\\|"), ", ".join(needs["data"])
+        rows.append(f"| {link} | {method.group} | {summary} | {data} | {reference} | {letters} |")
     letters = "; ".join(f"{letter}: {meaning}" for letter, meaning in VERIFIED.items())
     head = ["| method | group | what it is | learns from | reference | verified |", "|---|---|---|---|---|---|"]
     intro = (

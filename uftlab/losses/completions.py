@@ -14,8 +14,9 @@ from uftlab.rewards import implicit_reward
 def sft_loss(policy_logps: Float[Tensor, "completion"]) -> Float[Tensor, "completion"]:
     """Negative log-likelihood of a demonstration, summed over its tokens.
 
-    L = -log pi(y|x). The usual token-averaged SFT is sum(L) / sum(tokens) over the batch; that division is the
-    objective's.
+    L = -log pi(y|x)
+
+    The usual token-averaged SFT is sum(L) / sum(tokens) over the batch; that division is the objective's.
 
     Args:
         policy_logps: log pi(y | x), summed over completion tokens, in nats.
@@ -29,7 +30,9 @@ def sft_loss(policy_logps: Float[Tensor, "completion"]) -> Float[Tensor, "comple
 def dft_loss(policy_token_logps: Float[Tensor, "completion pos"]) -> Float[Tensor, "completion"]:
     """Dynamic fine-tuning: each token's likelihood weighted by its own probability (Wu et al. 2025, arXiv 2508.05629).
 
-    L = -sum_t sg(p_t) log p_t, where sg lets no gradient through: the gradient is that of -sum_t p_t.
+    L = -sum_t sg(p_t) log p_t
+
+    sg lets no gradient through, so the gradient is that of -sum_t p_t.
 
     Args:
         policy_token_logps: log pi of each token in nats, 0 at padding.
@@ -45,7 +48,9 @@ def kl_sft_loss(
 ) -> Float[Tensor, "completion"]:
     """SFT held near the reference by a KL term at the completion's positions (a common control, no one paper's).
 
-    L = -log pi(y|x) + lambda sum_t KL(pi || pi_ref), exact over the vocabulary at each position.
+    L = -log pi(y|x) + lambda sum_t KL(pi || pi_ref)
+
+    The KL is exact, over the vocabulary at each position.
 
     Args:
         kl: KL(pi || pi_ref) summed over the completion's tokens, in nats.
@@ -61,7 +66,9 @@ def asft_loss(
 ) -> Float[Tensor, "completion"]:
     """Anchored SFT: DFT plus a KL term (Zhu et al. 2025, arXiv 2509.23753; the authors' code).
 
-    L = -sum_t sg(p_t) log p_t + lambda sum_t KL(pi_ref || pi): the other direction than `kl_sft_loss`.
+    L = -sum_t sg(p_t) log p_t + lambda sum_t KL(pi_ref || pi)
+
+    The KL term has the other direction than in `kl_sft_loss`.
 
     Args:
         kl: KL(pi_ref || pi) summed over the completion's tokens, in nats.
@@ -85,9 +92,9 @@ def var_loss(
 ) -> Float[Tensor, "completion"]:
     """Variational alignment with re-weighting: SFT weighted by the reward (Du et al. 2025, arXiv 2502.11026).
 
-    L = -w log pi(y|x),  w = e^(R / lambda) / Z: the optimum pi_ref e^(R / lambda) / Z as a target for SFT.
+    L = -w log pi(y|x),  w = e^(R / lambda) / Z
 
-    The weights are right for completions drawn from the reference. A summary of the paper prints a further factor
+    This is SFT towards the optimum pi_ref e^(R / lambda) / Z. The weights are right for completions drawn from the reference. A summary of the paper prints a further factor
     pi_ref(y|x), which would count the reference twice there and favour short completions; it is left out. Z belongs
     to a prompt; one completion per prompt cannot give it, so it is estimated over the batch.
 

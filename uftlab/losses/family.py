@@ -183,7 +183,9 @@ def apo_zero_loss(
 ) -> Float[Tensor, "pair"]:
     """Anchored preference optimisation, "zero" (D'Oosterlinck et al. 2024, arXiv 2408.06266, Eq. 7).
 
-    L = (1 - sigma(r_chosen)) + sigma(r_rejected): up with the chosen, down with the rejected, each by itself.
+    L = (1 - sigma(r_chosen)) + sigma(r_rejected)
+
+    Up with the chosen, down with the rejected, each by itself.
 
     Returns:
         Loss of each pair. 1 where policy equals reference.
@@ -278,8 +280,9 @@ def minor_sft_loss(
 ) -> Float[Tensor, "completion"]:
     """MinorSFT: SFT whose weight falls as the demonstration becomes likelier (Xie et al. 2024, arXiv 2408.10642).
 
-    L = -2 / (beta n) log sigma(beta * logratio), so that -dL/dlog pi = (2 / n) sigma(-r): that of token-averaged
-    SFT at the reference, less beyond it. Some libraries drop the factor 2 / (beta n); the gradient above, as a
+    L = -2 / (beta n) log sigma(r),  r = beta * logratio
+
+    So -dL/dlog pi = (2 / n) sigma(-r): that of token-averaged SFT at the reference, less beyond it. Some libraries drop the factor 2 / (beta n); the gradient above, as a
     summary of the paper prints it, fixes it. But for the factor this is UFT with cross-entropy on demonstrations.
 
     Args:

@@ -47,7 +47,9 @@ def ipo_loss(
 ) -> Float[Tensor, "pair"]:
     """Identity preference optimisation on sums, as the paper prints it (Azar et al. 2023, arXiv 2310.12036, Eq. 17).
 
-    L = (logratio_chosen - logratio_rejected - 1 / (2 beta))^2: pulls the difference to a finite target.
+    L = (logratio_chosen - logratio_rejected - 1 / (2 beta))^2
+
+    The difference is pulled to a finite target, from both sides.
 
     Args:
         beta: the paper's tau. The target is 5 nats at beta 0.1, whatever the lengths.
@@ -212,9 +214,9 @@ def prefix_masked_cdpo_loss(
 ) -> Float[Tensor, "pair"]:
     """The preference part of the joint SFT+DPO objective: cDPO that does not see the tokens both sides share.
 
-    L = cDPO on log pi(y | x) summed over the tokens after the shared prefix (Yin et al. 2025, arXiv 2503.01461).
+    L = -(1 - epsilon) log sigma(margin) - epsilon log sigma(-margin),  sums over the tokens after the shared prefix
 
-    A shared prefix has the same log-probability on both sides, so it cancels in the margin, in value and in
+    Yin et al. 2025 (Marco-o1 v2), arXiv 2503.01461. A shared prefix has the same log-probability on both sides, so it cancels in the margin, in value and in
     gradient: without dropout the mask changes nothing but rounding. For the same reason the reference
     may come as sums over whole completions.
 
