@@ -94,9 +94,10 @@ def var_loss(
 
     L = -w log pi(y|x),  w = e^(R / lambda) / Z
 
-    This is SFT towards the optimum pi_ref e^(R / lambda) / Z. The weights are right for completions drawn from the reference. A summary of the paper prints a further factor
-    pi_ref(y|x), which would count the reference twice there and favour short completions; it is left out. Z belongs
-    to a prompt; one completion per prompt cannot give it, so it is estimated over the batch.
+    This is SFT towards the optimum pi_ref e^(R / lambda) / Z. The weights are right for completions drawn from the
+    reference. A summary of the paper prints a further factor pi_ref(y|x), which would count the reference twice
+    there and favour short completions; it is left out. Z belongs to a prompt; one completion per prompt cannot
+    give it, so it is estimated over the batch.
 
     Args:
         temperature: lambda; small trusts the scores, large is SFT on everything.

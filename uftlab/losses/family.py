@@ -282,8 +282,9 @@ def minor_sft_loss(
 
     L = -2 / (beta n) log sigma(r),  r = beta * logratio
 
-    So -dL/dlog pi = (2 / n) sigma(-r): that of token-averaged SFT at the reference, less beyond it. Some libraries drop the factor 2 / (beta n); the gradient above, as a
-    summary of the paper prints it, fixes it. But for the factor this is UFT with cross-entropy on demonstrations.
+    So -dL/dlog pi = (2 / n) sigma(-r): that of token-averaged SFT at the reference, less beyond it. Some libraries
+    drop the factor 2 / (beta n); the gradient above, as a summary of the paper prints it, fixes it. But for the
+    factor this is UFT with cross-entropy on demonstrations.
 
     Args:
         lengths: tokens of each completion.

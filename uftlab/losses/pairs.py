@@ -216,9 +216,9 @@ def prefix_masked_cdpo_loss(
 
     L = -(1 - epsilon) log sigma(margin) - epsilon log sigma(-margin),  sums over the tokens after the shared prefix
 
-    Yin et al. 2025 (Marco-o1 v2), arXiv 2503.01461. A shared prefix has the same log-probability on both sides, so it cancels in the margin, in value and in
-    gradient: without dropout the mask changes nothing but rounding. For the same reason the reference
-    may come as sums over whole completions.
+    Yin et al. 2025 (Marco-o1 v2), arXiv 2503.01461. A shared prefix has the same log-probability on both sides, so it
+    cancels in the margin, in value and in gradient: without dropout the mask changes nothing but rounding. For the
+    same reason the reference may come as sums over whole completions.
 
     Args:
         policy_chosen_token_logps: log pi of each token in nats, 0 at padding.
