@@ -1,0 +1,179 @@
+"""The newer losses by hand, and what each gets wrong when written carelessly. The older ones are in test_losses."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from uftlab import losses
+
+E = math.e
+
+
+def t(*values, dtype=torch.float64):
+    return torch.tensor(values, dtype=dtype)
+
+
+def sigma(x):
+    return 1 / (1 + math.exp(-x))
+
+
+# Four sums of one pair (policy chosen, policy rejected, reference chosen, reference rejected): log-ratios +2 and -2.
+PAIR = (t(-8.0), t(-12.0), t(-10.0), t(-10.0))
+FELL = (t(-12.0), t(-15.0), t(-10.0), t(-10.0))  # log-ratios -2 and -5: the margin grows, the chosen falls
+N4, N2 = t(4.0), t(2.0)  # lengths
+
+BY_HAND = {
+    # beta 0.5: margin 2; (1 - 0.1) log(1 + e^-2) + 0.1 log(1 + e^2)
+    "cdpo": (losses.cdpo_loss(*PAIR, 0.5, 0.1), 0.9 * math.log1p(math.exp(-2)) + 0.1 * math.log1p(math.exp(2))),
+    # (4 - 1 / (2 * 0.25))^2 = (4 - 2)^2
+    "ipo": (losses.ipo_loss(*PAIR, 0.25), 4.0),
+    # (2/4 + 2/2 - 1)^2
+    "ipo, means": (losses.ipo_mean_loss(*PAIR, N4, N2, 0.5), 0.25),
+    # means -log 2 (odds 1) and -log 4 (odds 1/3): log 2 + 0.5 log(1 + 1/3)
+    "orpo": (
+        losses.orpo_loss(t(-4 * math.log(2)), t(-2 * math.log(4)), N4, N2, 0.5),
+        math.log(2) + 0.5 * math.log(4 / 3),
+    ),
+    # 2 (-2 + 6) - 1 = 7
+    "simpo": (losses.simpo_loss(t(-8.0), t(-12.0), N4, N2, 2.0, 1.0), math.log1p(math.exp(-7))),
+    "dpop, chosen above the reference": (losses.dpop_loss(*PAIR, 0.5, 7.0), math.log1p(math.exp(-2))),
+    # 0.5 (-2 + 5 - 3 * 2) = -1.5
+    "dpop, chosen below": (losses.dpop_loss(*FELL, 0.5, 3.0), math.log1p(math.exp(1.5))),
+    # 0.5 (4 - 0.5 (3 - 1)) = 1.5
+    "tdpo": (losses.tdpo_loss(*PAIR, t(1.0), t(3.0), 0.5, 0.5), math.log1p(math.exp(-1.5))),
+    "apo-zero": (losses.apo_zero_loss(*PAIR, 0.5), 2 * (1 - sigma(1.0))),
+    # rewards 1 and -1, shift 0.5
+    "bco": (losses.bco_loss(*PAIR, 0.5, torch.tensor(0.5)), math.log1p(math.exp(-0.5)) + math.log1p(math.exp(-1.5))),
+    "una-pair, squared error": (losses.una_pair_loss(*PAIR, 0.5, losses.squared_error), (1 - sigma(2.0)) ** 2),
+    "una, absolute error": (losses.una_absolute_error_loss(PAIR[0], PAIR[2], t(0.25), 0.5), sigma(1.0) - 0.25),
+    # 2 / (0.5 * 4) log(1 + e^-1)
+    "minor-sft": (losses.minor_sft_loss(PAIR[0], PAIR[2], N4, 0.5), math.log1p(math.exp(-1))),
+    # one token of probability 1/2, one of 1/4, one of padding
+    "dft": (losses.dft_loss(t(-math.log(2), -math.log(4), 0.0)[None]), 0.5 * math.log(2) + 0.25 * math.log(4)),
+    "kl-sft": (losses.kl_sft_loss(t(-3.0), t(2.0), 0.25), 3.5),
+    "asft": (losses.asft_loss(t(-math.log(2))[None], t(2.0), 0.25), 0.5 * math.log(2) + 0.5),
+    # beta 1: log Z = log(e - 1); log-ratio 2
+    "qrpo": (losses.qrpo_loss(PAIR[0], PAIR[2], t(0.75), 1.0), (0.75 - math.log(E - 1) - 2) ** 2),
+    # prefix of one token out of two: only the second token counts, log-ratios 1.5 and 0
+    "joint": (
+        losses.prefix_masked_cdpo_loss(
+            t(-1.0, -0.5)[None], t(-1.0, -2.0)[None], torch.tensor([[True, False]]), t(-2.0), t(-2.0), 1.0, 0.0
+        ),
+        math.log1p(math.exp(-1.5)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("found", "expected"), BY_HAND.values(), ids=list(BY_HAND))
+def test_by_hand(found, expected):
+    assert_close(found, t(expected))
+
+
+def test_var_by_hand():
+    """Scores 0 and 1 at temperature 1: Z = (1 + e) / 2, weights 2 / (1 + e) and 2 e / (1 + e)."""
+    found = losses.var_loss(t(-3.0, -5.0), t(0.0, 1.0), 1.0)
+    assert_close(found, t(6 / (1 + E), 10 * E / (1 + E)))
+    assert_close(losses.var_weights(t(0.3, 0.9, 0.5), 0.01).mean().item(), 1.0)  # e^90 and no overflow
+
+
+def test_bco_shift_is_the_mean_reward_of_both_sides_without_gradient():
+    """Means 2 and -1: 0.5."""
+    rewards = t(1.0, 3.0).requires_grad_()
+    assert losses.bco_shift(rewards, t(-1.0, -1.0)).item() == 0.5
+    assert not losses.bco_shift(rewards, rewards).requires_grad
+
+
+def test_log1mexp_by_hand_and_where_the_naive_form_fails():
+    """log(1 - 1/2) = -log 2; at -1e-10 the naive form in float32 is log(0)."""
+    assert_close(losses.log1mexp(t(-math.log(2))), t(-math.log(2)))
+    tiny = torch.tensor([-1e-10])
+    assert torch.isinf(torch.log(1 - torch.exp(tiny)))
+    assert_close(losses.log1mexp(tiny), torch.tensor([math.log(1e-10)]))
+    assert_close(losses.log1mexp(t(-50.0)), t(-math.exp(-50)))
+
+
+@pytest.mark.parametrize(("beta", "expected"), [(1.0, math.log(E - 1)), (0.1, math.log(0.1) + 10), (0.01, None)])
+def test_log_partition_of_quantiles(beta, expected):
+    """beta 1: log(e - 1) = 0.541. At 0.01 e^100 overflows float32; the answer is 100 - log 100."""
+    expected = 100 - math.log(100) if expected is None else expected
+    assert losses.log_partition_of_quantiles(beta) == pytest.approx(expected, abs=1e-4)
+    if beta >= 0.1:
+        grid = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+        assert losses.log_partition_of_quantiles(beta) == pytest.approx(
+            (grid / beta).exp().mean().log().item(), abs=1e-6
+        )
+
+
+def test_the_shortcut_for_qrpos_partition_is_only_right_for_small_beta():
+    """The authors' code has log beta + 1 / beta: right to 1e-4 at beta 0.1, 0.459 too much at beta 1."""
+    for beta, error in ((0.1, 0.0), (1.0, 0.459)):
+        assert math.log(beta) + 1 / beta - losses.log_partition_of_quantiles(beta) == pytest.approx(error, abs=1e-3)
+
+
+# -------------------------------------------------------------------- gradients of what is held or stopped
+
+
+HELD = {
+    "kto": lambda x: losses.kto_loss(
+        x, t(-4.0, -9.0), t(1.0, 0.0), torch.tensor(1.5, dtype=torch.float64), 0.3, 2.0, 3.0
+    ),
+    "bco": lambda x: losses.bco_loss(x, x.flip(0), t(-4.0, -9.0), t(-3.0, -2.0), 0.3, torch.tensor(0.2).double()),
+    "tdpo, sums": lambda x: losses.tdpo_loss(x, x.flip(0), t(-4.0, -9.0), t(-3.0, -2.0), t(1.0, 2.0), t(0.5, 3.0), 0.3),
+    "tdpo, KL of the rejected": lambda x: losses.tdpo_loss(
+        t(-1.0, -2.0), t(-5.0, -4.0), t(-4.0, -9.0), t(-3.0, -2.0), t(1.0, 2.0), x, 0.3
+    ),
+    "orpo": lambda x: losses.orpo_loss(x, x.flip(0) * 2, t(4.0, 3.0), t(2.0, 5.0), 0.7),
+    "asft, KL": lambda x: losses.asft_loss(t(-1.0, -2.0)[:, None], x, 0.3),
+}
+
+
+@pytest.mark.parametrize("loss", HELD.values(), ids=list(HELD))
+def test_gradient_agrees_with_finite_differences_with_the_rest_held(loss):
+    assert torch.autograd.gradcheck(loss, (t(-2.5, -7.0).requires_grad_(),))
+
+
+def test_dft_has_the_gradient_of_the_summed_probabilities():
+    """d/dx of -sg(p) log p is -p, that of -p."""
+    x = t(-2.5, -0.1)[None].requires_grad_()
+    losses.dft_loss(x).sum().backward()
+    assert_close(x.grad, -x.detach().exp())
+
+
+def test_tdpo_lets_no_gradient_through_the_kl_of_the_chosen():
+    """With it, the policy would be pulled away from the reference on the chosen side."""
+    chosen, rejected = t(1.0).requires_grad_(), t(1.0).requires_grad_()
+    losses.tdpo_loss(*PAIR, chosen, rejected, 0.5).sum().backward()
+    assert chosen.grad is None and rejected.grad.item() > 0
+
+
+def test_orpo_has_no_gradient_in_the_odds_beyond_the_clamp_but_keeps_its_likelihood_term():
+    """Probability 1 on the chosen side: only -m is left, with gradient -1 / n."""
+    chosen = torch.tensor([0.0], requires_grad=True)
+    losses.orpo_loss(chosen, torch.tensor([-9.0]), torch.tensor([4.0]), torch.tensor([3.0]), 1.0).sum().backward()
+    assert_close(chosen.grad, torch.tensor([-0.25]))
+
+
+def test_simpos_margin_is_not_multiplied_by_beta():
+    """At equal means the loss is log(1 + e^gamma) whatever beta: others write gamma / beta inside the bracket."""
+    for beta in (1.0, 10.0):
+        assert_close(losses.simpo_loss(t(-8.0), t(-4.0), N4, N2, beta, 1.5), t(math.log1p(math.exp(1.5))))
+
+
+def test_dpops_penalty_stands_inside_the_sigmoid():
+    """Outside, it would go on growing where the preference is long satisfied: lambda 3, log-ratio -2 would add 6."""
+    well_separated = (t(-12.0), t(-100.0), t(-10.0), t(-10.0))
+    assert losses.dpop_loss(*well_separated, 1.0, 3.0).item() < 1e-12
+
+
+def test_cdpo_is_lowest_at_a_finite_margin():
+    """epsilon 0.1: the gradient vanishes at margin log 9, and DPO's does not."""
+    policy = (t(math.log(9)) - 10).requires_grad_()
+    losses.cdpo_loss(policy, *PAIR[3:], *PAIR[3:], *PAIR[3:], 1.0, 0.1).sum().backward()
+    assert abs(policy.grad.item()) < 1e-12
+
+
+def test_var_without_a_factor_of_the_reference():
+    """Equal scores: all weights are 1, however likely the reference finds a completion; it is SFT."""
+    assert_close(losses.var_loss(t(-2.0, -60.0), t(0.4, 0.4), 0.5), t(2.0, 60.0))
