@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from uftlab import cli, study, training, workers
 from uftlab.cli import app
-from uftlab.methods import METHODS
+from uftlab.methods import METHODS, all_methods
 from uftlab.models import TINY, tiny_config, tiny_tokenizer
 from uftlab.results import HEADLINES
 from uftlab.world import World, pairs
@@ -87,14 +87,34 @@ def test_every_command_has_an_example_in_its_help_that_parses(name):
 
 def test_methods_as_json_and_as_a_table():
     rows = json.loads(uftlab("methods", "--json").stdout)
-    assert [row["name"] for row in rows] == list(METHODS)
+    assert [row["name"] for row in rows] == list(all_methods())
     kto = next(row for row in rows if row["name"] == "sft-then-kto")
     assert kto["eats"] == ["demonstrations", "feedback"] and kto["reference"] and kto["extra_forwards"]
-    assert all(f" {name} " in uftlab("methods").stdout for name in METHODS)  # whole, to be copied
+    shown = uftlab("methods").stdout
+    assert all(f" {name} " in shown for name in all_methods())  # whole, to be copied
+
+
+def test_methods_writes_its_cards_into_a_folder(tmp_path):
+    assert uftlab("methods", "--cards", tmp_path / "cards").exit_code == 0
+    assert (tmp_path / "cards" / "dpo.md").is_file() and (tmp_path / "cards" / "README.md").is_file()
 
 
 def test_method_names_are_safe_in_a_shell():
-    assert all(shlex.quote(name) == name for name in METHODS)
+    assert all(shlex.quote(name) == name for name in all_methods())
+
+
+def test_all_methods_of_a_run_or_a_sweep_are_those_of_the_study(monkeypatch, tmp_path):
+    """`make run` has eight minutes; the losses alone come only by name."""
+    named = []
+
+    def stopped(trials, *args):
+        named.extend(t.method for t in trials)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run_with_progress", stopped)
+    uftlab("run", "--profile", "smoke", "--seeds", "0", "--out", tmp_path)
+    assert named == list(METHODS)
+    assert "groups paper and control" in " ".join(uftlab("run", "--help").stdout.replace("│", " ").split())
 
 
 # ------------------------------------------------------------------------------------------ refusals of a study
