@@ -81,9 +81,11 @@ def run(
     trials = list(dict.fromkeys(study.trial(name, seed, chosen) for seed in numbers for name in names))
     _run_with_progress(trials, folder, workers, _estimate(trials, profile))
     stored = [json.loads(t.path(folder).read_text()) for t in trials]
-    untuned = ",".join(dict.fromkeys(t["method"] for t in stored if not t.get("tuned", True)))
+    untuned = dict.fromkeys(t["method"] for t in stored if not t.get("tuned", True))
     if untuned:
-        line = f"not tuned, defaults of the registry: {untuned}. `uftlab sweep --methods {untuned}` tunes them."
+        line = (
+            f"not tuned, with the registry's defaults: {', '.join(untuned)}. `uftlab sweep --methods NAME` tunes one."
+        )
         console.print(line, highlight=False, soft_wrap=True)
     frame = results.tidy(stored)
     frame.to_csv(folder / "results.csv", index=False)

@@ -170,8 +170,9 @@ _ALL = (
     ),
     Objective(
         "cdpo", (_on_pairs(losses.cdpo_loss, "beta", "label_smoothing"),), "DPO that expects some labels to be flipped",
-        "Mitchell 2023, cdpo.pdf", {**_BETA, "label_smoothing": 0.1}, verified="P",
-        note="The note itself could not be read; its Eq. 3 is in the author's DPO code, which an issue there quotes.",
+        "Mitchell 2023, cdpo.pdf", {**_BETA, "label_smoothing": 0.1}, verified="P T",
+        note="Eq. 3 is in the author's DPO code, as an issue there quotes it, and in TRL's CPO trainer; TRL's DPO "
+        "trainer ignores the smoothing.",
         failure="noise that is not symmetric moves the target; " + _MARGIN,
     ),
     Objective(
