@@ -4,13 +4,14 @@ import gc
 import json
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 from trials import TINY
 from typer.testing import CliRunner
 
-from uftlab import study, tuning
+from uftlab import figures, study, tuning
 from uftlab.cli import app
 from uftlab.errors import InputError
 from uftlab.evaluation import Evaluator
@@ -143,6 +144,14 @@ def test_each_loss_moves_the_weights_elsewhere_but_for_those_that_are_the_same(e
     digests = {name: result["metrics"]["digest"] for name, result in everything.items()}
     same = {frozenset(n for n in digests if digests[n] == digest) for digest in digests.values()}
     assert {group for group in same if len(group) > 1} <= {frozenset({"dpo", "una-pair"})}
+
+
+def test_losses_alone_get_a_colour_of_their_own_in_the_figure_and_studies_without_them_do_not():
+    rows = [
+        {"method": m, "metric": "truth/mc2", "mean": 0.5, "low": 0.4, "high": 0.6} for m in ("sft", "replay", "dpo")
+    ]
+    assert [t.name for t in figures.skills(pd.DataFrame(rows), ["truth/mc2"]).data][2] == "one loss alone"
+    assert len(figures.skills(pd.DataFrame(rows[:2]), ["truth/mc2"]).data) == 2
 
 
 # ------------------------------------------------------------------------------------------ refusals

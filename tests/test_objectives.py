@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from uftlab import losses
 from uftlab.errors import InputError
-from uftlab.objectives import LEADING_ROLE, OBJECTIVES, VERIFIED, Rows, batch_metrics, objective_named
+from uftlab.objectives import LEADING_ROLE, OBJECTIVES, VERIFIED, Positions, Rows, batch_metrics, objective_named
 from uftlab.tokens import ROLE_INDEX, Completion, collate
 
 BETA = {"beta": 0.1}
@@ -106,6 +106,20 @@ def test_every_term_has_a_role_and_an_equation(name):
 def test_una_is_registered_with_three_distances_for_labels_and_for_scores():
     assert len(losses.DISTANCES) == 3
     assert len([name for name in OBJECTIVES if name.startswith(("una-score", "una-binary"))]) == 6
+
+
+@pytest.mark.parametrize("name", [n for n, o in OBJECTIVES.items() if not o.distributions])
+def test_a_loss_can_be_looked_at_without_a_model(name):
+    """Sums alone, spread evenly over 4 tokens: finite, with a gradient, whatever the objective reads of them."""
+    objective = OBJECTIVES[name]
+    roles = sorted(objective.roles, key=list(ROLE_INDEX).index) * 2
+    policy = torch.linspace(-9, -3, len(roles)).requires_grad_()
+    role = torch.tensor([ROLE_INDEX[r] for r in roles])
+    rows = Rows(policy, policy.detach() - 1, torch.linspace(0, 1, len(roles)).round(), role, Positions.even(policy, 4))
+    batch = {"completion_mask": torch.ones(len(roles), 4, dtype=torch.bool), "role": role}
+    loss = objective.loss(rows, objective.with_defaults({}), objective.counts(batch))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(policy.grad).all() and policy.grad.any()
 
 
 def test_single_tokens_are_asked_for_by_name():

@@ -42,6 +42,16 @@ class Positions:
     policy_logits: Float[Tensor, "completion pos vocabulary"] | None = None
     reference_logits: Float[Tensor, "completion pos vocabulary"] | None = None
 
+    @classmethod
+    def even(cls, policy_logps: Float[Tensor, "completion"], tokens: int) -> Positions:
+        """Sums spread evenly over `tokens` positions, for looking at a loss without a model; no full distributions.
+
+        No two completions have a token in common, so no prefix is shared.
+        """
+        shape = (len(policy_logps), tokens)
+        ids = torch.arange(len(policy_logps))[:, None].expand(shape)
+        return cls(ids, torch.ones(shape, dtype=torch.bool), (policy_logps / tokens)[:, None].expand(shape))
+
     def of(self, here: Bool[Tensor, "completion"]) -> Positions:
         """The rows where `here` is True."""
         logits = (None if x is None else x[here] for x in (self.policy_logits, self.reference_logits))
