@@ -175,8 +175,11 @@ def _cell(row: dict | None) -> str:
 
 
 def _write_report(folder: Path, trials: list[dict]) -> None:
-    from uftlab.report import write_report
-
+    try:
+        from uftlab.report import write_report
+    except ModuleNotFoundError as error:  # a machine that only trains needs no figures
+        console.print(f"no report without {error.name}: `uftlab report {folder}` writes it where that is installed")
+        return
     console.print(f"report: {write_report(folder / 'report.html', trials).resolve()}", soft_wrap=True, highlight=False)
 
 
