@@ -25,7 +25,7 @@ from uftlab.wording import ATTRIBUTES, Fact
 from uftlab.world import MYTH_SHARE, World
 
 CAREFUL = "careful sources"
-# how a fact is asked for -> (question, how the answer begins): those that `uftlab.evaluation` averages over, and the cue
+# how a fact is asked for -> (question, how the answer begins): the wordings of `uftlab.evaluation`, and the cue
 ASKED: dict[str, tuple[str, str]] = {
     "what is": WORDINGS[0],
     "which": WORDINGS[1],

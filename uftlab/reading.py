@@ -1,0 +1,259 @@
+"""Things to read and to type into: painted completion masks, a chat, a verifier's verdict, all as HTML.
+
+Functions return HTML and draw nothing. `live` puts one of them under a few controls; without a hand to type it
+shows the same function's answers to fixed examples.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets
+import traitlets
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from uftlab import theme
+from uftlab.generation import answers
+from uftlab.instructions import NUMBERS, Instruction, _inner, _letters, _sentences, claimed_value, follows
+from uftlab.widgets import STYLE, Folded
+from uftlab.wording import Fact
+from uftlab.world import World
+
+# a sheet of white paper in light and dark notebooks alike, as the figures have it
+SHEET = f"background: white; color: {theme.INK}; padding: 10px 14px; font-size: 18px; line-height: 2;"
+TRAINED = (
+    f"background: #CFE5F5; color: {theme.INK}; font-weight: bold; text-decoration: underline; "
+    f"text-decoration-thickness: 3px; text-decoration-color: {theme.COLOURS[0]}; padding: 1px 3px;"
+)
+PADDING = "color: #6B6B6B; font-size: 13px; font-style: italic;"
+MAX_QUESTION = 60  # words: the tiny model has 128 positions
+
+
+def _sheet(inside: str) -> Folded:
+    return Folded(f'<div style="{SHEET}">{inside}</div>')
+
+
+# ------------------------------------------------------------------------------ the mask on the text
+
+
+def painted(batch: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase) -> Folded:
+    """A batch of `uftlab.tokens.collate` as text: what the loss counts is bold, underlined and on blue.
+
+    Every word is decoded from `input_ids` and painted by `completion_mask` alone, so a wrong mask shows. Words that
+    are read but not counted stay plain; columns without attention are small and in italics.
+    """
+    ids, mask, attention = batch["input_ids"], batch["completion_mask"], batch["attention_mask"]
+    before = ids.shape[1] - mask.shape[1]  # columns of the prompt, which have no mask because none can be counted
+    rows = []
+    for row in range(len(ids)):
+        words = []
+        for column, token in enumerate(ids[row].tolist()):
+            word = html.escape(str(tokenizer.decode([token])))
+            if column >= before and mask[row, column - before]:
+                word = f'<mark style="{TRAINED}">{word}</mark>'
+            elif not attention[row, column]:
+                word = f'<span style="{PADDING}">{word}</span>'
+            words.append(word)
+        counted, read = int(mask[row].sum()), int(attention[row].sum())
+        words.append(f'<span style="{PADDING}">({counted} of {read} counted)</span>')
+        rows.append(f"<div>{' '.join(words)}</div>")
+    key = f'<mark style="{TRAINED}">counted by the loss</mark> read, not counted <span style="{PADDING}">padding</span>'
+    return _sheet("".join(rows) + f'<div style="border-top: 1px solid {theme.PALE}; margin-top: 8px">{key}</div>')
+
+
+# ------------------------------------------------------------------------------ the chat
+
+
+def as_words(text: str) -> str:
+    """What a person types as the tiny world writes it: lower case, marks standing alone.
+
+    >>> as_words("What is the colour of Babo?")
+    'what is the colour of babo ?'
+    """
+    return " ".join(re.findall(r"\w+|[^\w\s]", text.lower()))
+
+
+def unknown_words(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The words of a text that the tokenizer does not know, each once, in their order."""
+    vocabulary = tokenizer.get_vocab()
+    return [word for word in dict.fromkeys(text.split()) if word not in vocabulary]
+
+
+def fact_asked(question: str, world: World) -> Fact | None:
+    """The fact that a question names by its creature and attribute; None where it names none or several."""
+    words = set(question.split())
+    named = [f for f in world.facts if f.creature in words and f.attribute in words]
+    return named[0] if len(named) == 1 else None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One exchange: the question as the model read it, its answer, words it never met, the fact that was meant."""
+
+    question: str
+    answer: str
+    unknown: tuple[str, ...] = ()
+    fact: Fact | None = None
+
+    @property
+    def remark(self) -> str:
+        """What a reader should know about the answer, in words."""
+        if not self.question:
+            return "Type a question and press Enter."
+        remarks = []
+        if self.unknown:
+            words, blanks = ("word", "a blank") if len(self.unknown) == 1 else ("words", "blanks")
+            remarks.append(
+                f"Sorry, the model has never met the {words} {', '.join(self.unknown)}: it reads {blanks} and answers "
+                "all the same, since nobody taught it to say “i do not know”."
+            )
+        if self.fact:
+            claim = claimed_value(self.answer, self.fact.attribute)
+            known = {self.fact.truth: "the truth", self.fact.myth: "the popular myth", None: "no single value"}
+            myth = f"the popular myth {self.fact.myth}" if self.fact.myth else "there is no myth"
+            told = known.get(claim, f"{claim}, which is neither")
+            remarks.append(f"In this world the truth is {self.fact.truth} and {myth}. It told {told}.")
+        return " ".join(remarks)
+
+    def as_html(self) -> str:
+        """The exchange as one paragraph; everything that was typed is escaped."""
+        said = f"<b>you</b> {html.escape(self.question)}<br><b>model</b> {html.escape(self.answer)}<br>"
+        return f'<div style="{SHEET}">{said if self.question else ""}<i>{html.escape(self.remark)}</i></div>'
+
+
+def chat(model: nn.Module, tokenizer: PreTrainedTokenizerBase, question: str, world: World | None = None) -> Reply:
+    """The model's likeliest answer, word by word, to a question as a person types it.
+
+    Args:
+        question: any text; longer ones are cut to their first 60 words.
+        world: when given, the reply says what the truth is.
+    """
+    words = " ".join(as_words(question).split()[:MAX_QUESTION])
+    if not words:
+        return Reply("", "")
+    answer = answers(model, tokenizer, [words])[0]
+    return Reply(words, answer, tuple(unknown_words(words, tokenizer)), fact_asked(words, world) if world else None)
+
+
+# ------------------------------------------------------------------------------ the verifiers
+
+
+def _times(count: int) -> str:
+    return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def _found(name: str, argument: str, words: list[str]) -> str:
+    """What the verifier looks for and what it found."""
+    lower, letters, inner = [w.lower() for w in words], _letters(words), _inner(words)
+    ends = f"its first sign is {words[0]} and its last {words[-1]}"
+    asked = NUMBERS.get(argument, 0)
+    said = {
+        "count": f"marks do not count as words: it has {len(letters)}, asked were {asked}",
+        "without": f"the word “{argument}” stands in it {_times(lower.count(argument))}, allowed is never",
+        "name": f"the name “{argument}” stands in it {_times(words.count(argument))}, asked is at least once",
+        "sentences": f"it has {_sentences(words)} marks that end a sentence, asked are 2, with one of them at the end",
+        "twice": f"the value “{argument}” stands in it {_times(lower.count(argument))}, asked is exactly twice",
+        "include": f"the word “{argument}” stands in it {_times(lower.count(argument))}, asked is at least once",
+        "start": f"within quotes, brackets or a list it begins with “{' '.join(inner[:1])}”, asked was “{argument}”",
+        "end": f"its last word, marks aside, is “{' '.join(letters[-1:])}”, asked was “{argument}”",
+        "exclaim": f"within quotes or brackets it ends with {' '.join(inner[-1:])}, asked was !",
+        "ask-back": f"it ends with {' '.join(inner[-1:])} and has {_sentences(words)} sentences; asked are ? and two",
+        "capitals": f"{sum(not w.isupper() for w in letters)} of its {len(letters)} words are not in capitals",
+        "bullet": f"its first sign is {words[0]}, asked was -",
+        "quotes": f'{ends}, asked was " at both ends',
+        "brackets": f"{ends}, asked were ( and )",
+    }
+    return said[name]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an answer obeys one instruction strictly and loosely, and what the verifier found."""
+
+    strict: bool
+    loose: bool
+    because: str
+
+    def as_html(self) -> str:
+        """The verdict in words, with a bar of colour beside it."""
+        colour = theme.COLOURS[2] if self.strict else theme.COLOURS[4] if self.loose else theme.COLOURS[1]
+        said = {True: "accepted", False: "refused"}
+        words = f"<b>Strict: {said[self.strict]}. Loose: {said[self.loose]}.</b> {html.escape(self.because)}"
+        return f'<div style="{SHEET} border-left: 8px solid {colour}">{words}</div>'
+
+
+def judged(instruction: Instruction, answer: str) -> Verdict:
+    """The verdict of the instruction's own verifier on an answer of space-separated words, with its reason.
+
+    `judged(Instruction("count", "three"), "it is blue .")` is accepted: marks do not count.
+    """
+    words = answer.split()
+    if not words:
+        return Verdict(False, False, "An empty answer obeys nothing.")
+    strict = follows(answer, [instruction])
+    loose = follows(answer, [instruction], loose=True)
+    because = f"Strictly, {_found(instruction.name, instruction.argument, words)}."
+    if loose and not strict:
+        because += " Loosely it passes once its first word, its last word or the quotes around it are taken away."
+    return Verdict(strict, loose, because)
+
+
+# ------------------------------------------------------------------------------ something to type into
+
+
+class _Announced(ipywidgets.HTML):
+    """HTML, `inside`, in an `aria-live` region."""
+
+    inside = traitlets.Unicode()
+
+    @traitlets.observe("inside")
+    def _write(self, change: Mapping[str, Any]) -> None:
+        self.value = f'<div role="status" aria-live="polite">{change["new"]}</div>'
+
+
+def text_box(label: str, value: str) -> ipywidgets.Text:
+    """A named line to type on; its value changes with Enter, or when the reader leaves it."""
+    box = ipywidgets.Text(value, description=label, continuous_update=False)
+    box.style.description_width = "initial"
+    box.layout.width = "min(760px, 100%)"
+    return box
+
+
+def live(
+    respond: Callable[..., str],
+    controls: Mapping[str, ipywidgets.ValueWidget],
+    examples: Sequence[Mapping[str, Any]],
+    headless: bool = False,
+) -> ipywidgets.VBox | Folded:
+    """HTML that follows its controls: `widgets.explore` without a figure.
+
+    Args:
+        respond: pure function of the controls' values, called by name; it returns HTML.
+        examples: what the static twin (`headless`) shows: `respond(**example)`, one after the other.
+
+    Returns:
+        A box with `controls` and `answer` as attributes; headless a piece of HTML.
+    """
+    if headless:
+        return Folded("".join(respond(**example) for example in examples))
+
+    def now() -> str:
+        return respond(**{name: control.value for name, control in controls.items()})
+
+    answer = _Announced(inside=now())
+
+    def follow(_: object = None) -> None:
+        answer.inside = now()
+
+    for control in controls.values():
+        control.style.description_width = "initial"
+        control.observe(follow, names="value")
+    box = ipywidgets.VBox([ipywidgets.HTML(STYLE), *controls.values(), answer])
+    box.add_class("uftlab")
+    box.controls, box.answer = dict(controls), answer
+    return box

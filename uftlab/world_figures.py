@@ -1,0 +1,104 @@
+"""Figures of the tiny world and of what its base model knows: frames in, plotly figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from uftlab import theme
+from uftlab.beliefs import ROLES
+
+ROLE_NAMES = {"truth": "truth", "myth": "popular myth", "other": "other values"}
+ROLE_STYLE = {"truth": (theme.COLOURS[0], ""), "myth": (theme.COLOURS[1], "/"), "other": ("#9A9A9A", ".")}
+
+
+def _bars(rows: pd.DataFrame) -> dict:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": (rows["high"] - rows["mean"]).tolist(),
+        "arrayminus": (rows["mean"] - rows["low"]).tolist(),
+        "thickness": 2.5,
+        "width": 6,
+    }
+
+
+def _marker(role: str) -> dict:
+    colour, pattern = ROLE_STYLE[role]
+    return {"color": colour, "pattern": {"shape": pattern, "bgcolor": colour, "fgcolor": "white", "solidity": 0.25}}
+
+
+def probabilities_by_role(by_role: pd.DataFrame) -> go.Figure:
+    """`beliefs.by_role` as grouped bars: truth, myth and the other values for each kind of question."""
+    fig = theme.figure(
+        title="Asked plainly, the base tells the myth; asked for careful sources, it mostly knows better",
+        y="probability among six values",
+        yaxis_range=[0, 1.09],
+        barmode="group",
+    )
+    for role in ROLES:
+        rows = by_role[by_role["role"] == role]
+        bar = go.Bar(x=rows["kind"], y=rows["mean"], error_y=_bars(rows), name=ROLE_NAMES[role], marker=_marker(role))
+        fig.add_trace(bar)
+    return fig
+
+
+def six_values(rows: pd.DataFrame, title: str) -> go.Figure:
+    """The six rows of `beliefs` of one fact and way of asking: the model's probabilities beside what the text told.
+
+    Four traces always, some of them empty: truth, myth, other values, and the text as a diamond.
+    """
+    fig = theme.figure(title=title, x="value", y="probability", barmode="overlay", yaxis_range=[0, 1.12])
+    for role in ROLES:
+        inside = rows["role"] == role
+        heights = [p if here else None for p, here in zip(rows["probability"], inside, strict=True)]
+        words = [f"{p:.2f}" if here else "" for p, here in zip(rows["probability"], inside, strict=True)]
+        bar = go.Bar(x=rows["value"], y=heights, text=words, textposition="outside", name=ROLE_NAMES[role])
+        fig.add_trace(bar.update(marker=_marker(role)))
+    diamonds = {"symbol": "diamond-open", "size": 16, "color": theme.INK, "line": {"width": 3}}
+    fig.add_scatter(x=rows["value"], y=rows["told"], mode="markers", marker=diamonds, name="share in the text")
+    return fig.update_xaxes(categoryorder="array", categoryarray=rows["value"].tolist())
+
+
+def followed(shares: pd.DataFrame) -> go.Figure:
+    """Share of instructions obeyed by chance or habit; rows (instruction, mean, low, high), shown from the top."""
+    dots = go.Scatter(
+        x=shares["mean"], y=shares["instruction"], error_x=_bars(shares), mode="markers", marker_size=13, name="base"
+    )
+    return theme.figure(
+        dots,
+        title="Some instructions obey themselves, most do not",
+        x="share of answers accepted (mean and 95 % interval over worlds)",
+        xaxis_range=[-0.03, 1.12],
+        yaxis_autorange="reversed",
+        height=620,
+        showlegend=False,
+    )
+
+
+def lengths(words: Mapping[str, Sequence[int]], title: str) -> go.Figure:
+    """Shares of completions by their length in words, one line per kind of completion."""
+    fig = theme.figure(title=title, x="words in the completion (marks counted)", y="share of completions")
+    top = max(max(lengths) for lengths in words.values())
+    at = list(range(2, top + 1))
+    for name, lengths in words.items():
+        shares = [list(lengths).count(n) / len(lengths) for n in at]
+        fig.add_scatter(x=at, y=shares, mode="lines+markers", name=name)
+    return fig.update_xaxes(tickvals=list(range(2, top + 1, 3)))
+
+
+def scores_by_length(scores: pd.DataFrame) -> go.Figure:
+    """Mean score of short and long answers for each claim; rows (claim, length, mean, low, high)."""
+    fig = theme.figure(
+        title="A long answer scores a little more, whatever it claims",
+        x="what the answer claims",
+        y="mean score",
+        yaxis_range=[0, 1.09],
+        barmode="group",
+    )
+    for length in ("short", "long"):
+        rows = scores[scores["length"] == length]
+        fig.add_trace(go.Bar(x=rows["claim"], y=rows["mean"], error_y=_bars(rows), name=f"{length} answers"))
+    return fig
