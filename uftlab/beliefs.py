@@ -6,6 +6,7 @@ answer is begun for the model ("it is ..."), the next word is the value, and the
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -17,7 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from uftlab import wording
 from uftlab.evaluation import WORDINGS
-from uftlab.logps import completion_logits
+from uftlab.feedback import from_rows
+from uftlab.generation import answers
+from uftlab.instructions import VERIFIERS, Instruction, follows
+from uftlab.logps import completion_logits, completion_logps
 from uftlab.models import evaluation_mode
 from uftlab.results import interval
 from uftlab.tokens import Completion, Tokens, collate
@@ -102,6 +106,11 @@ def beliefs(
     return pd.DataFrame(frames, columns=columns)
 
 
+def likeliest(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `beliefs` that a greedy answer would say: of six values the one with the highest probability."""
+    return frame.sort_values("probability").drop_duplicates(["world", "creature", "attribute", "asked"], keep="last")
+
+
 # What is asked -> which rows of `beliefs`
 KINDS = {
     "plain facts": lambda f: f[~f["myth-ridden"] & (f["asked"] != CAREFUL)],
@@ -124,3 +133,50 @@ def by_role(frame: pd.DataFrame) -> pd.DataFrame:
             values = (total.reindex(asked.index, fill_value=0.0) / asked).tolist()
             rows.append({"kind": kind, "role": role, **asdict(interval(values))})
     return pd.DataFrame(rows)
+
+
+def whole_answers(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], true_wording: str, false_wording: str
+) -> dict[str, float]:
+    """The wrong way to count myths: the share of facts on which a whole true answer is likelier than a whole false one.
+
+    Both answers are worded by templates with `{v}`. With a short wording for the truth and a long one for the myth
+    the "sum" of log-probabilities says nearly 1, the other way round nearly 0, and the "mean per token" the reverse.
+
+    Args:
+        facts: myth-ridden ones.
+    """
+
+    def batch_of(template: str, values: Sequence[str | None]) -> dict[str, Tensor]:
+        rows = [
+            {"prompt": f.fill(wording.QUESTIONS[0]), "completion": f.fill(template, str(v))}
+            for f, v in zip(facts, values, strict=True)
+        ]
+        return collate(Tokens(tokenizer).examples(from_rows(rows)), tokenizer.pad_token_id)
+
+    true = batch_of(true_wording, [f.truth for f in facts])
+    false = batch_of(false_wording, [f.myth for f in facts])
+    with torch.no_grad(), evaluation_mode(model):
+        summed = [completion_logps(model, batch) for batch in (true, false)]
+    means = [logps / batch["completion_mask"].sum(-1) for logps, batch in zip(summed, (true, false), strict=True)]
+    scored = {"sum": summed, "mean per token": means}
+    return {how: (first > second).double().mean().item() for how, (first, second) in scored.items()}
+
+
+def obeyed(
+    world: World, model: nn.Module, tokenizer: PreTrainedTokenizerBase, per_instruction: int = 60, seed: int = 0
+) -> pd.DataFrame:
+    """Share of greedy answers that obey each instruction strictly, asked alone and of plain facts of the test split.
+
+    Rows (world, instruction, share), one for each of the 14 verifiers.
+    """
+    rng, prompts, asked = random.Random(f"uftlab obeyed {seed}"), [], []
+    for name, verifier in VERIFIERS.items():
+        for fact in world.facts_of("test", myths=False)[:per_instruction]:
+            argument = rng.choice(verifier.arguments).format(creature=fact.creature, truth=fact.truth)
+            asked.append(Instruction(name, argument))
+            prompts.append(f"{wording.draw_question(fact, rng)} {asked[-1].draw_wording(rng)}")
+    texts = answers(model, tokenizer, prompts)
+    accepted = [(i.name, follows(text, [i])) for i, text in zip(asked, texts, strict=True)]
+    shares = pd.DataFrame(accepted, columns=["instruction", "share"]).groupby("instruction", sort=False).mean()
+    return shares.reset_index().assign(world=world.seed)

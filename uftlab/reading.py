@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets
+import pandas as pd
 import traitlets
+from pandas.io.formats.style import Styler
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -36,6 +38,17 @@ MAX_QUESTION = 60  # words: the tiny model has 128 positions
 
 def _sheet(inside: str) -> Folded:
     return Folded(f'<div style="{SHEET}">{inside}</div>')
+
+
+def table(rows: pd.DataFrame, caption: str) -> Styler:
+    """Rows of text to be read: no index, left-aligned, wrapped, two decimals, NaN as "not known"."""
+    cells = {"text-align": "left", "white-space": "normal", "vertical-align": "top", "font-size": "15px"}
+    heads = [{"selector": "th", "props": [("text-align", "left"), ("font-size", "15px")]}]
+    heads += [
+        {"selector": "caption", "props": [("font-size", "16px"), ("font-weight", "bold"), ("text-align", "left")]}
+    ]
+    styled = rows.style.hide(axis="index").format(precision=2, na_rep="not known", escape="html")
+    return styled.set_properties(**cells).set_table_styles(heads).set_caption(caption)
 
 
 # ------------------------------------------------------------------------------ the mask on the text

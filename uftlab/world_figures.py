@@ -63,18 +63,21 @@ def six_values(rows: pd.DataFrame, title: str) -> go.Figure:
 
 
 def followed(shares: pd.DataFrame) -> go.Figure:
-    """Share of instructions obeyed by chance or habit; rows (instruction, mean, low, high), shown from the top."""
-    dots = go.Scatter(
-        x=shares["mean"], y=shares["instruction"], error_x=_bars(shares), mode="markers", marker_size=13, name="base"
-    )
+    """Share of answers that obey each instruction: rows (world, instruction, share), a circle per world, their mean."""
+    order = list(dict.fromkeys(shares["instruction"]))
+    means = shares.groupby("instruction")["share"].mean().reindex(order)
+    circles = {"symbol": "circle-open", "size": 12, "color": theme.COLOURS[0], "line": {"width": 2}}
+    worlds = go.Scatter(x=shares["share"], y=shares["instruction"], mode="markers", marker=circles, name="one world")
+    diamonds = {"symbol": "diamond", "size": 15, "color": theme.COLOURS[1]}
+    mean = go.Scatter(x=means, y=means.index, mode="markers", marker=diamonds, name="mean of the worlds")
     return theme.figure(
-        dots,
-        title="Some instructions obey themselves, most do not",
-        x="share of answers accepted (mean and 95 % interval over worlds)",
-        xaxis_range=[-0.03, 1.12],
-        yaxis_autorange="reversed",
-        height=620,
-        showlegend=False,
+        worlds,
+        mean,
+        title="Without training, only what stands at the end of an answer is obeyed",
+        x="share of answers accepted strictly",
+        xaxis_range=[-0.04, 1.04],
+        yaxis={"categoryorder": "array", "categoryarray": order[::-1]},
+        height=660,
     )
 
 

@@ -27,7 +27,7 @@ COMPLETION_MASK = Exercise(
         ),
         Mistake(
             "included the last token of the prompt",
-            "Columns count from 0, so a prompt of 3 tokens fills columns 0 to 2, and the completion starts in column 3.",
+            "Columns count from 0: a prompt of 3 tokens fills columns 0 to 2, and the completion starts in column 3.",
             lambda p, c, w: _mask(p, c, w, first=-1),
         ),
         Mistake(
