@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from uftlab import theme
 from uftlab.generation import answers
-from uftlab.instructions import NUMBERS, Instruction, _inner, _letters, _sentences, claimed_value, follows
+from uftlab.instructions import NUMBERS, VERIFIERS, Instruction, _inner, _letters, _sentences, claimed_value, follows
 from uftlab.widgets import STYLE, Folded
 from uftlab.wording import Fact
 from uftlab.world import World
@@ -156,38 +156,45 @@ def chat(model: nn.Module, tokenizer: PreTrainedTokenizerBase, question: str, wo
 # ------------------------------------------------------------------------------ the verifiers
 
 
-def _times(count: int) -> str:
-    return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count} times")
+def _times(word: str, words: list[str]) -> str:
+    count = words.count(word)
+    return f"“{word}” { ({0: 'never', 1: 'once', 2: 'twice'}.get(count, f'{count} times')) }"
 
 
-def _found(name: str, argument: str, words: list[str]) -> str:
-    """What the verifier looks for and what it found."""
+def _because(name: str, argument: str, words: list[str]) -> str:
+    """What the verifier found in an answer and what it asks for."""
     lower, letters, inner = [w.lower() for w in words], _letters(words), _inner(words)
-    ends = f"its first sign is {words[0]} and its last {words[-1]}"
-    asked = NUMBERS.get(argument, 0)
-    said = {
-        "count": f"marks do not count as words: it has {len(letters)}, asked were {asked}",
-        "without": f"the word “{argument}” stands in it {_times(lower.count(argument))}, allowed is never",
-        "name": f"the name “{argument}” stands in it {_times(words.count(argument))}, asked is at least once",
-        "sentences": f"it has {_sentences(words)} marks that end a sentence, asked are 2, with one of them at the end",
-        "twice": f"the value “{argument}” stands in it {_times(lower.count(argument))}, asked is exactly twice",
-        "include": f"the word “{argument}” stands in it {_times(lower.count(argument))}, asked is at least once",
-        "start": f"within quotes, brackets or a list it begins with “{' '.join(inner[:1])}”, asked was “{argument}”",
-        "end": f"its last word, marks aside, is “{' '.join(letters[-1:])}”, asked was “{argument}”",
-        "exclaim": f"within quotes or brackets it ends with {' '.join(inner[-1:])}, asked was !",
-        "ask-back": f"it ends with {' '.join(inner[-1:])} and has {_sentences(words)} sentences; asked are ? and two",
-        "capitals": f"{sum(not w.isupper() for w in letters)} of its {len(letters)} words are not in capitals",
-        "bullet": f"its first sign is {words[0]}, asked was -",
-        "quotes": f'{ends}, asked was " at both ends',
-        "brackets": f"{ends}, asked were ( and )",
-    }
-    return said[name]
+    small = sum(not w.isupper() for w in letters)
+    sentences = f"{_sentences(words)} sentence{'s' if _sentences(words) != 1 else ''}"
+    ends, last = f"“{words[0]}” first, “{words[-1]}” last", f"“{inner[-1]}” last" if inner else "nothing"
+    found, asked = {
+        "count": (f"{len(letters)} words (marks do not count)", str(NUMBERS.get(argument))),
+        "without": (_times(argument, lower), "never"),
+        "name": (_times(argument, words), "at least once"),
+        "sentences": (sentences, "2, the last one closed by a mark"),
+        "twice": (_times(argument, lower), "exactly twice"),
+        "include": (_times(argument, lower), "at least once"),
+        "start": (
+            f"“{' '.join(inner[:1])}” first",
+            f"“{argument}” (quotes, brackets and a list sign may stand before)",
+        ),
+        "end": (f"“{' '.join(letters[-1:])}” as the last word", f"“{argument}”"),
+        "exclaim": (last, "“!” (quotes and brackets may follow)"),
+        "ask-back": (f"{last}, {sentences}", "“?” and at least 2"),
+        "capitals": (f"{small} of {len(letters)} words not in capitals", "some words, and all of them in capitals"),
+        "bullet": (f"“{words[0]}” first", "“-”"),
+        "quotes": (ends, 'a " at both ends and something between'),
+        "brackets": (ends, "( and ) with something between"),
+    }[name]
+    return f"Found: {found}. Asked: {asked}."
 
 
 @dataclass(frozen=True)
 class Verdict:
     """Whether an answer obeys one instruction strictly and loosely, and what the verifier found."""
 
+    asked: str
+    answer: str
     strict: bool
     loose: bool
     because: str
@@ -196,8 +203,9 @@ class Verdict:
         """The verdict in words, with a bar of colour beside it."""
         colour = theme.COLOURS[2] if self.strict else theme.COLOURS[4] if self.loose else theme.COLOURS[1]
         said = {True: "accepted", False: "refused"}
+        exchange = f"<b>asked</b> {html.escape(self.asked)} <b>answer</b> {html.escape(self.answer)}"
         words = f"<b>Strict: {said[self.strict]}. Loose: {said[self.loose]}.</b> {html.escape(self.because)}"
-        return f'<div style="{SHEET} border-left: 8px solid {colour}">{words}</div>'
+        return f'<div style="{SHEET} border-left: 8px solid {colour}">{exchange}<br>{words}</div>'
 
 
 def judged(instruction: Instruction, answer: str) -> Verdict:
@@ -205,15 +213,15 @@ def judged(instruction: Instruction, answer: str) -> Verdict:
 
     `judged(Instruction("count", "three"), "it is blue .")` is accepted: marks do not count.
     """
-    words = answer.split()
+    asked, words = VERIFIERS[instruction.name].wordings[0].format(x=instruction.argument), answer.split()
     if not words:
-        return Verdict(False, False, "An empty answer obeys nothing.")
+        return Verdict(asked, answer, False, False, "An empty answer obeys nothing.")
     strict = follows(answer, [instruction])
     loose = follows(answer, [instruction], loose=True)
-    because = f"Strictly, {_found(instruction.name, instruction.argument, words)}."
+    because = _because(instruction.name, instruction.argument, words)
     if loose and not strict:
         because += " Loosely it passes once its first word, its last word or the quotes around it are taken away."
-    return Verdict(strict, loose, because)
+    return Verdict(asked, answer, strict, loose, because)
 
 
 # ------------------------------------------------------------------------------ something to type into

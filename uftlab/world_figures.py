@@ -50,16 +50,16 @@ def six_values(rows: pd.DataFrame, title: str) -> go.Figure:
 
     Four traces always, some of them empty: truth, myth, other values, and the text as a diamond.
     """
-    fig = theme.figure(title=title, x="value", y="probability", barmode="overlay", yaxis_range=[0, 1.12])
+    fig = theme.figure(title=title, x="value, and its probability", y="probability", barmode="overlay")
     for role in ROLES:
-        inside = rows["role"] == role
-        heights = [p if here else None for p, here in zip(rows["probability"], inside, strict=True)]
-        words = [f"{p:.2f}" if here else "" for p, here in zip(rows["probability"], inside, strict=True)]
-        bar = go.Bar(x=rows["value"], y=heights, text=words, textposition="outside", name=ROLE_NAMES[role])
-        fig.add_trace(bar.update(marker=_marker(role)))
-    diamonds = {"symbol": "diamond-open", "size": 16, "color": theme.INK, "line": {"width": 3}}
+        heights = [p if r == role else None for p, r in zip(rows["probability"], rows["role"], strict=True)]
+        fig.add_trace(go.Bar(x=rows["value"], y=heights, name=ROLE_NAMES[role]).update(marker=_marker(role)))
+    diamonds = {"symbol": "diamond", "size": 16, "color": "white", "line": {"width": 3, "color": theme.INK}}
     fig.add_scatter(x=rows["value"], y=rows["told"], mode="markers", marker=diamonds, name="share in the text")
-    return fig.update_xaxes(categoryorder="array", categoryarray=rows["value"].tolist())
+    values = rows["value"].tolist()  # the numbers stand below the values, where no bar or diamond can cover them
+    under = [f"{value}<br>{p:.2f}" for value, p in zip(values, rows["probability"], strict=True)]
+    fig.update_xaxes(categoryorder="array", categoryarray=values, tickvals=values, ticktext=under)
+    return fig.update_yaxes(range=[-0.04, 1.06])
 
 
 def followed(shares: pd.DataFrame) -> go.Figure:
@@ -73,7 +73,7 @@ def followed(shares: pd.DataFrame) -> go.Figure:
     return theme.figure(
         worlds,
         mean,
-        title="Without training, only what stands at the end of an answer is obeyed",
+        title="Untrained, the base never obeys from the first word on",
         x="share of answers accepted strictly",
         xaxis_range=[-0.04, 1.04],
         yaxis={"categoryorder": "array", "categoryarray": order[::-1]},
