@@ -1,5 +1,6 @@
 """What the data card says about the base models is what the stored trials and the worlds say."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -43,10 +44,10 @@ def test_what_the_base_knows_is_the_mean_and_interval_of_the_stored_trials(store
 
 def test_the_length_histogram_is_that_of_the_worlds():
     words = [len(row["completion"].split()) for w in WORLDS for row in World(w).demonstrations(DEMONSTRATIONS)]
-    bins = {bounds: share for bounds, share in table_after("## How long demonstrations are")}
+    bins = dict(table_after("## How long demonstrations are"))
     edges = [tuple(int(edge) for edge in bounds.split(" to ")) for bounds in bins]
     assert (edges[0][0], edges[-1][-1]) == (MIN_WORDS, MAX_WORDS)  # every length has one bin
-    assert all(after[0] == before[1] + 1 for before, after in zip(edges, edges[1:], strict=False))
+    assert all(after[0] == before[1] + 1 for before, after in itertools.pairwise(edges))
     for (low, high), share in zip(edges, bins.values(), strict=True):
         assert share == f"{sum(low <= n <= high for n in words) / len(words):.1%}".replace("%", " %"), (low, high)
     assert f"{len(words):,} demonstrations" in CARD

@@ -161,14 +161,18 @@ def _times(word: str, words: list[str]) -> str:
     return f"“{word}” { ({0: 'never', 1: 'once', 2: 'twice'}.get(count, f'{count} times')) }"
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _because(name: str, argument: str, words: list[str]) -> str:
     """What the verifier found in an answer and what it asks for."""
     lower, letters, inner = [w.lower() for w in words], _letters(words), _inner(words)
     small = sum(not w.isupper() for w in letters)
-    sentences = f"{_sentences(words)} sentence{'s' if _sentences(words) != 1 else ''}"
+    sentences, count = _counted(_sentences(words), "sentence"), _counted(len(letters), "word")
     ends, last = f"“{words[0]}” first, “{words[-1]}” last", f"“{inner[-1]}” last" if inner else "nothing"
     found, asked = {
-        "count": (f"{len(letters)} words (marks do not count)", str(NUMBERS.get(argument))),
+        "count": (f"{count} (marks do not count)", str(NUMBERS.get(argument))),
         "without": (_times(argument, lower), "never"),
         "name": (_times(argument, words), "at least once"),
         "sentences": (sentences, "2, the last one closed by a mark"),
