@@ -28,7 +28,7 @@ from uftlab.tokens import Completion, Tokens, collate
 from uftlab.wording import ATTRIBUTES, Fact
 from uftlab.world import MYTH_SHARE, World
 
-CAREFUL = "careful sources"
+CAREFUL = "careful"
 # how a fact is asked for -> (question, how the answer begins): the wordings of `uftlab.evaluation`, and the cue
 ASKED: dict[str, tuple[str, str]] = {
     "what is": WORDINGS[0],

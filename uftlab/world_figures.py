@@ -33,7 +33,7 @@ def _marker(role: str) -> dict:
 def probabilities_by_role(by_role: pd.DataFrame) -> go.Figure:
     """`beliefs.by_role` as grouped bars: truth, myth and the other values for each kind of question."""
     fig = theme.figure(
-        title="Asked plainly, the base tells the myth; asked for careful sources, it mostly knows better",
+        title="Plain questions get the myth, careful ones the truth",
         y="probability among six values",
         yaxis_range=[0, 1.09],
         barmode="group",
