@@ -19,7 +19,7 @@ every_distance = pytest.mark.parametrize("distance", list(algebra.DISTANCES))
 
 
 def at(distance, logratio, score=1.0, beta=0.5, **rest):
-    return algebra.family_loss(torch.tensor(logratio, dtype=torch.float64), score, beta, distance, **rest).item()
+    return algebra.family_loss(torch.tensor([logratio], dtype=torch.float64), score, beta, distance, **rest).item()
 
 
 def registered(name, score=1.0, **rest):

@@ -29,10 +29,10 @@ from uftlab.tokens import ROLE_INDEX
 
 # ------------------------------------------------------------------------------ the family
 
-DISTANCES: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "squared error": lambda u, score: (implicit_score(u) - score).square(),
-    "cross-entropy": lambda u, score: -score * F.logsigmoid(u) - (1 - score) * F.logsigmoid(-u),
-    "absolute error": lambda u, score: (implicit_score(u) - score).abs(),
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "squared error": lambda u, scores: (implicit_score(u) - scores).square(),
+    "cross-entropy": lambda u, scores: -scores * F.logsigmoid(u) - (1 - scores) * F.logsigmoid(-u),
+    "absolute error": lambda u, scores: (implicit_score(u) - scores).abs(),
 }
 """How far the implicit score sigma(u) is from the score of the feedback."""
 
@@ -45,14 +45,14 @@ NORMALISATIONS: dict[str, Callable[[float, int], tuple[float, float]]] = {
 
 
 def family_loss(
-    logratio: Float[Tensor, "*shape"],
+    logratio: Float[Tensor, "point"],
     score: float,
     beta: float,
     distance: str,
     baseline: float = 0.0,
     normalisation: str = "sum over tokens",
     tokens: int = 1,
-) -> Float[Tensor, "*shape"]:
+) -> Float[Tensor, "point"]:
     """The loss of one member of the family (see the module's docstring).
 
     Args:
@@ -75,7 +75,7 @@ def family_loss(
         raise InputError("A normalisation", f"be one of {options}", normalisation, "Choose one of these")
     divisor, factor = NORMALISATIONS[normalisation](beta, tokens)
     u = implicit_reward(logratio, torch.full_like(logratio, baseline), beta) / divisor
-    return factor * DISTANCES[distance](u, score)
+    return factor * DISTANCES[distance](u, torch.full_like(u, score))
 
 
 def known_as(distance: str, baseline: float, normalisation: str, score: float) -> list[str]:
