@@ -37,11 +37,11 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """How far the implicit score sigma(u) is from the score of the feedback."""
 
 NORMALISATIONS: dict[str, Callable[[float, int], tuple[float, float]]] = {
-    "sum over tokens": lambda beta, tokens: (1.0, 1.0),
-    "mean over tokens": lambda beta, tokens: (float(tokens), 1.0),
-    "MinorSFT's factor": lambda beta, tokens: (1.0, 2 / (beta * tokens)),
+    "sum": lambda beta, tokens: (1.0, 1.0),
+    "mean": lambda beta, tokens: (float(tokens), 1.0),
+    "2/(βn)": lambda beta, tokens: (1.0, 2 / (beta * tokens)),
 }
-"""(divisor of the log-ratio, factor of the loss) for a beta and a number of tokens."""
+"""(divisor of the log-ratio, factor of the loss) for a beta and n tokens: sums or means over tokens, MinorSFT's factor."""
 
 
 def family_loss(
@@ -50,7 +50,7 @@ def family_loss(
     beta: float,
     distance: str,
     baseline: float = 0.0,
-    normalisation: str = "sum over tokens",
+    normalisation: str = "sum",
     tokens: int = 1,
 ) -> Float[Tensor, "point"]:
     """The loss of one member of the family (see the module's docstring).
@@ -85,13 +85,13 @@ def known_as(distance: str, baseline: float, normalisation: str, score: float) -
     (2408.10642), DPO (2305.18290). KTO clips its baseline at 0, so below 0 it is no KTO. A pair method is named for the
     side that moves while the other is held at its reference.
 
-    >>> known_as("absolute error", 0.0, "sum over tokens", 1.0)
+    >>> known_as("absolute error", 0.0, "sum", 1.0)
     ['UNA with absolute error', 'APO-zero', 'KTO with its baseline at 0']
     """
     label, good = score in (0.0, 1.0), score == 1.0
-    if normalisation == "MinorSFT's factor":
+    if normalisation == "2/(βn)":
         return ["MinorSFT"] if distance == "cross-entropy" and good and baseline == 0 else []
-    if normalisation != "sum over tokens":
+    if normalisation != "sum":
         return []
     if distance == "squared error":
         if baseline != 0:
@@ -135,7 +135,7 @@ def family_curve(
     beta: float,
     distance: str,
     baseline: float = 0.0,
-    normalisation: str = "sum over tokens",
+    normalisation: str = "sum",
     tokens: int = 1,
     reference_logps: float = -math.inf,
 ) -> Curve:
