@@ -41,7 +41,7 @@ NORMALISATIONS: dict[str, Callable[[float, int], tuple[float, float]]] = {
     "mean": lambda beta, tokens: (float(tokens), 1.0),
     "2/(βn)": lambda beta, tokens: (1.0, 2 / (beta * tokens)),
 }
-"""(divisor of the log-ratio, factor of the loss) for a beta and n tokens: sums or means over tokens, MinorSFT's factor."""
+"""(divisor of the log-ratio, factor of the loss) for beta and n tokens: sum or mean over tokens, MinorSFT's factor."""
 
 
 def family_loss(
