@@ -29,8 +29,10 @@ CONDA_NAMES = {"pytorch": "torch"}  # where conda-forge calls a package of PyPI 
 LAYERS = """
 errors feedback wording instructions world models tokens logps rewards losses.family losses.pairs losses.completions
 losses terms objectives trainer methods generation
-evaluation study cards workers results tuning pretrain training bandit theme figures report widgets checks
-exercises.implicit_reward exercises.forgetting notebooks cli
+evaluation study cards workers results tuning pretrain training bandit algebra theme figures report widgets checks
+beliefs world_figures reading
+exercises.implicit_reward exercises.losses exercises.tiny_world exercises.forgetting
+notebooks cli
 """.split()
 
 

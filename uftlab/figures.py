@@ -48,7 +48,9 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
     columns = 3 if len(metrics) > 2 else len(metrics)
     lines = -(-len(metrics) // columns)
     titles = [label_of(m).replace(" (", "<br>(") for m in metrics]
-    fig = make_subplots(lines, columns, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.03)
+    fig = make_subplots(
+        lines, columns, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.03, vertical_spacing=0.22 / lines
+    )
     for index, metric in enumerate(metrics):
         place = {"row": index // columns + 1, "col": index % columns + 1}
         for group, (colour, symbol, meaning) in GROUP_STYLE.items():
@@ -96,7 +98,7 @@ def before_after(summary: pd.DataFrame, metric: str = "instruction/strict") -> g
         pair = pd.DataFrame([rows[first], rows[method]])
         fig.add_trace(
             go.Scatter(
-                x=[0, 1],
+                x=[0.015 * index, 1 + 0.015 * index],  # side by side, so that no bar hides another
                 y=pair["mean"],
                 error_y=_bars(pair),
                 mode="lines+markers",
@@ -108,7 +110,7 @@ def before_after(summary: pd.DataFrame, metric: str = "instruction/strict") -> g
     fig.update_xaxes(
         tickvals=[0, 1], ticktext=["after SFT", "after stage two"], range=[-0.15, 1.15], title_text="stage"
     )
-    return fig.update_layout(margin={"t": 170})
+    return fig.update_layout(margin={"t": 130})
 
 
 def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str) -> go.Figure:
