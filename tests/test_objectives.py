@@ -126,6 +126,8 @@ def test_single_tokens_are_asked_for_by_name():
     rows = Rows(*[torch.zeros(2)] * 3, torch.zeros(2, dtype=torch.long))
     with pytest.raises(InputError, match="carry single tokens; got sums alone"):
         _ = rows.at
+    with pytest.raises(InputError, match="carry full distributions; got single tokens alone"):
+        Positions.even(torch.zeros(2), 3).kl_to_reference()
 
 
 # ------------------------------------------------------------------------------------- settings

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uftlab.errors import InputError
-from uftlab.objectives import Objective, Rows, objective_named
+from uftlab.objectives import Objective, Positions, Rows, objective_named
 from uftlab.rewards import implicit_reward, implicit_score
 from uftlab.tokens import ROLE_INDEX
 
@@ -192,11 +192,13 @@ def _loss_of_one(
     reference = torch.full((len(roles),), reference_logps, dtype=logratio.dtype)
     feedback = {"demonstration": 1.0, "label": float(score > 0.5), "scored": score, "preference": math.nan}[kind]
     role = torch.tensor([ROLE_INDEX[r] for r in roles])
+    policy = reference + torch.stack([shift.get(r, still) for r in roles])
     rows = Rows(
-        policy_logps=reference + torch.stack([shift.get(r, still) for r in roles]),
+        policy_logps=policy,
         reference_logps=reference,
         scores=torch.full_like(reference, feedback),
         role=role,
+        positions=Positions.even(policy, tokens),  # for objectives that read single tokens or lengths
     )
     batch = {"completion_mask": torch.ones(len(roles), tokens, dtype=torch.bool), "role": role}
     settings = objective.with_defaults({"beta": beta} if "beta" in objective.settings else {})

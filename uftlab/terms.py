@@ -62,13 +62,21 @@ class Positions:
         """Tokens of each completion, the end token included. From the mask, never from values."""
         return self.mask.sum(-1).to(self.logps.dtype)
 
+    def _distributions(self) -> tuple[Tensor, Tensor]:
+        if self.policy_logits is None or self.reference_logits is None:
+            remedy = "Declare distributions=True in the objective, or give its Positions both models' logits"
+            raise InputError("Rows of this objective", "carry full distributions", "single tokens alone", remedy)
+        return self.policy_logits, self.reference_logits
+
     def kl_from_reference(self) -> Float[Tensor, "completion"]:
-        """Sum over the completion's positions of KL(pi_ref || pi), in nats."""
-        return token_kl(self.reference_logits, self.policy_logits, self.mask).sum(-1)  # type: ignore[arg-type]
+        """Sum over the completion's positions of KL(pi_ref || pi), in nats. 0 where policy equals reference."""
+        policy, reference = self._distributions()
+        return token_kl(reference, policy, self.mask).sum(-1)
 
     def kl_to_reference(self) -> Float[Tensor, "completion"]:
-        """Sum over the completion's positions of KL(pi || pi_ref), in nats."""
-        return token_kl(self.policy_logits, self.reference_logits, self.mask).sum(-1)  # type: ignore[arg-type]
+        """Sum over the completion's positions of KL(pi || pi_ref), in nats. 0 where policy equals reference."""
+        policy, reference = self._distributions()
+        return token_kl(policy, reference, self.mask).sum(-1)
 
 
 @dataclass(frozen=True)

@@ -161,10 +161,10 @@ def dpop_loss(
         penalty: lambda; 0 is DPO.
 
     Returns:
-        Loss of each pair. log 2 where policy equals reference.
+        Loss of each pair. log 2 where policy equals reference, and there the penalty has no gradient yet.
     """
     chosen, rejected = policy_chosen_logps - reference_chosen_logps, policy_rejected_logps - reference_rejected_logps
-    return -F.logsigmoid(beta * (chosen - rejected - penalty * (-chosen).clamp(min=0)))
+    return -F.logsigmoid(beta * (chosen - rejected - penalty * F.relu(-chosen)))
 
 
 def tdpo_loss(
