@@ -20,6 +20,7 @@ from uftlab.logps import fingerprint
 from uftlab.methods import BETA_NATS, METHODS, all_methods, default_settings, grid, method_named, sources, train_stage
 from uftlab.models import tiny_config
 from uftlab.objectives import OBJECTIVES
+from uftlab.report import _untuned
 from uftlab.study import run_trial
 from uftlab.tokens import Tokens
 from uftlab.world import World, pairs
@@ -152,6 +153,13 @@ def test_losses_alone_get_a_colour_of_their_own_in_the_figure_and_studies_withou
     ]
     assert [t.name for t in figures.skills(pd.DataFrame(rows), ["truth/mc2"]).data][2] == "one loss alone"
     assert len(figures.skills(pd.DataFrame(rows[:2]), ["truth/mc2"]).data) == 2
+
+
+def test_a_report_names_what_nobody_tuned():
+    assert _untuned([{"method": "dpo", "tuned": False}, {"method": "uft", "tuned": True}, {"method": "sft"}]) == [
+        "<p>Not tuned, run with the registry's defaults: dpo.</p>"
+    ]
+    assert _untuned([{"method": "sft"}]) == []  # stored before there was anything untuned
 
 
 # ------------------------------------------------------------------------------------------ refusals

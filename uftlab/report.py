@@ -44,6 +44,7 @@ def write_report(path: Path, trials: list[dict[str, Any]]) -> Path:
         "world with its own base model. All methods but <em>base</em> and <em>sft</em> (half, the stage one of the "
         "pipelines) back-propagate the same number of completions. Measured on creatures never seen in "
         "fine-tuning.</p>",
+        *_untuned(trials),
         _figure(figures.skills(summary), first=True),
         "<h2>Numbers</h2>",
         _table(summary, present),
@@ -73,6 +74,12 @@ def write_report(path: Path, trials: list[dict[str, Any]]) -> Path:
     head = f'<head><meta charset="utf-8"><title>uftlab: forgetting</title><style>{STYLE}</style></head>'
     write_atomically(path, f'<!doctype html><html lang="en">{head}<body>{"".join(parts)}</body></html>')
     return path
+
+
+def _untuned(trials: list[dict[str, Any]]) -> list[str]:
+    """Which methods nobody tuned: no comparison with a tuned one is fair."""
+    names = ", ".join(dict.fromkeys(t["method"] for t in trials if not t.get("tuned", True)))
+    return [f"<p>Not tuned, run with the registry's defaults: {html.escape(names)}.</p>"] if names else []
 
 
 def _figure(fig: go.Figure, first: bool = False) -> str:
