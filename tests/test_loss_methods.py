@@ -81,6 +81,20 @@ def test_twelve_settings_for_the_sweep(method):
     assert tuning.phases([method.name]) == [[method.name]]
 
 
+@pytest.mark.parametrize(("name", "metric"), [("dft", "instruction/both"), ("simpo", "instruction/strict")])
+def test_the_sweep_chooses_settings_for_a_loss_by_the_written_rule(name, metric, tmp_path, monkeypatch):
+    """Twelve made-up trials, the eighth the best: demonstrations alone by instruction/both, the others by balance."""
+    monkeypatch.setattr(tuning, "TUNED", tmp_path / "tuned.json")
+    for number, trial in enumerate(tuning.trials([name])):
+        metrics = {"instruction/strict": 0.1, "instruction/both": 0.1, "truth/mc2": 0.5, "truth/cued": 0.5}
+        metrics[metric] = 0.9 if number == 8 else 0.1
+        content = {"method": trial.method, "settings": dict(trial.settings), "metrics": metrics}
+        study.write_atomically(trial.path(tmp_path), json.dumps(content))
+    tuning.choose([name], tmp_path)
+    chosen = json.loads(tuning.TUNED.read_text())["settings"][name]
+    assert chosen == {k: v for k, v in grid(method_named(name))[7].items() if k != "beta_nats"}
+
+
 # ------------------------------------------------------------------------------------------ trials
 
 
@@ -141,10 +155,10 @@ def test_forward_passes_of_full_distributions_are_counted(everything):
 
 
 def test_each_loss_moves_the_weights_elsewhere_but_for_those_that_are_the_same(everything):
-    """UNA on pairs is DPO; no other two coincide, though several share their first step (DPO and BCO)."""
+    """UNA on pairs is DPO, and so is DPOP while no chosen completion has fallen; no others coincide."""
     digests = {name: result["metrics"]["digest"] for name, result in everything.items()}
     same = {frozenset(n for n in digests if digests[n] == digest) for digest in digests.values()}
-    assert {group for group in same if len(group) > 1} <= {frozenset({"dpo", "una-pair"})}
+    assert all(group <= {"dpo", "una-pair", "dpop"} for group in same if len(group) > 1)
 
 
 def test_losses_alone_get_a_colour_of_their_own_in_the_figure_and_studies_without_them_do_not():

@@ -141,6 +141,12 @@ def test_dft_has_the_gradient_of_the_summed_probabilities():
     assert_close(x.grad, -x.detach().exp())
 
 
+def test_the_value_of_dft_rises_while_an_unlikely_token_is_learned():
+    """-p log p is highest at p = 1/e: a rising loss is no sign of failure, and its value is no measure of progress."""
+    values = [losses.dft_loss(t(math.log(p))[None]).item() for p in (0.1, 1 / E, 0.9)]
+    assert values == pytest.approx([0.230, 0.368, 0.095], abs=1e-3)
+
+
 def test_tdpo_lets_no_gradient_through_the_kl_of_the_chosen():
     """With it, the policy would be pulled away from the reference on the chosen side."""
     chosen, rejected = t(1.0).requires_grad_(), t(1.0).requires_grad_()

@@ -167,13 +167,11 @@ def test_9_a_shape_that_would_broadcast_is_refused(name):
             if parameter.default is inspect.Parameter.empty:
                 good[argument] = 0.5
             continue
-        zero = {"Float": torch.zeros, "Int": torch.zeros, "Bool": torch.zeros}[found[1]]
         kind = {"Float": torch.float32, "Int": torch.long, "Bool": torch.bool}[found[1]]
-        good[argument] = zero(SHAPES[found[2]], dtype=kind)
+        good[argument] = torch.zeros(SHAPES[found[2]], dtype=kind)
         shaped.append(argument)
     function(**good)
-    checked = [a for a in shaped if len(shaped) > 1]
-    for argument in checked:
+    for argument in shaped if len(shaped) > 1 else ():
         for wrong in (good[argument].unsqueeze(-1), good[argument][:1] if good[argument].ndim else torch.zeros(3)):
             with pytest.raises(TypeCheckError):
                 function(**{**good, argument: wrong})

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 
 import pytest
 import torch
@@ -144,7 +145,9 @@ def test_a_step_on_the_library_changes_the_weights_and_logs_a_finite_loss(name, 
     trainer = trainer_of(name, untrained, examples, tmp_path, per_device_train_batch_size=8, **changes)
     trainer.train()
     assert any(not torch.equal(weight, before[key]) for key, weight in trainer.model.state_dict().items())
-    assert abs(trainer.state.log_history[0]["loss"]) < 1e3
+    logged = trainer.state.log_history[0]
+    assert abs(logged["loss"]) < 1e3 and all(math.isfinite(value) for value in logged.values())
+    assert any(key.startswith("reward/") for key in logged) == OBJECTIVES[name].reference
     assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
 
 

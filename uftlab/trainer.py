@@ -109,7 +109,10 @@ class UFTTrainer(Trainer):
         counts = self.objective.counts(inputs) if num_items_in_batch is None else num_items_in_batch
         # gradients are averaged over processes while the counts are global, hence the factor
         loss = self.objective.loss(rows, self.settings, counts) * self.args.world_size
-        self._metrics.append(batch_metrics(rows, self.settings.get("beta", 1.0)))
+        metrics = batch_metrics(rows, self.settings.get("beta", 1.0))
+        if not self.objective.reference:  # rewards need one: NaN would be logged, and an accuracy of 0
+            metrics = {name: value for name, value in metrics.items() if not name.startswith("reward/")}
+        self._metrics.append(metrics)
         return (loss, {"logps": logps}) if return_outputs else loss
 
     def _positions(self, model: nn.Module, inputs: dict[str, Tensor]) -> Positions:

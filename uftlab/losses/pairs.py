@@ -109,7 +109,7 @@ def orpo_loss(
     arithmetic turns NaN there. TRL's likelihood term includes the prompt, ours does not.
 
     Args:
-        odds_weight: lambda, 0.1 in the paper's runs.
+        odds_weight: lambda; 0.1 is what TRL starts from.
 
     Returns:
         Loss of each pair. m = -log 2 on both sides (odds 1): (1 + lambda) log 2.
@@ -133,7 +133,7 @@ def simpo_loss(
     L = -log sigma(beta (m_chosen - m_rejected) - gamma),  m = log pi / n
 
     Args:
-        beta: scale of a mean, in the paper 2 to 2.5: not a KL strength, for there is no reference.
+        beta: scale of a mean, 2 or more: not a KL strength, for there is no reference.
         target_margin: gamma, of which beta is part (TRL and the paper's script write gamma / beta inside).
 
     Returns:
