@@ -1,6 +1,6 @@
 """The pulse of a training run: policies kept at a few steps, asked about completions that they never saw.
 
-`take` trains methods in one world with their tuned settings, exactly as a trial of `uftlab.study` does, and keeps
+`take` trains runs in one world, methods with their tuned settings, exactly as a trial of `uftlab.study` does, and keeps
 at each of nine steps the weights and the log-probability of every token of the held-out rows. Log-ratios,
 rewards, margins and scores at any beta are then differences of stored numbers: no slider waits for a model.
 
@@ -31,13 +31,13 @@ from tqdm import tqdm
 from transformers import LlamaForCausalLM, TrainerCallback, set_seed
 
 from uftlab.errors import InputError
-from uftlab.evaluation import Sizes
 from uftlab.feedback import from_rows
-from uftlab.logps import fingerprint, token_logps
+from uftlab.logps import fingerprint
 from uftlab.methods import BATCH, Stage, method_named, train_stage
-from uftlab.models import DATA, evaluation_mode, frozen_copy, load_base, tiny_config, tiny_tokenizer
+from uftlab.models import DATA, frozen_copy, load_base, tiny_config, tiny_tokenizer
+from uftlab.reading import held_out, read, tokenised
 from uftlab.study import Profile, first_stage_settings, tuned_settings
-from uftlab.tokens import Completion, Tokens, collate
+from uftlab.tokens import Tokens
 from uftlab.world import World, pairs
 
 SCHEMA = 1
@@ -47,10 +47,28 @@ SECONDS_PER_COMPLETION = 0.0015  # one thread of a laptop, measured; for the est
 
 
 @dataclass(frozen=True)
+class Run:
+    """What to train: a method with its tuned settings, and `changes` to those of its last stage."""
+
+    method: str
+    changes: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What a reader calls it.
+
+        >>> Run("uft", (("beta", 0.244),)).name
+        'uft, beta 0.244'
+        """
+        return ", ".join([self.method, *(f"{name} {value:g}" for name, value in self.changes)])
+
+
+@dataclass(frozen=True)
 class Pulse:
-    """One method's run: what each snapshot thinks of each token of the held-out rows.
+    """One run: what each snapshot thinks of each token of the held-out rows.
 
     Args:
+        name: of its `Run`.
         steps: optimiser steps done at each snapshot; the first is 0, the base.
         starts: for each snapshot the position of the policy that its stage found: the reference of its training.
         settings: of each stage, beta resolved.
@@ -58,7 +76,7 @@ class Pulse:
         weights: the policy of each snapshot.
     """
 
-    method: str
+    name: str
     steps: tuple[int, ...]
     starts: tuple[int, ...]
     settings: tuple[dict[str, float], ...]
@@ -87,62 +105,15 @@ class Pulse:
         """log pi(y | x) - log pi_ref(y | x) in nats, without beta. 0 where the snapshot is its own reference."""
         return self.logps[snapshot] - self.logps[self.reference(snapshot, own)]
 
+    def token_logratios(self, snapshot: int, own: bool = False) -> Float[Tensor, "row pos"]:
+        """The same for each token: they add up to the log-ratio of the row."""
+        return self.token_logps[snapshot] - self.token_logps[self.reference(snapshot, own)]
+
     def policy(self, snapshot: int) -> LlamaForCausalLM:
         """The model of a snapshot, in evaluation mode, on the CPU."""
         model = LlamaForCausalLM(tiny_config())
         model.load_state_dict(self.weights[snapshot], strict=False)  # the tied output layer is not stored
         return model.eval()
-
-
-# ---------------------------------------------------------------------------------------- held-out rows
-
-
-def held_out(world: World, sizes: Sizes) -> pd.DataFrame:
-    """Completions about the test creatures: the rows that `uftlab.evaluation` measures log-ratios on.
-
-    Columns: `role` (chosen, rejected, demonstration), `pair` (number of the pair, -1 for demonstrations), `prompt`,
-    `completion`, `score` (the feedback; 1 for a demonstration, as UFT has it), `claim` and `long` of feedback.
-    """
-    rated = world.feedback(sizes.pairs, "test", seed=1)
-    rows = []
-    for number, both in enumerate(zip(rated[::2], rated[1::2], strict=True)):
-        for role, row in zip(("chosen", "rejected"), sorted(both, key=lambda r: -r["score"]), strict=True):
-            rows.append({"role": role, "pair": number, **row})
-    shown = [r for r in world.demonstrations(sizes.instructions * 2, "test", seed=1) if r["instructions"]]
-    rows += [{"role": "demonstration", "pair": -1, "score": 1.0, **r} for r in shown[: sizes.instructions]]
-    columns = ["role", "pair", "prompt", "completion", "score", "claim", "long"]
-    return pd.DataFrame(rows)[columns]
-
-
-def tokenised(rows: pd.DataFrame) -> list[Completion]:
-    """The rows as token ids, in their order."""
-    tokens = Tokens(tiny_tokenizer())
-    return [
-        Completion(tokens.prompt(r.prompt), tokens.completion(r.prompt, r.completion), r.role, r.score)
-        for r in rows.itertuples()
-    ]
-
-
-@torch.no_grad()
-def read(
-    model: nn.Module, completions: Sequence[Completion], width: int | None = None, size: int = 256
-) -> Float[Tensor, "row pos"]:
-    """log pi of each token of each completion in nats, its end token included, 0 after the end.
-
-    Args:
-        width: columns of the result; by default the longest completion. Rows are read `size` at a time.
-    """
-    lengths = [len(c.completion_ids) for c in completions]
-    out = torch.zeros(len(completions), width or max(lengths))
-    device, pad = next(model.parameters()).device, tiny_tokenizer().pad_token_id
-    order = sorted(range(len(completions)), key=lambda i: len(completions[i].prompt_ids) + lengths[i])
-    with evaluation_mode(model):
-        for start in range(0, len(order), size):
-            here = order[start : start + size]
-            batch = collate([(completions[i],) for i in here], pad)
-            values = token_logps(model, {name: value.to(device) for name, value in batch.items()}).cpu()
-            out[here, : values.shape[1]] = values
-    return out
 
 
 # ------------------------------------------------------------------------------------ training and storing
@@ -163,14 +134,16 @@ class _Stretch:
         return self.stages[-1][1]
 
 
-def _stretches(method: str, profile: Profile) -> list[_Stretch]:
-    definition = method_named(method)
+def _stretches(run: Run, profile: Profile) -> list[_Stretch]:
+    definition = method_named(run.method)
     if not definition.stages:
-        raise InputError("A method with a pulse", "be trained", method, "Choose another, see `uftlab methods`")
+        raise InputError("A method with a pulse", "be trained", run.method, "Choose another, see `uftlab methods`")
     stages = []
     for index, stage in enumerate(definition.stages):
         last = index == len(definition.stages) - 1
-        settings = tuned_settings(method) if last else dict(first_stage_settings(definition))
+        settings = dict(first_stage_settings(definition))
+        if last:
+            settings = {**tuned_settings(run.method), **dict(run.changes)}
         if last and "demonstrations" in settings:
             stage = replace(stage, demonstrations=settings["demonstrations"])
         stages.append((stage, max(1, round(profile.steps * stage.budget)), tuple(sorted(settings.items()))))
@@ -276,9 +249,9 @@ def _stored(path: Path) -> tuple[dict[str, Any], Tensor, list[dict[str, Tensor]]
 
 
 def take(
-    methods: Sequence[str], profile: Profile, seed: int = 0, folder: Path = FOLDER, say: Callable[[str], None] = print
+    runs: Sequence[Run], profile: Profile, seed: int = 0, folder: Path = FOLDER, say: Callable[[str], None] = print
 ) -> dict[str, Pulse]:
-    """The pulses of some methods in one world; what is not stored yet is trained first.
+    """The pulses of some runs in one world, by name; what is not stored yet is trained first.
 
     Args:
         profile: its steps are the budget of a method, its sizes say how many held-out rows are read.
@@ -287,22 +260,22 @@ def take(
     Raises:
         InputError: for an unknown method or one that is not trained, before anything is.
     """
-    wanted = {method: _stretches(method, profile) for method in methods}
+    wanted = {run.name: _stretches(run, profile) for run in runs}
     room = _Room(profile, seed, folder)
     missing = list(dict.fromkeys(s for part in wanted.values() for s in part if not room.path(s).is_file()))
-    missing.sort(key=lambda s: len(s.stages))
+    missing.sort(key=lambda s: len(s.stages))  # a first stage comes before what goes on from it
     total = sum(stretch.steps for stretch in missing)
     if missing:
-        seconds = total * BATCH * SECONDS_PER_COMPLETION
-        say(f"training {len(missing)} stages, {total} steps in all: about {max(1, seconds):.0f} s on one core")
+        seconds = 2 * len(missing) + total * BATCH * SECONDS_PER_COMPLETION
+        say(f"training {len(missing)} stages, {total} steps in all: about {seconds:.0f} s, and only this once")
     with tqdm(total=total, mininterval=1, unit="step", file=sys.stdout, disable=not missing, leave=False) as bar:
         for stretch in missing:
             bar.set_description(stretch.stages[-1][0].objective)
             _train(room, stretch, bar.update)
-    return {method: _pulse(method, [room.path(s) for s in parts]) for method, parts in wanted.items()}
+    return {name: _pulse(name, [room.path(s) for s in parts]) for name, parts in wanted.items()}
 
 
-def _pulse(method: str, paths: Iterable[Path]) -> Pulse:
+def _pulse(name: str, paths: Iterable[Path]) -> Pulse:
     steps: list[int] = []
     starts: list[int] = []
     settings, readings, weights = [], [], []
@@ -314,23 +287,22 @@ def _pulse(method: str, paths: Iterable[Path]) -> Pulse:
         settings.append(record["settings"])
         readings.append(reading)
         weights += snapshots
-    return Pulse(method, tuple(steps), tuple(starts), tuple(settings), torch.cat(readings), tuple(weights))
+    return Pulse(name, tuple(steps), tuple(starts), tuple(settings), torch.cat(readings), tuple(weights))
 
 
 def frame(pulses: Iterable[Pulse], rows: pd.DataFrame) -> pd.DataFrame:
-    """One line per method, snapshot and held-out row: the columns of `held_out` and what was read there.
+    """One line per run, snapshot and held-out row: the columns of `held_out` and what was read there.
 
-    Added: `method`, `step`, `row`, `logps` (nats), `logratio` (against the base) and `own_logratio` (against the
-    policy that the stage began with, the reference of its loss), both in nats and without beta.
+    Added: `run`, `step`, `row`, `logps` (nats), `logratio` (against the base) and `own_logratio` (against the policy
+    that the stage began with, the reference of its loss), both in nats and without beta.
     """
     made = []
     for pulse in pulses:
         for snapshot, step in enumerate(pulse.steps):
-            read_here = {
-                "logps": pulse.logps[snapshot],
-                "logratio": pulse.logratios(snapshot),
-                "own_logratio": pulse.logratios(snapshot, own=True),
+            values = {
+                "logps": pulse.logps[snapshot].numpy(),
+                "logratio": pulse.logratios(snapshot).numpy(),
+                "own_logratio": pulse.logratios(snapshot, own=True).numpy(),
             }
-            columns = {"method": pulse.method, "step": step, "row": range(len(rows))}
-            made.append(rows.assign(**columns, **{name: v.numpy() for name, v in read_here.items()}))
+            made.append(rows.assign(run=pulse.name, step=step, row=range(len(rows)), **values))
     return pd.concat(made, ignore_index=True)
