@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import ipywidgets
 import pandas as pd
+import torch
 
 from uftlab import theme
 from uftlab.errors import InputError
@@ -61,13 +62,11 @@ def summed_up(reading: Reading, beta: float) -> str:
     'The words add up to +0.50 nats; times β = 0.1 the implicit reward is +0.05, the implicit score 0.51. \
 Unknown to the tokenizer and read as <unk>: moss.'
     """
-    import torch
-
     total = sum(reading.logratios)
     score = implicit_score(torch.tensor(beta * total)).item()
     text = (
-        f"The words add up to {_signed(total)} nats; times β = {beta:g} the implicit reward is {_signed(beta * total)}, "
-        f"the implicit score {score:.2f}."
+        f"The words add up to {_signed(total)} nats; times β = {beta:g} the implicit reward is "
+        f"{_signed(beta * total)}, the implicit score {score:.2f}."
     )
     if reading.unknown:
         text += f" Unknown to the tokenizer and read as <unk>: {', '.join(reading.unknown)}."
@@ -93,7 +92,7 @@ def desk(
         for r in picked.itertuples()
     }
 
-    @lru_cache(maxsize=None)
+    @cache
     def model(name: str, snapshot: int) -> Any:
         return pulses[name].policy(snapshot)
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from datasets import Dataset
 from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -37,7 +38,7 @@ from uftlab.methods import BATCH, Stage, method_named, train_stage
 from uftlab.models import DATA, frozen_copy, load_base, tiny_config, tiny_tokenizer
 from uftlab.reading import held_out, read, tokenised
 from uftlab.study import Profile, first_stage_settings, tuned_settings
-from uftlab.tokens import Tokens
+from uftlab.tokens import Completion, Tokens
 from uftlab.world import World, pairs
 
 SCHEMA = 1
@@ -127,10 +128,12 @@ class _Stretch:
 
     @property
     def before(self) -> int:
+        """Steps of the stages before the last."""
         return sum(steps for _, steps, _ in self.stages[:-1])
 
     @property
     def steps(self) -> int:
+        """Steps of the last stage."""
         return self.stages[-1][1]
 
 
@@ -154,17 +157,24 @@ class _Room:
     """What all methods share: one world, its base model, the tables and the held-out rows."""
 
     def __init__(self, profile: Profile, seed: int, folder: Path) -> None:
-        self.profile, self.seed = profile, seed
-        world = World(seed)
+        self.profile, self.seed, self.world = profile, seed, World(seed)
         self.base = frozen_copy(load_base(seed))  # type: ignore[arg-type]
-        shown = world.demonstrations(profile.demonstrations)
-        self.tables = {
-            "demonstrations": from_rows([{"prompt": r["prompt"], "completion": r["completion"]} for r in shown]),
-            "feedback": from_rows(pairs(world.feedback(profile.prompts))),
-        }
-        self.completions = tokenised(held_out(world, profile.sizes))
         key = repr((SCHEMA, PARTS, seed, profile, fingerprint(self.base)))
         self.folder = Path(folder) / hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
+
+    @cached_property
+    def tables(self) -> dict[str, Dataset]:
+        """The training rows, as a trial of the study has them."""
+        shown = self.world.demonstrations(self.profile.demonstrations)
+        return {
+            "demonstrations": from_rows([{"prompt": r["prompt"], "completion": r["completion"]} for r in shown]),
+            "feedback": from_rows(pairs(self.world.feedback(self.profile.prompts))),
+        }
+
+    @cached_property
+    def completions(self) -> list[Completion]:
+        """The held-out rows, as tokens."""
+        return tokenised(held_out(self.world, self.profile.sizes))
 
     def path(self, stretch: _Stretch) -> Path:
         """The file of a stretch: its name changes with anything that changes the outcome."""

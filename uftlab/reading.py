@@ -104,8 +104,10 @@ def clustered(values: Sequence[float] | np.ndarray, clusters: Sequence[str] | np
 
 @dataclass(frozen=True)
 class Reading:
-    """One completion token by token: `words` (the end token last), `logratios` in nats, and the `unknown` words of prompt and
-    completion, which the tokenizer reads as `<unk>`."""
+    """One completion token by token: `words` (the end token last) and `logratios` in nats.
+
+    `unknown` are the words of prompt and completion that the tokenizer reads as `<unk>`.
+    """
 
     words: tuple[str, ...]
     logratios: tuple[float, ...]

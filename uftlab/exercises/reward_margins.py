@@ -22,7 +22,7 @@ def _margin_and_accuracy(pc: Tensor, pr: Tensor, rc: Tensor, rr: Tensor, beta: f
 
 
 MARGIN = Exercise(
-    praise="Mean margin and accuracy of implicit rewards. The first carries beta; the second would be the same for any.",
+    praise="Mean margin and accuracy. The first is as large as beta makes it; the second is the same for every beta.",
     right=_margin_and_accuracy,
     mistakes=(
         Mistake(
