@@ -5,7 +5,8 @@ at each of nine steps the weights and the log-probability of every token of the 
 rewards, margins and scores at any beta are then differences of stored numbers: no slider waits for a model.
 
 A stretch of training (the stages of a method up to one of them) is stored in one file, written whole or not at all,
-and shared by all methods that begin with it; nothing is trained twice.
+and shared by all methods that begin with it; nothing is trained twice. (The name knows settings, sizes, seed and base
+weights, not the code: who changes how training works raises SCHEMA.)
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +96,7 @@ class Pulse:
         """The beta of the last stage: the one in which its rewards are meant."""
         return self.settings[-1]["beta"]
 
-    def at(self, step: float) -> int:
+    def at(self, step: float | int) -> int:
         """The last snapshot that is not after this step."""
         return sum(done <= step for done in self.steps) - 1
 
@@ -153,12 +155,22 @@ def _stretches(run: Run, profile: Profile) -> list[_Stretch]:
     return [_Stretch(tuple(stages[: index + 1])) for index in range(len(stages))]
 
 
+class _Remembering(Tokens):
+    """Tokenises a text once: the runs of a room all learn from the same rows."""
+
+    def __init__(self) -> None:
+        super().__init__(tiny_tokenizer())
+        self.prompt = cache(super().prompt)  # type: ignore[assignment,method-assign]
+        self.completion = cache(super().completion)  # type: ignore[assignment,method-assign]
+
+
 class _Room:
     """What all methods share: one world, its base model, the tables and the held-out rows."""
 
     def __init__(self, profile: Profile, seed: int, folder: Path) -> None:
         self.profile, self.seed, self.world = profile, seed, World(seed)
         self.base = frozen_copy(load_base(seed))  # type: ignore[arg-type]
+        self.tokens = _Remembering()
         key = repr((SCHEMA, PARTS, seed, profile, fingerprint(self.base)))
         self.folder = Path(folder) / hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
 
@@ -182,10 +194,21 @@ class _Room:
         return self.folder / f"{stretch.stages[-1][0].objective}-{digest}.safetensors"
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As the study trains: the same bits on any machine of a kind, and such small matrices gain nothing from more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class _Snapshots(TrainerCallback):
     """Keeps weights and readings at given steps, moves the progress bar and silences the trainer's printed logs."""
 
-    def __init__(self, take: Callable[[nn.Module], None], at: set[int], tick: Callable[[], Any]) -> None:
+    def __init__(self, take: Callable[[nn.Module, int], None], at: set[int], tick: Callable[[], Any]) -> None:
         self.take, self.at, self.tick = take, at, tick
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -196,7 +219,7 @@ class _Snapshots(TrainerCallback):
         """Takes a snapshot when its step has come."""
         self.tick()
         if state.global_step in self.at:
-            self.take(model)
+            self.take(model, state.global_step)
 
 
 def _train(room: _Room, stretch: _Stretch, tick: Callable[[], Any]) -> None:
@@ -213,29 +236,29 @@ def _train(room: _Room, stretch: _Stretch, tick: Callable[[], Any]) -> None:
     readings: list[Tensor] = []
     done: list[int] = []
     parts = max(1, round(PARTS * stage.budget))
-    at = sorted({round(steps * (k + 1) / parts) for k in range(parts)})
+    at = {max(1, round(steps * (k + 1) / parts)) for k in range(parts)}
 
-    def take(model: nn.Module) -> None:
+    def take(model: nn.Module, step: int) -> None:
         for name, weight in model.state_dict().items():
             if name != "lm_head.weight":
                 tensors[f"{len(readings)}/{name}"] = weight.detach().cpu().clone()
         readings.append(read(model, room.completions))
-        done.append(stretch.before + ([0, *at] if index == 0 else at)[len(done)])
+        done.append(stretch.before + step)
 
     if index == 0:
-        take(policy)
+        take(policy, 0)
     set_seed(room.seed)  # as in a trial of the study, whose runs these are
     with tempfile.TemporaryDirectory(prefix="uftlab-") as scratch:
         trained = train_stage(
             policy,
             stage,
             room.tables,
-            Tokens(tiny_tokenizer()),
+            room.tokens,
             dict(settings),
             steps,
             seed=room.seed * 10 + index,
             folder=scratch,
-            callbacks=[_Snapshots(take, set(at), tick)],
+            callbacks=[_Snapshots(take, at, tick)],
             logging_steps=steps,
         )
     record = {"steps": done, "settings": trained.settings}
@@ -278,7 +301,8 @@ def take(
     if missing:
         seconds = 2 * len(missing) + total * BATCH * SECONDS_PER_COMPLETION
         say(f"training {len(missing)} stages, {total} steps in all: about {seconds:.0f} s, and only this once")
-    with tqdm(total=total, mininterval=1, unit="step", file=sys.stdout, disable=not missing, leave=False) as bar:
+    bar = tqdm(total=total, mininterval=2, unit="step", file=sys.stdout, disable=not missing, leave=False)
+    with bar, _one_thread():
         for stretch in missing:
             bar.set_description(stretch.stages[-1][0].objective)
             _train(room, stretch, bar.update)

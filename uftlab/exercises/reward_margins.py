@@ -7,6 +7,7 @@ from torch import Tensor
 
 from uftlab import rewards
 from uftlab.checks import Exercise, Mistake, numbers
+from uftlab.reading import calibration_error, in_bins
 
 
 def _both(margins: Tensor, right_order: Tensor) -> Tensor:
@@ -125,35 +126,18 @@ TOKEN_REWARDS = Exercise(
 )
 
 
-def _in_bins(implicit: Tensor, scores: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each bin of equal width that holds rows: how many, mean implicit score, mean feedback."""
-    number = (implicit * bins).long().clamp(max=bins - 1)
-    groups = [number == b for b in range(bins) if (number == b).any()]
-    stacked = [torch.stack([values[g].mean() for g in groups]) for values in (implicit, scores)]
-    return torch.stack([g.sum() for g in groups]).to(implicit), stacked[0], stacked[1]
-
-
-def calibration_error(implicit: Tensor, scores: Tensor, bins: int) -> Tensor:
-    """Expected calibration error (Naeini et al. 2015): sum over bins of n_b / n * |mean implicit - mean feedback|.
-
-    0 when the implicit score of every bin is on average what people gave; a constant 0.5 against feedback 1 has 0.5.
-    """
-    counts, said, given = _in_bins(implicit, scores, bins)
-    return (counts / counts.sum() * (said - given).abs()).sum()
-
-
 def _unweighted(implicit: Tensor, scores: Tensor, bins: int) -> Tensor:
-    _, said, given = _in_bins(implicit, scores, bins)
+    _, said, given = in_bins(implicit, scores, bins)
     return (said - given).abs().mean()
 
 
 def _signed(implicit: Tensor, scores: Tensor, bins: int) -> Tensor:
-    counts, said, given = _in_bins(implicit, scores, bins)
+    counts, said, given = in_bins(implicit, scores, bins)
     return (counts / counts.sum() * (said - given)).sum()
 
 
 def _squared(implicit: Tensor, scores: Tensor, bins: int) -> Tensor:
-    counts, said, given = _in_bins(implicit, scores, bins)
+    counts, said, given = in_bins(implicit, scores, bins)
     return (counts / counts.sum() * (said - given) ** 2).sum()
 
 
