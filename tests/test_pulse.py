@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -157,4 +156,3 @@ def test_a_pulse_is_the_run_that_a_trial_of_the_study_would_be(pulses, tmp_path)
     stored = run_trial(replace(trial("uft", 0, size), curves=False), tmp_path)["metrics"]
     chosen = (rows["role"] == "chosen").to_numpy()
     assert p.logratios(4).numpy()[chosen].mean() == pytest.approx(stored["logratio/chosen"], rel=1e-3)
-    assert isinstance(rows, pd.DataFrame)
