@@ -213,7 +213,7 @@ def desk(
 
     controls: dict[str, Any] = {
         "run": choice("policy", list(pulses), first),
-        "own": choice("reference", {"what its last stage began with": True, "the base": False}, True),
+        "own": choice("reference", {"its own start": True, "the base": False}, True),
         "row": ipywidgets.Dropdown(options=options, description="pick"),
         "prompt": ipywidgets.Text(description="prompt", continuous_update=False),
         "completion": ipywidgets.Text(description="completion", continuous_update=False),
