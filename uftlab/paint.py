@@ -79,7 +79,8 @@ def rewards_and_pairs(rewards: Mapping[str, np.ndarray], title: str) -> go.Figur
     fig.update_xaxes(range=[EDGES[0], EDGES[-1]], col=1)
     fig.update_yaxes(rangemode="tozero", col=1)
     fig.update_xaxes(range=[-1.05 * WALL, 1.05 * WALL], col=2)
-    return fig.update_yaxes(range=[-1.05 * WALL, 1.05 * WALL], col=2)
+    fig.update_yaxes(range=[-1.05 * WALL, 1.05 * WALL], col=2)
+    return fig.update_layout(height=500)  # with its controls it fits a small screen
 
 
 def calibration(
