@@ -28,7 +28,7 @@ CONDA_NAMES = {"pytorch": "torch"}  # where conda-forge calls a package of PyPI 
 # A module may import what stands before it: the list of design.md, with the modules that came since in their places.
 LAYERS = """
 errors feedback wording instructions world models tokens logps rewards losses objectives trainer methods generation
-evaluation study workers results reading pulse tuning pretrain training bandit theme figures report widgets paint checks
+evaluation study workers results vitals pulse tuning pretrain training bandit theme figures report widgets paint checks
 exercises.implicit_reward exercises.forgetting exercises.reward_margins notebooks cli
 """.split()
 

@@ -11,7 +11,7 @@ from uftlab.errors import InputError
 from uftlab.evaluation import Sizes
 from uftlab.logps import reference_logps
 from uftlab.pulse import Run
-from uftlab.reading import held_out, read_text, tokenised
+from uftlab.vitals import held_out, read_text, tokenised
 from uftlab.study import PROFILES
 from uftlab.world import World
 

@@ -21,7 +21,7 @@ import torch
 from uftlab import theme
 from uftlab.errors import InputError
 from uftlab.pulse import Pulse
-from uftlab.reading import Reading, clustered, read_text
+from uftlab.vitals import Reading, clustered, read_text
 from uftlab.results import Interval
 from uftlab.rewards import implicit_score
 from uftlab.widgets import STYLE, Folded, Spoken, choice
@@ -181,7 +181,7 @@ def desk(
     """Pick a held-out completion or type any, and see the reward of each word under the policy at the end of a run.
 
     Args:
-        rows: as of `uftlab.reading.held_out`; the first `shown` pairs and demonstrations can be picked.
+        rows: as of `uftlab.vitals.held_out`; the first `shown` pairs and demonstrations can be picked.
         headless: True gives the painting of the first row under the first run.
 
     Returns:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from uftlab import rewards
 from uftlab.checks import Exercise, Mistake, numbers
-from uftlab.reading import calibration_error, in_bins
+from uftlab.vitals import calibration_error, in_bins
 
 
 def _both(margins: Tensor, right_order: Tensor) -> Tensor:

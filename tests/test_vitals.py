@@ -6,7 +6,7 @@ import torch
 
 from uftlab.errors import InputError
 from uftlab.evaluation import Sizes
-from uftlab.reading import (
+from uftlab.vitals import (
     calibration_error,
     clustered,
     held_out,
