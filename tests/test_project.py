@@ -29,9 +29,9 @@ CONDA_NAMES = {"pytorch": "torch"}  # where conda-forge calls a package of PyPI 
 LAYERS = """
 errors feedback wording instructions world models tokens logps rewards losses.family losses.pairs losses.completions
 losses terms objectives trainer methods generation
-evaluation study cards workers results tuning pretrain training bandit algebra theme figures report widgets checks
-beliefs world_figures reading
-exercises.implicit_reward exercises.losses exercises.tiny_world exercises.forgetting
+evaluation study cards workers results vitals pulse tuning pretrain training bandit algebra
+theme figures report widgets paint checks beliefs world_figures reading
+exercises.implicit_reward exercises.losses exercises.tiny_world exercises.forgetting exercises.reward_margins
 notebooks cli
 """.split()
 

@@ -120,8 +120,8 @@ def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str) -
         x="optimiser steps of 32 completions (stage two begins half-way in pipelines)",
         y=label_of(metric).replace(" (", "<br>("),
     )
-    for method in methods:
-        index = list(all_methods()).index(method)
+    for index, method in enumerate(methods):
+        colour = theme.COLOURS[index % 7]
         rows = curves[(curves["method"] == method) & (curves["metric"] == metric)].sort_values("step")
         fig.add_trace(
             go.Scatter(
@@ -130,8 +130,8 @@ def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str) -
                 error_y=_bars(rows),
                 mode="lines+markers",
                 name=method,
-                line={"color": theme.COLOURS[index % 7], "dash": theme.DASHES[index % 7]},
-                marker={"symbol": theme.SYMBOLS[index % 7], "size": 11},
+                line={"color": colour, "dash": theme.DASHES[index % 7]},
+                marker={"color": colour, "symbol": theme.SYMBOLS[index % 7], "size": 11},
             )
         )
     return fig
