@@ -310,12 +310,15 @@ def notebooks(
         _fail(f"{len(failed)} notebook(s) failed: {', '.join(failed)}. The executed copies are in {out}.", 1)
 
 
-@command(example="uftlab lab")
-def lab() -> None:
+@command(example="uftlab lab --folder my-copies --no-browser")
+def lab(
+    folder: Annotated[Path | None, typer.Option(help="Folder with the notebooks; without it, the course.")] = None,
+    browser: Annotated[bool, typer.Option(help="Open a browser, or only print the address.")] = True,
+) -> None:
     """Open JupyterLab on the first notebook, on this machine only."""
-    from uftlab.notebooks import open_lab
+    from uftlab.notebooks import NOTEBOOKS, open_lab
 
-    sys.exit(open_lab())
+    sys.exit(open_lab(folder or NOTEBOOKS, browser, say=lambda line: print(line, flush=True)))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import secrets
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -14,6 +19,7 @@ from uftlab.models import DATA
 from uftlab.study import profile_named
 
 NOTEBOOKS = DATA.parent / "notebooks"
+LAB_HOME = DATA.parent / "build" / "jupyter"  # JupyterLab's settings for this course, not the reader's own
 CELL_TIMEOUT = 300  # seconds; papermill's own default is to wait for ever
 
 
@@ -74,8 +80,84 @@ def run_all(profile: str, out: Path, only: str = "", say: Callable[[str], None] 
     return failed
 
 
-def open_lab() -> int:
-    """JupyterLab on loopback with a token, on the first notebook; returns its exit code."""
-    first = notebook_paths()[0].name
-    options = [f"--notebook-dir={NOTEBOOKS}", f"--LabApp.default_url=/lab/tree/{first}", "--ServerApp.ip=127.0.0.1"]
-    return subprocess.call([sys.executable, "-m", "jupyterlab", *options])
+def lab_command(notebooks: Path, home: Path, browser: bool = True) -> tuple[list[str], dict[str, str], str]:
+    """How JupyterLab is started: the command, its environment, and the address of the first notebook.
+
+    Loopback only, a free port, a token. The settings live in `home`, so the reader's own are neither read nor
+    changed, and whoever switches to the dark theme finds it again. No update check, no news.
+
+    Raises:
+        InputError: when JupyterLab is not installed, or the folder holds no notebook.
+    """
+    if importlib.util.find_spec("jupyterlab") is None:
+        remedy = "Install it: python -m pip install jupyterlab ipywidgets anywidget"
+        raise InputError("JupyterLab", "be installed", "a Python without it", remedy)
+    found = sorted(notebooks.glob("*.ipynb"))
+    if not found:
+        raise InputError("--folder", "hold notebooks", notebooks, "Name the folder with the .ipynb files")
+    settings = home / "settings"
+    quiet = settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    quiet.parent.mkdir(parents=True, exist_ok=True)
+    quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    port, token = _free_port(), secrets.token_hex(24)
+    options = {
+        "ServerApp.root_dir": notebooks,
+        "ServerApp.ip": "127.0.0.1",
+        "ServerApp.port": port,
+        "ServerApp.port_retries": 0,  # the address below is then the true one, or nothing starts
+        "ServerApp.open_browser": browser,
+        "ServerApp.answer_yes": True,  # Ctrl-C stops it without a question
+        "ServerApp.log_level": "ERROR",
+        "LabApp.log_level": "ERROR",
+        "LabApp.extension_manager": "readonly",  # the other one asks a package index
+        "LabApp.default_url": f"/lab/tree/{found[0].name}",
+        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+        "LabApp.news_url": "None",
+    }
+    command = [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")  # in a container, where there is nobody else
+    folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime"}
+    folders |= {
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "IPYTHONDIR": "ipython",
+    }
+    places = {name: str(home / folder) for name, folder in folders.items()}
+    environment = {**os.environ, **places, "JUPYTER_TOKEN": token, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    return command, environment, f"http://127.0.0.1:{port}/lab/tree/{found[0].name}?token={token}"
+
+
+def _free_port() -> int:
+    """A port of the loopback interface that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _answers(address: str) -> bool:
+    """Whether a server is there."""
+    try:
+        with urllib.request.urlopen(address, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def open_lab(notebooks: Path = NOTEBOOKS, browser: bool = True, say: Callable[[str], None] = print) -> int:
+    """JupyterLab on the first notebook, on this machine only; says its address once, returns its exit code.
+
+    Raises:
+        InputError: see `lab_command`.
+    """
+    command, environment, address = lab_command(notebooks.resolve(), LAB_HOME, browser)
+    server = subprocess.Popen(command, env=environment)
+    try:
+        while server.poll() is None and not _answers(address):
+            time.sleep(0.1)
+        if server.poll() is None:
+            say(f"JupyterLab (Ctrl-C stops it): {address}")
+        return server.wait()
+    except KeyboardInterrupt:
+        server.terminate()  # it closes its kernels first
+        return server.wait()
