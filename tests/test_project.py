@@ -29,7 +29,7 @@ CONDA_NAMES = {"pytorch": "torch"}  # where conda-forge calls a package of PyPI 
 LAYERS = """
 errors feedback wording instructions world models tokens logps rewards losses objectives trainer methods generation
 evaluation study workers results tuning pretrain training bandit theme figures report widgets checks
-exercises.implicit_reward exercises.forgetting notebooks cli
+exercises.implicit_reward exercises.forgetting notebooks export cli
 """.split()
 
 

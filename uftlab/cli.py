@@ -310,6 +310,22 @@ def notebooks(
         _fail(f"{len(failed)} notebook(s) failed: {', '.join(failed)}. The executed copies are in {out}.", 1)
 
 
+@command(example="uftlab export --only 01 --out build/site")
+def export(
+    out: Annotated[Path, typer.Option(help="Folder for the pages.")] = Path("build/site"),
+    only: Annotated[str, typer.Option(help="Export the notebooks whose name starts with this.")] = "",
+    profile: Annotated[str, typer.Option(help="smoke, class or research.")] = "class",
+    executed: Annotated[Path | None, typer.Option(help="Folder with executed copies; nothing is run then.")] = None,
+    previews: Annotated[Path | None, typer.Option(help="Folder for one PNG per notebook (needs Chromium).")] = None,
+) -> None:
+    """Write the course as web pages that work offline: figures, equations, folded solutions, glossary."""
+    from uftlab.export import export
+
+    failed = export(out, profile, only, executed, previews, say=lambda line: print(line, flush=True))
+    if failed:
+        _fail(f"{len(failed)} notebook(s) failed: {', '.join(failed)}. Nothing was exported.", 1)
+
+
 @command(example="uftlab lab --folder my-copies --no-browser")
 def lab(
     folder: Annotated[Path | None, typer.Option(help="Folder with the notebooks; without it, the course.")] = None,

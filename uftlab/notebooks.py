@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import os
 import secrets
 import socket
@@ -12,7 +14,10 @@ import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from uftlab.errors import InputError
 from uftlab.models import DATA
@@ -63,11 +68,17 @@ def run_one(path: Path, out: Path, parameters: dict) -> None:
         raise RuntimeError(f"{path.name} failed:\n" + "\n".join(ended.stderr.splitlines()[-25:]))
 
 
-def run_all(profile: str, out: Path, only: str = "", say: Callable[[str], None] = print) -> list[str]:
-    """Execute the notebooks with the profile and their solutions; returns the names of those that failed."""
+def run_all(
+    profile: str, out: Path, only: str = "", say: Callable[[str], None] = print, parameters: dict | None = None
+) -> list[str]:
+    """Execute the notebooks with the profile and their solutions; returns the names of those that failed.
+
+    Args:
+        parameters: more of them, or others: {"widgets_on": False} gives the static twins.
+    """
     profile_named(profile)
     failed, paths = [], notebook_paths(only)
-    parameters = {"profile": profile, "solutions": True}
+    parameters = {"profile": profile, "solutions": True, **(parameters or {})}
     with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
         jobs = {pool.submit(run_one, path, out, parameters): path for path in paths}
         for job in as_completed(jobs):
@@ -78,6 +89,53 @@ def run_all(profile: str, out: Path, only: str = "", say: Callable[[str], None] 
                 failed.append(jobs[job].name)
                 say(f"FAILED {error}")
     return failed
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """What a notebook gave to `widgets.explore`: its pure functions and its controls, before anyone moves them."""
+
+    picture: Callable[..., Any]
+    controls: dict[str, Any]
+    words: Callable[..., str]
+
+
+def explorer_of(path: Path, **parameters: Any) -> Explorer:
+    """Run a notebook's code in this process, up to the first `widgets.explore`, and take what it was given.
+
+    Nothing is displayed. The folder of the notebook is the working directory meanwhile.
+
+    Args:
+        parameters: put after the cell of parameters, as papermill does.
+
+    Raises:
+        InputError: for a notebook without an explorer.
+    """
+    import nbformat
+
+    from uftlab import theme, widgets
+
+    found: list[Explorer] = []
+
+    class Reached(BaseException):
+        """Leaves the cell; nothing that a notebook catches."""
+
+    def explore(figure_fn: Any, controls: Any, describe: Any, *rest: Any, **more: Any) -> None:
+        found.append(Explorer(figure_fn, dict(controls), describe))
+        raise Reached
+
+    names: dict[str, Any] = {"__name__": "__main__", "display": lambda *things, **how: None}
+    patched = mock.patch.multiple(widgets, explore=explore), mock.patch.object(theme, "show", lambda thing: None)
+    with patched[0], patched[1], contextlib.chdir(path.parent), contextlib.redirect_stdout(io.StringIO()):
+        for cell in nbformat.read(path, as_version=4).cells:
+            try:
+                if cell.cell_type == "code":
+                    exec(compile(cell.source, f"{path.name}:{cell.get('id', '')}", "exec"), names)
+            except Reached:
+                return found[0]
+            if "parameters" in cell.metadata.get("tags", []):
+                names |= parameters
+    raise InputError(path.name, "call widgets.explore", "a notebook that does not", "Choose another notebook")
 
 
 def lab_command(notebooks: Path, home: Path, browser: bool = True) -> tuple[list[str], dict[str, str], str]:

@@ -31,7 +31,7 @@ STYLE = """<style>
 .uftlab .uftlab-control label.widget-label { width: auto !important; max-width: none; text-align: left;
   white-space: normal; height: auto; line-height: 1.4; }
 .uftlab .uftlab-choice { flex-direction: column; align-items: stretch; width: auto; height: auto; }
-.uftlab .uftlab-choice select { max-width: 100%; }
+.uftlab .uftlab-choice select { flex: none; height: var(--jp-widgets-inline-height); }
 .uftlab .uftlab-number { display: grid; grid-template: "label label" auto "field slider" auto / 6.5em 1fr; }
 .uftlab .uftlab-number > .widget-text { display: contents; }
 .uftlab .uftlab-number > .widget-text > label { grid-area: label; }
@@ -39,9 +39,10 @@ STYLE = """<style>
 .uftlab .uftlab-number > .widget-slider { grid-area: slider; width: auto; min-width: 0; padding-left: 12px; }
 .uftlab .noUi-handle { border: 2px solid #0072B2; }
 .uftlab .noUi-handle:focus-visible, .uftlab button:focus-visible, .uftlab select:focus-visible,
-.uftlab input:focus-visible { outline: 3px solid #E69F00; outline-offset: 2px; }
+.uftlab input:focus-visible { outline: 3px solid #E69F00 !important; outline-offset: 2px; }
 body[data-jp-theme-light="false"] .uftlab select { background-image: url("data:image/svg+xml,\
-<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'><path d='M3 6l6 6 6-6' fill='none' stroke='white'/></svg>"); }
+<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'><path d='M3 6l6 6 6-6' stroke='white' fill='none'/>\
+</svg>"); }
 .uftlab .js-plotly-plot, .jp-OutputArea .js-plotly-plot { min-width: 600px; margin: 8px; background: white;
   border-radius: 6px; box-shadow: 0 0 0 8px white; }
 .uftlab :has(> .js-plotly-plot), .jp-OutputArea :has(> .js-plotly-plot) { overflow-x: auto; }
@@ -109,7 +110,8 @@ def slider(label: str, value: float, low: float, high: float, step: float = 0.1)
 def log_slider(label: str, value: float, low: float, high: float) -> ipywidgets.FloatLogSlider:
     """A slider for a positive number, ten steps to each factor of ten: `low` and `high` are values, not exponents.
 
-    Both ends are moved to the nearest step (0.05 to 0.0501), so that 0.1, 1 and 10 are steps as well.
+    Both ends are moved to the nearest step (0.05 to 0.0501), so that 0.1, 1 and 10 are steps as well; so is a number
+    that is typed into the field beside it.
     """
     exponents = {"min": round(math.log10(low), 1), "max": round(math.log10(high), 1)}
     return ipywidgets.FloatLogSlider(value, base=10, step=0.1, description=label, **exponents)
