@@ -47,11 +47,13 @@ COMPARE = """
     if (trace.visible !== true || !["scatter", "bar"].includes(trace.type)) continue;
     const group = [...gd.querySelectorAll(".scatterlayer > .trace, .barlayer > .trace")].find(
       (g) => g.__data__ && g.__data__[0].trace && g.__data__[0].trace.index === trace.index);
-    const xa = gd._fullLayout[trace.xaxis.replace("x", "xaxis")], ya = gd._fullLayout[trace.yaxis.replace("y", "yaxis")];
+    const axis = (id) => gd._fullLayout[id.replace(/^[xy]/, "$&axis")];
+    const [xa, ya] = [axis(trace.xaxis), axis(trace.yaxis)];
     const real = points.filter((p) => Number.isFinite(p.x ?? p.p) && Number.isFinite(p.y ?? p.p));
     if (!group) { if (real.length) wrong.push(`${trace.name}: not in the svg`); continue; }
     if (trace.type === "bar") {
-      const bars = [...group.querySelectorAll(".point > path")], [size, value] = trace.orientation === "h" ? ["width", xa] : ["height", ya];
+      const bars = [...group.querySelectorAll(".point > path")];
+      const [size, value] = trace.orientation === "h" ? ["width", xa] : ["height", ya];
       points.forEach((p, i) => {
         const [from, to] = [value.c2p(p.b ?? 0), value.c2p((p.b ?? 0) + p.s)];
         if (bars[i] && inside(value, from) && inside(value, to))
@@ -82,7 +84,7 @@ COMPARE = """
 }
 """
 SVG = """() => [...document.querySelectorAll(".uftlab .js-plotly-plot .main-svg *")]
-  .map((e) => `${e.getAttribute("d") || ""}${e.getAttribute("transform") || ""}${e.children.length ? "" : e.textContent}`)
+  .map((e) => [e.getAttribute("d"), e.getAttribute("transform"), e.children.length ? "" : e.textContent].join())
   .join("|")"""
 # From a key press to the paint of the last change of the figure that followed, in milliseconds.
 STOPWATCH = """() => {

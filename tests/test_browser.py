@@ -5,9 +5,9 @@ import shutil
 import statistics
 from pathlib import Path
 
+import driver
 import pytest
 
-import driver
 from uftlab.notebooks import NOTEBOOKS, explorer_of
 
 NAMES = ["01_implicit_reward", "04_forgetting"]
@@ -47,6 +47,9 @@ def test_controls_are_named_and_the_first_picture_is_the_functions(running):
     page, explorer, _ = running
     values = {name: control.value for name, control in explorer.controls.items()}
     driver.wait_until_drawn(page, explorer.picture(**values), explorer.words(**values))
+    wrong = driver.drawing(explorer.picture(**values))
+    wrong["data"][0]["y"] = wrong["data"][0]["y"][1:]  # so that this comparison is known to find what differs
+    assert page.evaluate(driver.COMPARE, wrong) != []
     roles = {"FloatSlider": "slider", "FloatLogSlider": "slider", "IntSlider": "slider"}
     roles |= {"Dropdown": "combobox", "ToggleButtons": "group"}
     for control in explorer.controls.values():
@@ -111,7 +114,7 @@ APART = """() => {
 
 @pytest.mark.parametrize("width", [1280, 700])
 def test_nothing_overlaps_in_a_wide_or_narrow_window(running, width):
-    page, explorer, _ = running
+    page, _, _ = running
     page.set_viewport_size({"width": width, "height": 720})
     page.locator(".uftlab:has(.js-plotly-plot) .uftlab-controls").scroll_into_view_if_needed()
     page.wait_for_function(APART)

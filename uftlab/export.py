@@ -102,15 +102,19 @@ class _Renderer(IPythonRenderer):
     """nbconvert's Markdown, with equations as MathML and headings without a sign beside them."""
 
     def block_math(self, body: str) -> str:
+        """A display equation."""
         return mathml(body, block=True)
 
     def inline_math(self, body: str) -> str:
+        """An equation in a line."""
         return mathml(body)
 
     def latex_environment(self, name: str, body: str) -> str:
+        """A display equation in an environment of its own."""
         return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", block=True)
 
     def heading(self, text: str, level: int, **attrs: Any) -> str:
+        """A heading that can be linked to."""
         return f'<h{level} id="{anchor(text)}">{text}</h{level}>\n'
 
 
@@ -122,6 +126,7 @@ class _Exporter(HTMLExporter):
     """The body of a page from an executed notebook."""
 
     def markdown2html(self, context: Any, source: str) -> str:
+        """The text of a cell as HTML."""
         return _markdown(source)
 
     markdown2html.jinja_pass_arg = HTMLExporter.markdown2html.jinja_pass_arg  # type: ignore[attr-defined]

@@ -50,16 +50,31 @@ body[data-jp-theme-light="false"] .uftlab select { background-image: url("data:i
 """Labels above their controls, a visible focus, and every figure a white card that scrolls where a window is narrow."""
 
 
-class Spoken(anywidget.AnyWidget):
-    """One line of plain text, `text`, in a live region that a screen reader announces whenever it changes.
+class Spoken(ipywidgets.HTML):
+    """One line of plain text, `text`; `_Names` makes its place in the page a live region."""
 
-    It also says in the page what ipywidgets leaves unsaid about the controls beside it: the name of a slider's
-    handle and its value (of a logarithmic one the page would know the exponent only), and which button is pressed.
+    text = traitlets.Unicode()
+
+    @traitlets.observe("text")
+    def _write(self, change: Mapping[str, Any]) -> None:
+        self.value = f'<div class="uftlab-spoken">{html.escape(change["new"])}</div>'
+
+
+class _Names(anywidget.AnyWidget):
+    """Says in the page what ipywidgets leaves unsaid, to a screen reader above all.
+
+    The line of a `Spoken` is announced when it changes: what announces is the element around it, which stays. A
+    slider's handle gets its name and its value (of a logarithmic one the page would know the exponent only), a row
+    of buttons its name and which of them is pressed.
+
+    It looks at the page and never at messages: a page that is busy with plotly.js for more than two seconds may
+    cut anywidget's off. For the same reason it is made before the figure.
     """
 
-    text = traitlets.Unicode().tag(sync=True)
     _esm = """
-    function describe(controls) {
+    function name(controls, line) {
+      line.setAttribute("role", "status");
+      line.setAttribute("aria-live", "polite");
       for (const number of controls.querySelectorAll(".uftlab-number")) {
         const [handle, field] = [number.querySelector(".noUi-handle"), number.querySelector("input")];
         if (!handle || !field) continue;
@@ -73,30 +88,31 @@ class Spoken(anywidget.AnyWidget):
           button.setAttribute("aria-pressed", button.classList.contains("mod-active"));
       }
     }
-    export default { render({ model, el }) {
-      const line = document.createElement("div");
-      line.className = "uftlab-spoken";
-      line.setAttribute("role", "status");
-      line.setAttribute("aria-live", "polite");
-      el.append(line);
-      let controls = null;
-      const observer = new MutationObserver(() => describe(controls));
-      const write = () => {
-        line.textContent = model.get("text");
-        if (controls) requestAnimationFrame(() => describe(controls));
-      };
+    export default { render({ el }) {
+      let observer = null;
       const find = () => {
-        controls = el.closest(".uftlab")?.querySelector(".uftlab-controls");
-        if (!controls) return requestAnimationFrame(find);
+        const box = el.closest(".uftlab");
+        const [controls, line] = [".uftlab-controls", ".uftlab-line .widget-html-content"].map(
+          (place) => box?.querySelector(place));
+        if (!controls || !line) return requestAnimationFrame(find);
+        observer = new MutationObserver(() => requestAnimationFrame(() => name(controls, line)));
         observer.observe(controls, { subtree: true, childList: true, attributeFilter: ["class"] });
-        describe(controls);
+        observer.observe(line, { childList: true });
+        name(controls, line);
       };
-      model.on("change:text", write);
-      write();
       find();
-      return () => observer.disconnect();
+      return () => observer?.disconnect();
     } };
     """
+
+
+def _box(above: ipywidgets.Widget, grid: ipywidgets.Widget, spoken: Spoken, *below: Any) -> ipywidgets.VBox:
+    """Everything in one box: what stands above, the controls, the spoken line and what stands below."""
+    grid.add_class("uftlab-controls")
+    spoken.add_class("uftlab-line")
+    box = ipywidgets.VBox([above, grid, spoken, *below])
+    box.add_class("uftlab")
+    return box
 
 
 # ------------------------------------------------------------------------------ controls
@@ -248,6 +264,7 @@ def explore(
     shown = figure_fn(**values())
     if headless:
         return shown
+    names = _Names(layout={"display": "none"})
     fig = _figure_widget(shown)
     fig.layout.autosize = True
     fig.layout.uirevision = "keep"  # one constant for ever: plotly then never undoes the reader's zoom
@@ -266,9 +283,7 @@ def explore(
     share = f"calc((100% - {32 * (columns - 1)}px) / {columns})"  # at most so many columns, fewer in a narrow window
     width = f"repeat(auto-fill, minmax(min(100%, max(290px, {share})), 1fr))"
     grid = ipywidgets.GridBox(rows, layout={"grid_template_columns": width, "grid_gap": "8px 32px"})
-    grid.add_class("uftlab-controls")
-    box = ipywidgets.VBox([ipywidgets.HTML(STYLE), grid, spoken, fig])
-    box.add_class("uftlab")
+    box = _box(ipywidgets.HTML(STYLE), grid, spoken, fig, names)
     box.figure, box.controls, box.spoken = fig, dict(controls), spoken
     return box
 
@@ -304,7 +319,6 @@ def predict(
         return Folded(f"<p><b>{html.escape(question)}</b> {choices}</p>{folded}")
     buttons = ipywidgets.ToggleButtons(options=list(options), value=None, description="Your guess:")
     grid = ipywidgets.VBox([_row(buttons)])
-    grid.add_class("uftlab-controls")
     spoken = Spoken(text="Choose before you read on.")
 
     def reveal(change: Mapping[str, Any]) -> None:
@@ -314,7 +328,6 @@ def predict(
 
     buttons.observe(reveal, names="value")
     asked = ipywidgets.HTML(f"{STYLE}<b>{html.escape(question)}</b>")
-    box = ipywidgets.VBox([asked, grid, spoken])
-    box.add_class("uftlab")
+    box = _box(asked, grid, spoken, _Names(layout={"display": "none"}))
     box.buttons, box.spoken = buttons, spoken
     return box
