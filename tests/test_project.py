@@ -28,8 +28,10 @@ CONDA_NAMES = {"pytorch": "torch"}  # where conda-forge calls a package of PyPI 
 # A module may import what stands before it: the list of design.md, with the modules that came since in their places.
 LAYERS = """
 errors feedback wording instructions world models tokens logps rewards losses objectives trainer methods generation
-evaluation study workers results tuning pretrain training bandit theme figures report widgets checks
-exercises.implicit_reward exercises.forgetting notebooks export cli
+evaluation study workers results vitals pulse tuning pretrain training bandit algebra
+theme figures report widgets paint checks beliefs world_figures reading
+exercises.implicit_reward exercises.losses exercises.tiny_world exercises.forgetting exercises.reward_margins
+notebooks export cli
 """.split()
 
 

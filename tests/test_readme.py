@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from uftlab import results
 from uftlab.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +27,15 @@ def commands():
 def test_every_link_to_a_file_exists():
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_what_came_out_is_what_the_stored_results_say():
+    frame = results.tidy(results.load(results.results_folder("class")))
+    known = {results.sentence(row) for row in results.compare(frame)}
+    section = README.split("## What came out")[1].split("\n## ")[0]
+    stated = re.findall(r"^- (.*\))\.$", section, flags=re.M)
+    assert len(stated) == section.count("\n- ") >= 6
+    assert {f"{line}." for line in stated} <= known
 
 
 def test_every_make_target_exists():

@@ -172,8 +172,8 @@ def test_interaction_by_hand():
 @pytest.mark.parametrize(
     ("numbers", "text"),
     [
-        ((-0.456, -0.5, -0.4, 5, "lower"), "a is lower than b by 0.46 (95 % interval -0.50 to -0.40, 5 seeds)."),
-        ((0.2, 0.1, 0.3, 5, "higher"), "a is higher than b by 0.20 (95 % interval 0.10 to 0.30, 5 seeds)."),
+        ((-0.456, -0.5, -0.4, 5, "lower"), "a is lower than b (-0.46, 95 % interval -0.50 to -0.40, 5 seeds)."),
+        ((0.2, 0.1, 0.3, 5, "higher"), "a is higher than b (+0.20, 95 % interval 0.10 to 0.30, 5 seeds)."),
         (
             (0.1, -0.1, 0.3, 3, "not settled"),
             "a against b is not settled (+0.10, 95 % interval -0.10 to 0.30, 3 seeds).",

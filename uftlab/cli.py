@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -145,32 +146,40 @@ def _print_summary(frame: Any) -> None:
     from uftlab.methods import METHODS
     from uftlab.results import HEADLINES, summary
 
-    table = Table(title="mean over seeds [95 % interval], test creatures")
+    table = Table(
+        title="mean over seeds ± half of the 95 % interval, test creatures",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
     table.add_column("method", no_wrap=True)
     shown = [m for m in HEADLINES if m in set(frame["metric"])]
     for metric in shown:
-        table.add_column(f"{metric}\n({HEADLINES[metric][1]})", justify="right")
+        skill, _, part = metric.partition("/")
+        table.add_column(f"{skill}\n{part}\n{HEADLINES[metric][1]}", justify="right")
     cells = {(r["method"], r["metric"]): r for r in summary(frame).to_dict("records")}
     for method in METHODS:
         if (method, shown[0]) not in cells:
             continue
         table.add_row(method, *(_cell(cells.get((method, metric))) for metric in shown))
-    wide = Console(width=200) if not console.is_terminal else console
+    wide = console if console.is_terminal else Console(width=150)
     wide.print(table)
 
 
 def _cell(row: dict | None) -> str:
     if row is None:
         return ""
-    low = row["low"]
-    if low is None or low != low:
+    if row["low"] is None or row["low"] != row["low"]:  # one seed
         return f"{row['mean']:.2f}"
-    return f"{row['mean']:.2f} \\[{row['low']:.2f}, {row['high']:.2f}]"
+    return f"{row['mean']:.2f}±{row['high'] - row['mean']:.2f}"
 
 
 def _write_report(folder: Path, trials: list[dict]) -> None:
-    from uftlab.report import write_report
-
+    try:
+        from uftlab.report import write_report
+    except ModuleNotFoundError as error:  # a machine that only trains needs no figures
+        console.print(f"no report without {error.name}: `uftlab report {folder}` writes it where that is installed")
+        return
     console.print(f"report: {write_report(folder / 'report.html', trials).resolve()}", soft_wrap=True, highlight=False)
 
 

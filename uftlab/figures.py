@@ -44,7 +44,9 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
     columns = 3 if len(metrics) > 2 else len(metrics)
     lines = -(-len(metrics) // columns)
     titles = [label_of(m).replace(" (", "<br>(") for m in metrics]
-    fig = make_subplots(lines, columns, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.03)
+    fig = make_subplots(
+        lines, columns, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.03, vertical_spacing=0.22 / lines
+    )
     for index, metric in enumerate(metrics):
         place = {"row": index // columns + 1, "col": index % columns + 1}
         for group, (colour, symbol) in GROUP_STYLE.items():
@@ -90,7 +92,7 @@ def before_after(summary: pd.DataFrame, metric: str = "instruction/strict") -> g
         pair = pd.DataFrame([rows[first], rows[method]])
         fig.add_trace(
             go.Scatter(
-                x=[0, 1],
+                x=[0.015 * index, 1 + 0.015 * index],  # side by side, so that no bar hides another
                 y=pair["mean"],
                 error_y=_bars(pair),
                 mode="lines+markers",
@@ -102,7 +104,7 @@ def before_after(summary: pd.DataFrame, metric: str = "instruction/strict") -> g
     fig.update_xaxes(
         tickvals=[0, 1], ticktext=["after SFT", "after stage two"], range=[-0.15, 1.15], title_text="stage"
     )
-    return fig.update_layout(margin={"t": 170})
+    return fig.update_layout(margin={"t": 130})
 
 
 def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str) -> go.Figure:
@@ -112,8 +114,8 @@ def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str) -
         x="optimiser steps of 32 completions<br>(stage two begins half-way in pipelines)",
         y=label_of(metric).replace(" (", "<br>("),
     )
-    for method in methods:
-        index = list(METHODS).index(method)
+    for index, method in enumerate(methods):
+        colour = theme.COLOURS[index % 7]
         rows = curves[(curves["method"] == method) & (curves["metric"] == metric)].sort_values("step")
         fig.add_trace(
             go.Scatter(
@@ -122,8 +124,8 @@ def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str) -
                 error_y=_bars(rows),
                 mode="lines+markers",
                 name=method,
-                line={"color": theme.COLOURS[index % 7], "dash": theme.DASHES[index % 7]},
-                marker={"symbol": theme.SYMBOLS[index % 7], "size": 11},
+                line={"color": colour, "dash": theme.DASHES[index % 7]},
+                marker={"color": colour, "symbol": theme.SYMBOLS[index % 7], "size": 11},
             )
         )
     return fig

@@ -222,17 +222,22 @@ def sentence(row: dict[str, Any]) -> str:
 
     >>> sentence({"comparison": "a minus b", "metric": "truth/mc2", "mean": 0.2, "low": 0.1, "high": 0.3,
     ...           "seeds": 5, "verdict": "higher"})
-    'truth despite the myth: a is higher than b by 0.20 (95 % interval 0.10 to 0.30, 5 seeds).'
+    'truth despite the myth: a is higher than b (+0.20, 95 % interval 0.10 to 0.30, 5 seeds).'
     """
     label = HEADLINES[row["metric"]][0]
     first, second = row["comparison"].split(" minus ")
+    mean = _digits(row["mean"], "+")
     if row["low"] is None:
-        return f"{label}: {first} minus {second} is {row['mean']:+.2f} (one seed, no interval, nothing settled)."
-    numbers = f"95 % interval {row['low']:.2f} to {row['high']:.2f}, {row['seeds']} seeds"
+        return f"{label}: {first} minus {second} is {mean} (one seed, no interval, nothing settled)."
+    numbers = f"{mean}, 95 % interval {_digits(row['low'])} to {_digits(row['high'])}, {row['seeds']} seeds"
     if row["verdict"] == "not settled":
-        return f"{label}: {first} against {second} is not settled ({row['mean']:+.2f}, {numbers})."
-    size = f"{abs(row['mean']):.2f}"
-    return f"{label}: {first} is {row['verdict']} than {second} by {size} ({numbers})."
+        return f"{label}: {first} against {second} is not settled ({numbers})."
+    return f"{label}: {first} is {row['verdict']} than {second} ({numbers})."
+
+
+def _digits(value: float, sign: str = "") -> str:
+    """Two decimals; one significant digit where those would hide on which side of 0 the value lies."""
+    return f"{value:{sign}.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:{sign}.1g}"
 
 
 def findings(frame: pd.DataFrame, metrics: tuple[str, ...] = ("instruction/strict", "truth/mc2")) -> list[str]:

@@ -92,9 +92,9 @@ class Trial:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file whole or not at all: a reader, or a run after a crash, never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
-        part.write(text)
-    os.replace(part.name, path)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def read_trial(path: Path) -> dict[str, Any]:

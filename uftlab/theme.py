@@ -62,7 +62,14 @@ def _template() -> go.layout.Template:
     }
     layout = go.Layout(
         font={"size": FONT_SIZE, "color": INK, "family": "Open Sans, DejaVu Sans, Verdana, sans-serif"},
-        title={"x": 0.02, "xanchor": "left", "y": 0.97, "yanchor": "top", "font": {"size": FONT_SIZE + 2}},
+        title={
+            "x": 0.02,
+            "xanchor": "left",
+            "y": 1,
+            "yanchor": "top",
+            "pad": {"t": 20},
+            "font": {"size": FONT_SIZE + 2},
+        },
         colorway=COLOURS,
         paper_bgcolor="white",
         plot_bgcolor="white",

@@ -1,0 +1,342 @@
+"""The pulse of a training run: policies kept at a few steps, asked about completions that they never saw.
+
+`take` trains runs in one world, methods with their tuned settings, exactly as a trial of `uftlab.study` does, and keeps
+at each of nine steps the weights and the log-probability of every token of the held-out rows. Log-ratios,
+rewards, margins and scores at any beta are then differences of stored numbers: no slider waits for a model.
+
+A stretch of training (the stages of a method up to one of them) is stored in one file, written whole or not at all,
+and shared by all methods that begin with it; nothing is trained twice. (The name knows settings, sizes, seed and base
+weights, not the code: who changes how training works raises SCHEMA.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from datasets import Dataset
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import LlamaForCausalLM, TrainerCallback, set_seed
+
+from uftlab.errors import InputError
+from uftlab.feedback import from_rows
+from uftlab.logps import fingerprint
+from uftlab.methods import BATCH, Stage, method_named, train_stage
+from uftlab.models import DATA, frozen_copy, load_base, tiny_config, tiny_tokenizer
+from uftlab.vitals import held_out, read, tokenised
+from uftlab.study import Profile, first_stage_settings, tuned_settings
+from uftlab.tokens import Completion, Tokens
+from uftlab.world import World, pairs
+
+SCHEMA = 1
+PARTS = 8  # a run of this many parts has one snapshot more: the base comes first
+FOLDER = DATA.parent / "results" / "pulse"
+SECONDS_PER_COMPLETION = 0.0015  # one thread of a laptop, measured; for the estimate alone
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to train: a method with its tuned settings, and `changes` to those of its last stage."""
+
+    method: str
+    changes: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What a reader calls it.
+
+        >>> Run("uft", (("beta", 0.244),)).name
+        'uft, beta 0.244'
+        """
+        return ", ".join([self.method, *(f"{name} {value:g}" for name, value in self.changes)])
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """One run: what each snapshot thinks of each token of the held-out rows.
+
+    Args:
+        name: of its `Run`.
+        steps: optimiser steps done at each snapshot; the first is 0, the base.
+        starts: for each snapshot the position of the policy that its stage found: the reference of its training.
+        settings: of each stage, beta resolved.
+        token_logps: log pi(y_t | x, y_<t) in nats, 0 after the end of a row.
+        weights: the policy of each snapshot.
+    """
+
+    name: str
+    steps: tuple[int, ...]
+    starts: tuple[int, ...]
+    settings: tuple[dict[str, float], ...]
+    token_logps: Float[Tensor, "snapshot row pos"]
+    weights: tuple[dict[str, Tensor], ...]
+
+    @cached_property
+    def logps(self) -> Float[Tensor, "snapshot row"]:
+        """log pi(y | x) of each row, summed over its tokens, in nats."""
+        return self.token_logps.sum(-1)
+
+    @property
+    def beta(self) -> float:
+        """The beta of the last stage: the one in which its rewards are meant."""
+        return self.settings[-1]["beta"]
+
+    def at(self, step: float | int) -> int:
+        """The last snapshot that is not after this step."""
+        return sum(done <= step for done in self.steps) - 1
+
+    def reference(self, snapshot: int, own: bool) -> int:
+        """Which snapshot is the reference: the base (0), or the `own` one, the policy that the stage started from."""
+        return self.starts[snapshot] if own else 0
+
+    def logratios(self, snapshot: int, own: bool = False) -> Float[Tensor, "row"]:
+        """log pi(y | x) - log pi_ref(y | x) in nats, without beta. 0 where the snapshot is its own reference."""
+        return self.logps[snapshot] - self.logps[self.reference(snapshot, own)]
+
+    def token_logratios(self, snapshot: int, own: bool = False) -> Float[Tensor, "row pos"]:
+        """The same for each token: they add up to the log-ratio of the row."""
+        return self.token_logps[snapshot] - self.token_logps[self.reference(snapshot, own)]
+
+    def policy(self, snapshot: int) -> LlamaForCausalLM:
+        """The model of a snapshot, in evaluation mode, on the CPU."""
+        model = LlamaForCausalLM(tiny_config())
+        model.load_state_dict(self.weights[snapshot], strict=False)  # the tied output layer is not stored
+        return model.eval()
+
+
+# ------------------------------------------------------------------------------------ training and storing
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """The stages of a method up to one of them: each with its steps and settings."""
+
+    stages: tuple[tuple[Stage, int, tuple[tuple[str, float], ...]], ...]
+
+    @property
+    def before(self) -> int:
+        """Steps of the stages before the last."""
+        return sum(steps for _, steps, _ in self.stages[:-1])
+
+    @property
+    def steps(self) -> int:
+        """Steps of the last stage."""
+        return self.stages[-1][1]
+
+
+def _stretches(run: Run, profile: Profile) -> list[_Stretch]:
+    definition = method_named(run.method)
+    if not definition.stages:
+        raise InputError("A method with a pulse", "be trained", run.method, "Choose another, see `uftlab methods`")
+    stages = []
+    for index, stage in enumerate(definition.stages):
+        last = index == len(definition.stages) - 1
+        settings = dict(first_stage_settings(definition))
+        if last:
+            settings = {**tuned_settings(run.method), **dict(run.changes)}
+        if last and "demonstrations" in settings:
+            stage = replace(stage, demonstrations=settings["demonstrations"])
+        stages.append((stage, max(1, round(profile.steps * stage.budget)), tuple(sorted(settings.items()))))
+    return [_Stretch(tuple(stages[: index + 1])) for index in range(len(stages))]
+
+
+class _Remembering(Tokens):
+    """Tokenises a text once: the runs of a room all learn from the same rows."""
+
+    def __init__(self) -> None:
+        super().__init__(tiny_tokenizer())
+        self.prompt = cache(super().prompt)  # type: ignore[assignment,method-assign]
+        self.completion = cache(super().completion)  # type: ignore[assignment,method-assign]
+
+
+class _Room:
+    """What all methods share: one world, its base model, the tables and the held-out rows."""
+
+    def __init__(self, profile: Profile, seed: int, folder: Path) -> None:
+        self.profile, self.seed, self.world = profile, seed, World(seed)
+        self.base = frozen_copy(load_base(seed))  # type: ignore[arg-type]
+        self.tokens = _Remembering()
+        key = repr((SCHEMA, PARTS, seed, profile, fingerprint(self.base)))
+        self.folder = Path(folder) / hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
+
+    @cached_property
+    def tables(self) -> dict[str, Dataset]:
+        """The training rows, as a trial of the study has them."""
+        shown = self.world.demonstrations(self.profile.demonstrations)
+        return {
+            "demonstrations": from_rows([{"prompt": r["prompt"], "completion": r["completion"]} for r in shown]),
+            "feedback": from_rows(pairs(self.world.feedback(self.profile.prompts))),
+        }
+
+    @cached_property
+    def completions(self) -> list[Completion]:
+        """The held-out rows, as tokens."""
+        return tokenised(held_out(self.world, self.profile.sizes))
+
+    def path(self, stretch: _Stretch) -> Path:
+        """The file of a stretch: its name changes with anything that changes the outcome."""
+        digest = hashlib.blake2b(repr(stretch).encode(), digest_size=5).hexdigest()
+        return self.folder / f"{stretch.stages[-1][0].objective}-{digest}.safetensors"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As the study trains: the same bits on any machine of a kind, and such small matrices gain nothing from more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Snapshots(TrainerCallback):
+    """Keeps weights and readings at given steps, moves the progress bar and silences the trainer's printed logs."""
+
+    def __init__(self, take: Callable[[nn.Module, int], None], at: set[int], tick: Callable[[], Any]) -> None:
+        self.take, self.at, self.tick = take, at, tick
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tells the library's printer that this is not its process."""
+        state.is_local_process_zero = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Takes a snapshot when its step has come."""
+        self.tick()
+        if state.global_step in self.at:
+            self.take(model, state.global_step)
+
+
+def _train(room: _Room, stretch: _Stretch, tick: Callable[[], Any]) -> None:
+    """Train the last stage of a stretch from where the one before it ended, and store its snapshots."""
+    index = len(stretch.stages) - 1
+    stage, steps, settings = stretch.stages[-1]
+    policy: Any = frozen_copy(room.base).requires_grad_(True)
+    if torch.cuda.is_available():
+        policy.to("cuda")
+    if index:
+        _, _, weights = _stored(room.path(_Stretch(stretch.stages[:-1])))
+        policy.load_state_dict(weights[-1], strict=False)
+    tensors: dict[str, Tensor] = {}
+    readings: list[Tensor] = []
+    done: list[int] = []
+    parts = max(1, round(PARTS * stage.budget))
+    at = {max(1, round(steps * (k + 1) / parts)) for k in range(parts)}
+
+    def take(model: nn.Module, step: int) -> None:
+        for name, weight in model.state_dict().items():
+            if name != "lm_head.weight":
+                tensors[f"{len(readings)}/{name}"] = weight.detach().cpu().clone()
+        readings.append(read(model, room.completions))
+        done.append(stretch.before + step)
+
+    if index == 0:
+        take(policy, 0)
+    set_seed(room.seed)  # as in a trial of the study, whose runs these are
+    with tempfile.TemporaryDirectory(prefix="uftlab-") as scratch:
+        trained = train_stage(
+            policy,
+            stage,
+            room.tables,
+            room.tokens,
+            dict(settings),
+            steps,
+            seed=room.seed * 10 + index,
+            folder=scratch,
+            callbacks=[_Snapshots(take, at, tick)],
+            logging_steps=steps,
+        )
+    record = {"steps": done, "settings": trained.settings}
+    path = room.path(stretch)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".part{os.getpid()}")
+    save_file({"token_logps": torch.stack(readings), **tensors}, str(part), {"record": json.dumps(record)})
+    os.replace(part, path)
+
+
+def _stored(path: Path) -> tuple[dict[str, Any], Tensor, list[dict[str, Tensor]]]:
+    """A stretch from disk: its record, readings and the weights of its snapshots."""
+    with safe_open(str(path), framework="pt") as file:
+        record = json.loads(file.metadata()["record"])
+        weights: list[dict[str, Tensor]] = [{} for _ in record["steps"]]
+        for key in file.keys():  # noqa: SIM118  (no mapping)
+            number, _, name = key.partition("/")
+            if name:
+                weights[int(number)][name] = file.get_tensor(key)
+        return record, file.get_tensor("token_logps"), weights
+
+
+def take(
+    runs: Sequence[Run], profile: Profile, seed: int = 0, folder: Path = FOLDER, say: Callable[[str], None] = print
+) -> dict[str, Pulse]:
+    """The pulses of some runs in one world, by name; what is not stored yet is trained first.
+
+    Args:
+        profile: its steps are the budget of a method, its sizes say how many held-out rows are read.
+        say: takes the line that says what will be trained and how long it may take; progress goes to stdout.
+
+    Raises:
+        InputError: for an unknown method or one that is not trained, before anything is.
+    """
+    wanted = {run.name: _stretches(run, profile) for run in runs}
+    room = _Room(profile, seed, folder)
+    missing = list(dict.fromkeys(s for part in wanted.values() for s in part if not room.path(s).is_file()))
+    missing.sort(key=lambda s: len(s.stages))  # a first stage comes before what goes on from it
+    total = sum(stretch.steps for stretch in missing)
+    if missing:
+        seconds = 2 * len(missing) + total * BATCH * SECONDS_PER_COMPLETION
+        say(f"training {len(missing)} stages, {total} steps in all: about {seconds:.0f} s, and only this once")
+    bar = tqdm(total=total, mininterval=2, unit="step", file=sys.stdout, disable=not missing, leave=False)
+    with bar, _one_thread():
+        for stretch in missing:
+            bar.set_description(stretch.stages[-1][0].objective)
+            _train(room, stretch, bar.update)
+    return {name: _pulse(name, [room.path(s) for s in parts]) for name, parts in wanted.items()}
+
+
+def _pulse(name: str, paths: Iterable[Path]) -> Pulse:
+    steps: list[int] = []
+    starts: list[int] = []
+    settings, readings, weights = [], [], []
+    for path in paths:
+        record, reading, snapshots = _stored(path)
+        found = max(0, len(steps) - 1)  # the policy with which this stage began
+        steps += record["steps"]
+        starts += [found] * len(record["steps"])
+        settings.append(record["settings"])
+        readings.append(reading)
+        weights += snapshots
+    return Pulse(name, tuple(steps), tuple(starts), tuple(settings), torch.cat(readings), tuple(weights))
+
+
+def frame(pulses: Iterable[Pulse], rows: pd.DataFrame) -> pd.DataFrame:
+    """One line per run, snapshot and held-out row: the columns of `held_out` and what was read there.
+
+    Added: `run`, `step`, `row`, `logps` (nats), `logratio` (against the base) and `own_logratio` (against the policy
+    that the stage began with, the reference of its loss), both in nats and without beta.
+    """
+    made = []
+    for pulse in pulses:
+        for snapshot, step in enumerate(pulse.steps):
+            values = {
+                "logps": pulse.logps[snapshot].numpy(),
+                "logratio": pulse.logratios(snapshot).numpy(),
+                "own_logratio": pulse.logratios(snapshot, own=True).numpy(),
+            }
+            made.append(rows.assign(run=pulse.name, step=step, row=range(len(rows)), **values))
+    return pd.concat(made, ignore_index=True)
