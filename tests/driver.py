@@ -86,6 +86,8 @@ COMPARE = """
 SVG = """() => [...document.querySelectorAll(".uftlab .js-plotly-plot .main-svg *")]
   .map((e) => [e.getAttribute("d"), e.getAttribute("transform"), e.children.length ? "" : e.textContent].join())
   .join("|")"""
+LINE = ".uftlab:has(.js-plotly-plot) [role=status]"
+SPOKEN = f"(words) => document.querySelector('{LINE}').textContent === words"
 # From a key press to the paint of the last change of the figure that followed, in milliseconds.
 STOPWATCH = """() => {
   const watch = (window.stopwatch = { pressed: null, painted: null });
@@ -114,6 +116,13 @@ def browser():
         running = playwright.chromium.launch(executable_path=chromium(), args=flags)
         yield running
         running.close()
+
+
+def copy_notebook(path, folder, profile):
+    """A copy to run, with another profile in its cell of parameters: Lab saves into what it runs."""
+    text, written = path.read_text(encoding="utf-8"), r"profile = \"class\""
+    assert text.count(written) == 1
+    (folder / path.name).write_text(text.replace(written, rf"profile = \"{profile}\""), encoding="utf-8")
 
 
 @contextmanager
@@ -177,13 +186,11 @@ def wait_until_drawn(page, figure, words):
     from playwright.sync_api import TimeoutError
 
     expected = drawing(figure)
-    spoken = ".uftlab:has(.js-plotly-plot) [role=status]"
-    said = f"(words) => document.querySelector('{spoken}').textContent === words"
     try:
-        page.wait_for_function(said, arg=words, timeout=20_000)
+        page.wait_for_function(SPOKEN, arg=words, timeout=20_000)
         page.wait_for_function(f"(expected) => ({COMPARE})(expected).length === 0", arg=expected, timeout=20_000)
     except TimeoutError:
-        found = page.locator(spoken).text_content(), page.evaluate(COMPARE, expected)[:10]
+        found = page.locator(LINE).text_content(), page.evaluate(COMPARE, expected)[:10]
         raise AssertionError(f"expected {words!r}, found {found}") from None
 
 

@@ -12,8 +12,8 @@ from uftlab import paint, theme
 from uftlab.evaluation import Sizes
 from uftlab.models import tiny_config
 from uftlab.pulse import Pulse
-from uftlab.vitals import Reading, clustered, held_out, read, tokenised
 from uftlab.results import Interval
+from uftlab.vitals import Reading, clustered, held_out, read, tokenised
 from uftlab.widgets import redraw
 from uftlab.world import World
 

@@ -11,8 +11,8 @@ from uftlab.errors import InputError
 from uftlab.evaluation import Sizes
 from uftlab.logps import reference_logps
 from uftlab.pulse import Run
-from uftlab.vitals import held_out, read_text, tokenised
 from uftlab.study import PROFILES
+from uftlab.vitals import held_out, read_text, tokenised
 from uftlab.world import World
 
 TINY = replace(PROFILES["smoke"], steps=4, demonstrations=24, prompts=12, sizes=Sizes(6, 8, 0, 5))

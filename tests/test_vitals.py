@@ -6,6 +6,7 @@ import torch
 
 from uftlab.errors import InputError
 from uftlab.evaluation import Sizes
+from uftlab.results import interval
 from uftlab.vitals import (
     calibration_error,
     clustered,
@@ -17,7 +18,6 @@ from uftlab.vitals import (
     resampled,
     tokenised,
 )
-from uftlab.results import interval
 from uftlab.world import World
 
 SIZES = Sizes(12, 8, 0, 10)

@@ -150,6 +150,8 @@ def lab_command(notebooks: Path, home: Path, browser: bool = True) -> tuple[list
     if importlib.util.find_spec("jupyterlab") is None:
         remedy = "Install it: python -m pip install jupyterlab ipywidgets anywidget"
         raise InputError("JupyterLab", "be installed", "a Python without it", remedy)
+    import zmq
+
     found = sorted(notebooks.glob("*.ipynb"))
     if not found:
         raise InputError("--folder", "hold notebooks", notebooks, "Name the folder with the .ipynb files")
@@ -173,6 +175,8 @@ def lab_command(notebooks: Path, home: Path, browser: bool = True) -> tuple[list
         "LabApp.news_url": "None",
     }
     command = [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
+    if zmq.has("curve"):
+        command.append("--KernelManager.transport_encryption=auto")  # kernels warn where it is off
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")  # in a container, where there is nobody else
     folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime"}

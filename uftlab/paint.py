@@ -21,9 +21,9 @@ import torch
 from uftlab import theme
 from uftlab.errors import InputError
 from uftlab.pulse import Pulse
-from uftlab.vitals import Reading, clustered, read_text
 from uftlab.results import Interval
 from uftlab.rewards import implicit_score
+from uftlab.vitals import Reading, clustered, read_text
 from uftlab.widgets import STYLE, Folded, Spoken, choice
 
 EDGES = np.linspace(-4, 8, 25)  # of the bins of rewards; what lies beyond is counted in the outermost

@@ -38,9 +38,9 @@ from uftlab.feedback import from_rows
 from uftlab.logps import fingerprint
 from uftlab.methods import BATCH, Stage, method_named, train_stage
 from uftlab.models import DATA, frozen_copy, load_base, tiny_config, tiny_tokenizer
-from uftlab.vitals import held_out, read, tokenised
 from uftlab.study import Profile, first_stage_settings, tuned_settings
 from uftlab.tokens import Completion, Tokens
+from uftlab.vitals import held_out, read, tokenised
 from uftlab.world import World, pairs
 
 SCHEMA = 1

@@ -126,9 +126,10 @@ def slider(label: str, value: float, low: float, high: float, step: float = 0.1)
 def log_slider(label: str, value: float, low: float, high: float) -> ipywidgets.FloatLogSlider:
     """A slider for a positive number, ten steps to each factor of ten: `low` and `high` are values, not exponents.
 
-    Both ends are moved to the nearest step (0.05 to 0.0501), so that 0.1, 1 and 10 are steps as well; so is a number
-    that is typed into the field beside it.
+    Both ends and the value are moved to the nearest step (0.05 to 0.0501), so that 0.1, 1 and 10 are steps as well. The
+    page does the same to a number that is typed into the field beside it.
     """
+    value = 10 ** round(math.log10(value), 1)
     exponents = {"min": round(math.log10(low), 1), "max": round(math.log10(high), 1)}
     return ipywidgets.FloatLogSlider(value, base=10, step=0.1, description=label, **exponents)
 
