@@ -64,12 +64,11 @@ COMPARE = """
     const at = (p) => [xa.c2p(p.x), ya.c2p(p.y)];
     const line = group.querySelector("path.js-line");
     if (trace.mode.includes("lines") && line && real.length === points.length && points.length > 1) {
-      const numbers = line.getAttribute("d").match(/-?[0-9.]+(e-?[0-9]+)?/g).map(Number);
-      for (const [name, p, k] of [["start", points[0], 0], ["end", points.at(-1), numbers.length - 2]]) {
-        const [x, y] = at(p);
+      for (const [name, p, along] of [["start", points[0], 0], ["end", points.at(-1), line.getTotalLength()]]) {
+        const [x, y] = at(p), drawn = line.getPointAtLength(along);
         if (inside(xa, x) && inside(ya, y)) {
-          near(`${trace.name} ${name} x`, x, numbers[k]);
-          near(`${trace.name} ${name} y`, y, numbers[k + 1]);
+          near(`${trace.name} ${name} x`, x, drawn.x);
+          near(`${trace.name} ${name} y`, y, drawn.y);
         }
       }
     }

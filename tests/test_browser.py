@@ -89,7 +89,7 @@ def as_in_page(page, explorer, values, name):
     """The value with which the function says what is drawn, and its figure: 0.3, or what 0.1 + 0.2 is in the page."""
     value, figure = values[name], explorer.picture(**values)
     if isinstance(value, float) and page.evaluate(driver.COMPARE, driver.drawing(figure)):
-        for near in (math.nextafter(value, -math.inf), math.nextafter(value, math.inf)):
+        for near in (value + k * math.ulp(value) for k in (1, -1, 2, -2, 3, -3, 4, -4, 6, -6, 8, -8)):
             other = explorer.picture(**{**values, name: near})
             if not page.evaluate(driver.COMPARE, driver.drawing(other)):
                 return near, other
