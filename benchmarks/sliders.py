@@ -26,35 +26,28 @@ KERNEL_LIMIT, PAINT_LIMIT = 100.0, 400.0  # milliseconds
 
 
 def positions(control, count):
-    """Values that a hand would pass on its way over a control, back and forth."""
+    """At most `count` values that a hand would pass on its way over a control: each once, since notebooks remember."""
     if hasattr(control, "options"):
-        values = [value for _, value in control._options_full]
-    else:
-        parts = min(count, 20)
-        values = [control.min + (control.max - control.min) * k / parts for k in range(parts + 1)]
-        if isinstance(control, widgets.ipywidgets.FloatLogSlider):
-            values = [control.base ** round(value, 1) for value in values]
-        else:
-            whole = isinstance(control.value, int)
-            steps = [control.min + control.step * round((value - control.min) / control.step) for value in values]
-            values = [int(value) if whole else value for value in steps]
-    path = values + values[-2:0:-1]
-    return [path[k % len(path)] for k in range(count)]
+        return [value for _, value in control._options_full][:count]
+    places = [control.min + (control.max - control.min) * k / (count - 1) for k in range(count)]
+    if isinstance(control, widgets.ipywidgets.FloatLogSlider):
+        return list(dict.fromkeys(control.base ** round(place, 1) for place in places))
+    kind = int if isinstance(control.value, int) else float
+    steps = (control.min + control.step * round((place - control.min) / control.step) for place in places)
+    return list(dict.fromkeys(kind(step) for step in steps))
 
 
 def kernel_times(explorer: Explorer, moves: int) -> list[float]:
     """Milliseconds of the handler for each of at least `moves` moves, spread over the controls."""
     box = widgets.explore(explorer.picture, explorer.controls, explorer.words)
-    times = []
-    for control in box.controls.values():
-        for value in positions(control, -(-moves // len(box.controls)) + 1):
-            if value == control.value:
-                continue
-            begun = time.perf_counter()
-            control.value = value
-            times.append(1000 * (time.perf_counter() - begun))
-    while len(times) < moves:  # controls with few positions: once more
-        times += kernel_times(explorer, moves - len(times))
+    times: list[float] = []
+    while len(times) < moves:
+        for control in box.controls.values():
+            for value in positions(control, -(-moves // len(box.controls))):
+                if value != control.value:
+                    begun = time.perf_counter()
+                    control.value = value
+                    times.append(1000 * (time.perf_counter() - begun))
     return times
 
 
