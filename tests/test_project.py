@@ -32,7 +32,7 @@ losses terms objectives trainer methods generation
 evaluation study cards workers results vitals pulse tuning pretrain training bandit algebra
 theme figures report widgets paint checks beliefs world_figures reading
 exercises.implicit_reward exercises.losses exercises.tiny_world exercises.forgetting exercises.reward_margins
-notebooks cli
+notebooks export cli
 """.split()
 
 
@@ -63,8 +63,9 @@ def pins():
 
 def conda():
     """Exact versions of environment.yml by the name on PyPI; python and pip apart."""
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    pairs = [d.split("=") for d in environment["dependencies"] if isinstance(d, str) and d != "pip"]
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    pairs = [d.split("=") for d in listed if isinstance(d, str) and d != "pip"]
+    pairs += [line.split("==") for d in listed if isinstance(d, dict) for line in d["pip"] if "==" in line]
     return {canonicalize_name(CONDA_NAMES.get(name, name)): version for name, version in pairs}
 
 

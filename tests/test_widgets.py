@@ -106,8 +106,8 @@ def test_no_output_widget_and_one_figure_widget(box):
     assert sum(isinstance(w, go.FigureWidget) for w in found) == 1
 
 
-def test_spoken_line_is_announced_and_escaped(box):
-    assert 'aria-live="polite"' in box.spoken.value and say(0.1, 2) in box.spoken.value
+def test_spoken_line_is_escaped(box):
+    assert say(0.1, 2) in box.spoken.value
     assert "a &lt; b" in widgets.Spoken(text="a < b").value
 
 

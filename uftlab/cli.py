@@ -348,12 +348,31 @@ def notebooks(
         _fail(f"{len(failed)} notebook(s) failed: {', '.join(failed)}. The executed copies are in {out}.", 1)
 
 
-@command(example="uftlab lab")
-def lab() -> None:
-    """Open JupyterLab on the first notebook, on this machine only."""
-    from uftlab.notebooks import open_lab
+@command(example="uftlab export --only 01 --out build/site")
+def export(
+    out: Annotated[Path, typer.Option(help="Folder for the pages.")] = Path("build/site"),
+    only: Annotated[str, typer.Option(help="Export the notebooks whose name starts with this.")] = "",
+    profile: Annotated[str, typer.Option(help="smoke, class or research.")] = "class",
+    executed: Annotated[Path | None, typer.Option(help="Folder with executed copies; nothing is run then.")] = None,
+    previews: Annotated[Path | None, typer.Option(help="Folder for one PNG per notebook (needs Chromium).")] = None,
+) -> None:
+    """Write the course as web pages that work offline: figures, equations, folded solutions, glossary."""
+    from uftlab.export import export
 
-    sys.exit(open_lab())
+    failed = export(out, profile, only, executed, previews, say=lambda line: print(line, flush=True))
+    if failed:
+        _fail(f"{len(failed)} notebook(s) failed: {', '.join(failed)}. Nothing was exported.", 1)
+
+
+@command(example="uftlab lab --folder my-copies --no-browser")
+def lab(
+    folder: Annotated[Path | None, typer.Option(help="Folder with the notebooks; without it, the course.")] = None,
+    browser: Annotated[bool, typer.Option(help="Open a browser, or only print the address.")] = True,
+) -> None:
+    """Open JupyterLab on the first notebook, on this machine only."""
+    from uftlab.notebooks import NOTEBOOKS, open_lab
+
+    sys.exit(open_lab(folder or NOTEBOOKS, browser, say=lambda line: print(line, flush=True)))
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str) -
     """Mean over seeds of one metric along training, one line per method; `curves` is `results.curve_summary`."""
     fig = theme.figure(
         title=f"Along training: {label_of(metric)}",
-        x="optimiser steps of 32 completions (stage two begins half-way in pipelines)",
+        x="optimiser steps of 32 completions<br>(stage two begins half-way in pipelines)",
         y=label_of(metric).replace(" (", "<br>("),
     )
     for index, method in enumerate(methods):

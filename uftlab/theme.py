@@ -58,7 +58,7 @@ def _template() -> go.layout.Template:
         "ticks": "outside",
         "gridcolor": PALE,
         "zerolinecolor": "#8C8C8C",
-        "title": {"standoff": 14},
+        "title": {"standoff": 14, "font": {"size": FONT_SIZE}},
     }
     layout = go.Layout(
         font={"size": FONT_SIZE, "color": INK, "family": "Open Sans, DejaVu Sans, Verdana, sans-serif"},
@@ -119,7 +119,8 @@ def panels(
         fig.update_yaxes(title_text=y_title, col=column)
     fig.update_annotations(font_size=FONT_SIZE, yshift=4)
     top = 110 if title else 50
-    legend = {"y": -0.24, "yanchor": "top"}
+    # at the foot of the whole figure: beside the axes it would lie on their titles in a narrow window
+    legend = {"xref": "container", "x": 0.02, "yref": "container", "y": 0.02, "yanchor": "bottom"}
     layout = {
         "template": "uftlab",
         "title_text": title,

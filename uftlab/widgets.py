@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import anywidget
 import ipywidgets
 import numpy as np
 import plotly.graph_objects as go
@@ -26,19 +27,92 @@ from uftlab.errors import InputError
 
 STYLE = """<style>
 .uftlab { --jp-widgets-font-size: 17px; --jp-widgets-inline-height: 36px; }
-.uftlab .uftlab-spoken { font-size: 18px; line-height: 1.5; padding: 4px 8px; }
-.uftlab .noUi-handle:focus-visible, .uftlab button:focus-visible { outline: 3px solid #E69F00; outline-offset: 2px; }
+.uftlab .uftlab-spoken { font-size: 18px; line-height: 1.5; padding: 4px 0; color: var(--jp-content-font-color0); }
+.uftlab .uftlab-control label.widget-label { width: auto !important; max-width: none; text-align: left;
+  white-space: normal; height: auto; line-height: 1.4; }
+.uftlab .uftlab-choice { flex-direction: column; align-items: stretch; width: auto; height: auto; }
+.uftlab .uftlab-choice select { flex: none; height: var(--jp-widgets-inline-height); }
+.uftlab .uftlab-number { display: grid; grid-template: "label label" auto "field slider" auto / 6.5em 1fr; }
+.uftlab .uftlab-number > .widget-text { display: contents; }
+.uftlab .uftlab-number > .widget-text > label { grid-area: label; }
+.uftlab .uftlab-number > .widget-text > input { grid-area: field; width: auto; min-width: 0; }
+.uftlab .uftlab-number > .widget-slider { grid-area: slider; width: auto; min-width: 0; padding-left: 12px; }
+.uftlab .noUi-handle { border: 2px solid #0072B2; }
+.uftlab .noUi-handle:focus-visible, .uftlab button:focus-visible, .uftlab select:focus-visible,
+.uftlab input:focus-visible { outline: 3px solid #E69F00 !important; outline-offset: 2px; }
+body[data-jp-theme-light="false"] .uftlab select { background-image: url("data:image/svg+xml,\
+<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'><path d='M3 6l6 6 6-6' stroke='white' fill='none'/>\
+</svg>"); }
+.uftlab .js-plotly-plot, .jp-OutputArea .js-plotly-plot { min-width: 600px; margin: 8px; background: white;
+  border-radius: 6px; box-shadow: 0 0 0 8px white; }
+.uftlab :has(> .js-plotly-plot), .jp-OutputArea :has(> .js-plotly-plot) { overflow-x: auto; }
 </style>"""
+"""Labels above their controls, a visible focus, and every figure a white card that scrolls where a window is narrow."""
 
 
 class Spoken(ipywidgets.HTML):
-    """One line of plain text, `text`, in an `aria-live` region, so that a screen reader can announce its changes."""
+    """One line of plain text, `text`; `_Names` makes its place in the page a live region."""
 
     text = traitlets.Unicode()
 
     @traitlets.observe("text")
     def _write(self, change: Mapping[str, Any]) -> None:
-        self.value = f'<div class="uftlab-spoken" role="status" aria-live="polite">{html.escape(change["new"])}</div>'
+        self.value = f'<div class="uftlab-spoken">{html.escape(change["new"])}</div>'
+
+
+class _Names(anywidget.AnyWidget):
+    """Says in the page what ipywidgets leaves unsaid, to a screen reader above all.
+
+    The line of a `Spoken` is announced when it changes: what announces is the element around it, which stays. A
+    slider's handle gets its name and its value (of a logarithmic one the page would know the exponent only), a row
+    of buttons its name and which of them is pressed.
+
+    It looks at the page and never at messages: a page that is busy with plotly.js for more than two seconds may
+    cut anywidget's off. For the same reason it is made before the figure.
+    """
+
+    _esm = """
+    function name(controls, line) {
+      line.setAttribute("role", "status");
+      line.setAttribute("aria-live", "polite");
+      for (const number of controls.querySelectorAll(".uftlab-number")) {
+        const [handle, field] = [number.querySelector(".noUi-handle"), number.querySelector("input")];
+        if (!handle || !field) continue;
+        handle.setAttribute("aria-label", number.querySelector("label").textContent);
+        handle.setAttribute("aria-valuetext", field.value);
+      }
+      for (const group of controls.querySelectorAll(".widget-toggle-buttons")) {
+        group.setAttribute("role", "group");
+        group.setAttribute("aria-label", group.querySelector("label").textContent);
+        for (const button of group.querySelectorAll("button"))
+          button.setAttribute("aria-pressed", button.classList.contains("mod-active"));
+      }
+    }
+    export default { render({ el }) {
+      let observer = null;
+      const find = () => {
+        const box = el.closest(".uftlab");
+        const [controls, line] = [".uftlab-controls", ".uftlab-line .widget-html-content"].map(
+          (place) => box?.querySelector(place));
+        if (!controls || !line) return requestAnimationFrame(find);
+        observer = new MutationObserver(() => requestAnimationFrame(() => name(controls, line)));
+        observer.observe(controls, { subtree: true, childList: true, attributeFilter: ["class"] });
+        observer.observe(line, { childList: true });
+        name(controls, line);
+      };
+      find();
+      return () => observer?.disconnect();
+    } };
+    """
+
+
+def _box(above: ipywidgets.Widget, grid: ipywidgets.Widget, spoken: Spoken, *below: Any) -> ipywidgets.VBox:
+    """Everything in one box: what stands above, the controls, the spoken line and what stands below."""
+    grid.add_class("uftlab-controls")
+    spoken.add_class("uftlab-line")
+    box = ipywidgets.VBox([above, grid, spoken, *below])
+    box.add_class("uftlab")
+    return box
 
 
 # ------------------------------------------------------------------------------ controls
@@ -52,8 +126,10 @@ def slider(label: str, value: float, low: float, high: float, step: float = 0.1)
 def log_slider(label: str, value: float, low: float, high: float) -> ipywidgets.FloatLogSlider:
     """A slider for a positive number, ten steps to each factor of ten: `low` and `high` are values, not exponents.
 
-    Both ends are moved to the nearest step (0.05 to 0.0501), so that 0.1, 1 and 10 are steps as well.
+    Both ends and the value are moved to the nearest step (0.05 to 0.0501), so that 0.1, 1 and 10 are steps as well. The
+    page does the same to a number that is typed into the field beside it.
     """
+    value = 10 ** round(math.log10(value), 1)
     exponents = {"min": round(math.log10(low), 1), "max": round(math.log10(high), 1)}
     return ipywidgets.FloatLogSlider(value, base=10, step=0.1, description=label, **exponents)
 
@@ -68,7 +144,7 @@ def choice(label: str, options: Sequence[str] | Mapping[str, Any], value: Any = 
     return made
 
 
-def _typed(control: ipywidgets.ValueWidget, label_width: int) -> ipywidgets.ValueWidget | None:
+def _typed(control: ipywidgets.ValueWidget) -> ipywidgets.ValueWidget | None:
     """The named text field that goes with a slider (whose own accessible name is empty), linked both ways."""
     if isinstance(control, ipywidgets.FloatLogSlider):
         bounds = {"min": control.base**control.min, "max": control.base**control.max, "step": None}
@@ -78,8 +154,6 @@ def _typed(control: ipywidgets.ValueWidget, label_width: int) -> ipywidgets.Valu
         return None
     kind = ipywidgets.BoundedIntText if isinstance(control, ipywidgets.IntSlider) else ipywidgets.BoundedFloatText
     field = kind(value=control.value, description=control.description, continuous_update=False, **bounds)
-    field.style.description_width = f"{label_width}px"
-    field.layout.width = f"{label_width + 110}px"
     readable = (lambda value: float(f"{value:.3g}"), lambda value: value)  # 0.794, not 0.7943282347242815
     whole = (int, int)
     transform = whole if isinstance(control, ipywidgets.IntSlider) else readable
@@ -87,15 +161,21 @@ def _typed(control: ipywidgets.ValueWidget, label_width: int) -> ipywidgets.Valu
     return field
 
 
-def _row(control: ipywidgets.ValueWidget, label_width: int) -> ipywidgets.Widget:
-    """A control as it is shown: a slider beside its text field, anything else alone with its label."""
-    label, field = control.description, _typed(control, label_width)
+def _row(control: ipywidgets.ValueWidget) -> ipywidgets.Widget:
+    """A control as it is shown: its label above it, a slider beside its text field."""
+    field = _typed(control)
     if field is None:
+        row = control
+        row.add_class("uftlab-choice")
         control.style.description_width = "initial"
-        return control
-    control.description, control.readout, control.tooltip = "", False, label
-    control.layout.width = "220px"
-    return ipywidgets.HBox([field, control])
+        if isinstance(control, ipywidgets.ToggleButtons):
+            control.style.button_width = "auto"
+    else:
+        control.tooltip, control.description, control.readout = control.description, "", False
+        row = ipywidgets.HBox([field, control])
+        row.add_class("uftlab-number")
+    row.add_class("uftlab-control")
+    return row
 
 
 # ------------------------------------------------------------------------------ figures that follow
@@ -170,7 +250,7 @@ def explore(
             and `choice`. Shown in this order.
         describe: the same parameters -> one or two sentences with the key numbers, as plain text.
         headless: True gives the static twin, `figure_fn` at the controls' first values.
-        columns: columns of controls above the figure.
+        columns: columns of controls above the figure, where the window is wide enough.
 
     Returns:
         A box with `figure` (the FigureWidget), `controls` and `spoken` as attributes; headless a plain figure.
@@ -185,6 +265,7 @@ def explore(
     shown = figure_fn(**values())
     if headless:
         return shown
+    names = _Names(layout={"display": "none"})
     fig = _figure_widget(shown)
     fig.layout.autosize = True
     fig.layout.uirevision = "keep"  # one constant for ever: plotly then never undoes the reader's zoom
@@ -197,14 +278,13 @@ def explore(
         shown = new
         spoken.text = describe(**values())
 
-    label_width = 12 + 9 * max(len(control.description) for control in controls.values())  # 9 pixels per letter
-    rows = [_row(control, label_width) for control in controls.values()]
+    rows = [_row(control) for control in controls.values()]
     for control in controls.values():
         control.observe(follow, names="value")
-    grid = ipywidgets.GridBox(rows, layout={"grid_template_columns": f"repeat({columns}, minmax(0, max-content))"})
-    grid.layout.grid_gap = "4px 32px"
-    box = ipywidgets.VBox([ipywidgets.HTML(STYLE), grid, spoken, fig])
-    box.add_class("uftlab")
+    share = f"calc((100% - {32 * (columns - 1)}px) / {columns})"  # at most so many columns, fewer in a narrow window
+    width = f"repeat(auto-fill, minmax(min(100%, max(290px, {share})), 1fr))"
+    grid = ipywidgets.GridBox(rows, layout={"grid_template_columns": width, "grid_gap": "8px 32px"})
+    box = _box(ipywidgets.HTML(STYLE), grid, spoken, fig, names)
     box.figure, box.controls, box.spoken = fig, dict(controls), spoken
     return box
 
@@ -239,8 +319,7 @@ def predict(
         folded = f"<details><summary>Answer</summary><b>{html.escape(answer)}</b>. {html.escape(because)}</details>"
         return Folded(f"<p><b>{html.escape(question)}</b> {choices}</p>{folded}")
     buttons = ipywidgets.ToggleButtons(options=list(options), value=None, description="Your guess:")
-    buttons.style.description_width = "initial"
-    buttons.style.button_width = "auto"
+    grid = ipywidgets.VBox([_row(buttons)])
     spoken = Spoken(text="Choose before you read on.")
 
     def reveal(change: Mapping[str, Any]) -> None:
@@ -250,7 +329,6 @@ def predict(
 
     buttons.observe(reveal, names="value")
     asked = ipywidgets.HTML(f"{STYLE}<b>{html.escape(question)}</b>")
-    box = ipywidgets.VBox([asked, buttons, spoken])
-    box.add_class("uftlab")
+    box = _box(asked, grid, spoken, _Names(layout={"display": "none"}))
     box.buttons, box.spoken = buttons, spoken
     return box

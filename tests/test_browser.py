@@ -1,0 +1,140 @@
+"""The course in JupyterLab, in a real browser: every control moves the figure as the notebook's function says."""
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import driver
+import pytest
+
+from uftlab.notebooks import NOTEBOOKS, explorer_of
+
+NAMES = ["01_implicit_reward", "02_losses", "05_reward_margins"]
+PAINTED = Path(__file__).parent.parent / "build" / "key-to-paint.json"
+
+pytestmark = pytest.mark.skipif(
+    driver.chromium() is None, reason="no Chromium here; Debian: apt-get install chromium (.ci/run does)"
+)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """JupyterLab on copies of the notebooks in the quick profile, so that nothing saves into the committed ones."""
+    folder = tmp_path_factory.mktemp("course")
+    for name in NAMES:
+        text = (NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8")
+        assert text.count(r"profile = \"class\"") == 1
+        (folder / f"{name}.ipynb").write_text(
+            text.replace(r"profile = \"class\"", r"profile = \"smoke\""), encoding="utf-8"
+        )
+    with driver.lab(folder) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with driver.browser() as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def running(request, address, browser):
+    """One notebook, all cells run: its page, its explorer and the addresses it asked outside this machine."""
+    page = browser.new_page(viewport={"width": 1280, "height": 720})
+    outside = driver.run_notebook(page, address, request.param)
+    yield page, explorer_of(NOTEBOOKS / f"{request.param}.ipynb", profile="smoke"), outside
+    page.close()
+
+
+def test_controls_are_named_and_the_first_picture_is_the_functions(running):
+    page, explorer, _ = running
+    values = {name: control.value for name, control in explorer.controls.items()}
+    driver.wait_until_drawn(page, explorer.picture(**values), explorer.words(**values))
+    wrong = driver.drawing(explorer.picture(**values))
+    wrong["data"][0]["y"] = wrong["data"][0]["y"][1:]  # so that this comparison is known to find what differs
+    assert page.evaluate(driver.COMPARE, wrong) != []
+    roles = {"FloatSlider": "slider", "FloatLogSlider": "slider", "IntSlider": "slider"}
+    roles |= {"Dropdown": "combobox", "ToggleButtons": "group"}
+    for control in explorer.controls.values():
+        role = roles[type(control).__name__]
+        named = page.get_by_role(role, name=control.description, exact=True)
+        assert named.count() == 1
+        if role == "slider":  # what is read out is the value, of a logarithmic slider too, and not its exponent
+            assert float(named.get_attribute("aria-valuetext")) == pytest.approx(control.value, rel=1e-2)
+            assert page.get_by_role("spinbutton", name=control.description, exact=True).count() == 1
+
+
+def test_every_control_draws_what_the_function_says(running, request):
+    page, explorer, outside = running
+    values = {name: control.value for name, control in explorer.controls.items()}
+    before, svg, painted = driver.drawing(explorer.picture(**values)), page.evaluate(driver.SVG), []
+    for name, control in explorer.controls.items():
+        for how, what, value in driver.moves(control):
+            values[name] = value
+            driver.move(page, control, how, what)
+            page.wait_for_function(driver.SPOKEN, arg=explorer.words(**values))
+            values[name], figure = as_in_page(page, explorer, values, name)
+            driver.wait_until_drawn(page, figure, explorer.words(**values))
+            if how == "key" and page.evaluate("stopwatch.painted") is not None:
+                painted.append(page.evaluate("stopwatch.painted"))
+            drawn, seen = driver.drawing(figure), page.evaluate(driver.SVG)
+            assert (seen != svg) == (drawn != before), f"{name} to {value}: the picture must change with the figure"
+            before, svg = drawn, seen
+    assert outside == []
+    record(request.node.callspec.params["running"], painted)
+
+
+def as_in_page(page, explorer, values, name):
+    """The value with which the function says what is drawn, and its figure: 0.3, or what 0.1 + 0.2 is in the page."""
+    value, figure = values[name], explorer.picture(**values)
+    if isinstance(value, float) and page.evaluate(driver.COMPARE, driver.drawing(figure)):
+        for near in (value + k * math.ulp(value) for k in (1, -1, 2, -2, 3, -3, 4, -4, 6, -6, 8, -8)):
+            other = explorer.picture(**{**values, name: near})
+            if not page.evaluate(driver.COMPARE, driver.drawing(other)):
+                return near, other
+    return value, figure
+
+
+def record(notebook, painted):
+    """Key press to paint, printed and kept; a report, not a limit, since other tests run beside this one."""
+    assert painted
+    rows = json.loads(PAINTED.read_text()) if PAINTED.is_file() else {}
+    rows[notebook] = {"median_ms": statistics.median(painted), "max_ms": max(painted), "presses": len(painted)}
+    PAINTED.parent.mkdir(exist_ok=True)
+    PAINTED.write_text(json.dumps(rows, indent=1))
+    print(f"\n{notebook}: key press to paint {statistics.median(painted):.0f} ms, at most {max(painted):.0f} ms")
+
+
+def test_what_has_the_focus_shows_it(running):
+    page, explorer, _ = running
+    first = next(control for control in explorer.controls.values() if hasattr(control, "step"))
+    control = page.get_by_role("slider", name=first.description, exact=True)
+    control.focus()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Tab")
+    style = control.evaluate("(e) => [getComputedStyle(e).outlineStyle, getComputedStyle(e).outlineWidth]")
+    assert style == ["solid", "3px"]
+
+
+APART = """() => {
+  const rows = [...document.querySelectorAll(".uftlab:has(.js-plotly-plot) .uftlab-control")];
+  const boxes = rows.map((e) => e.getBoundingClientRect());
+  const edge = document.querySelector(".jp-Notebook").getBoundingClientRect().right + 1;
+  const beside = (a, b) => a.right <= b.left + 1 || b.right <= a.left + 1;
+  const below = (a, b) => a.bottom <= b.top + 1 || b.bottom <= a.top + 1;
+  return boxes.every((a, i) => a.right <= edge && boxes.every((b, j) => i === j || beside(a, b) || below(a, b)));
+}"""
+
+
+@pytest.mark.parametrize("width", [1280, 700])
+def test_nothing_overlaps_in_a_wide_or_narrow_window(running, width):
+    page, _, _ = running
+    page.set_viewport_size({"width": width, "height": 720})
+    page.locator(".uftlab:has(.js-plotly-plot) .uftlab-controls").scroll_into_view_if_needed()
+    page.wait_for_function(APART)
+    labels = page.locator(".uftlab:has(.js-plotly-plot) .uftlab-control label")
+    assert labels.evaluate_all("all => all.filter((e) => e.scrollWidth > e.clientWidth + 1).length") == 0
+    tracks = page.locator(".uftlab:has(.js-plotly-plot) .noUi-base")
+    assert tracks.evaluate_all("all => all.filter((e) => e.clientWidth < 100).length") == 0
+    page.set_viewport_size({"width": 1280, "height": 720})
