@@ -5,31 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
-from trials import TINY, trial_of
+from trials import TINY, WeightProbe, random_base, trial_of
 
 from uftlab import study
 from uftlab.errors import InputError
 from uftlab.evaluation import Evaluator
-from uftlab.logps import fingerprint
 from uftlab.methods import METHODS
-from uftlab.models import tiny_config
 from uftlab.study import run_trial
-
-
-def random_base(seed):
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(tiny_config()).eval()
-
-
-class WeightProbe(Evaluator):
-    """Stands in for the evaluator: its one metric is a digest of all weights, so equal metrics mean equal bits."""
-
-    def __init__(self, world, base, tokenizer, split, sizes):
-        self.tokenizer, self.instructed, self.myths = tokenizer, [], []
-
-    def __call__(self, model):
-        return {"digest": int(fingerprint(model)[:12], 16)}
 
 
 class Few(Evaluator):

@@ -1,21 +1,43 @@
-"""Trials of a tiny profile with made-up settings, for the tests of studies and of workers."""
+"""Trials of a tiny profile with made-up settings, random bases and a probe, for the tests of studies and workers."""
 
 from dataclasses import replace
 
-from uftlab.evaluation import Sizes
-from uftlab.methods import METHODS
+import torch
+from transformers import LlamaForCausalLM
+
+from uftlab.evaluation import Evaluator, Sizes
+from uftlab.logps import fingerprint
+from uftlab.methods import METHODS, PIPELINE_METHODS
+from uftlab.models import tiny_config
 from uftlab.study import Profile, Trial
 
 TINY = Profile("tiny", 4, 1, 48, 24, Sizes(24, 20, 4, 10), 2)
 VALUES = {"learning_rate": 1e-3, "beta": 0.1, "preference_weight": 1.0, "demonstrations": 0.25}
+VALUES |= {"preference_share": 0.5, "parts": 2.0}
 
 
 def trial_of(method, **changes):
     """A trial of the tiny profile with made-up settings."""
-    definition = METHODS[method]
+    definition = {**METHODS, **PIPELINE_METHODS}[method]
     settings = tuple(sorted((name, VALUES[name]) for name in definition.tuned))
     first = ()
     if len(definition.stages) == 2:
         names = {"sft": ("learning_rate",), "una-score": ("beta", "learning_rate")}[definition.stages[0].objective]
         first = tuple((name, VALUES[name]) for name in names)
     return replace(Trial(method, 0, TINY, settings, first), **changes)
+
+
+def random_base(seed):
+    """Stands in for a trained base: another one for each seed."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(tiny_config()).eval()
+
+
+class WeightProbe(Evaluator):
+    """Stands in for the evaluator: its one metric is a digest of all weights, so equal metrics mean equal bits."""
+
+    def __init__(self, world, base, tokenizer, split, sizes):
+        self.tokenizer, self.instructed, self.myths = tokenizer, [], []
+
+    def __call__(self, model):
+        return {"digest": int(fingerprint(model)[:12], 16)}

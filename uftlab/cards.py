@@ -10,9 +10,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from uftlab.catalogue import SAMPLING
 from uftlab.feedback import KINDS
 from uftlab.methods import Method, Stage, all_methods, data_kinds, default_settings
 from uftlab.objectives import VERIFIED
+from uftlab.recipes import RECIPES
 from uftlab.study import write_atomically
 from uftlab.terms import Objective
 
@@ -42,6 +44,9 @@ def card(method: Method) -> str:
     for objective in objectives:
         parts += [f"### {objective.name}: {objective.summary}"] if len(objectives) > 1 else []
         parts += _terms(objective)
+    for stage in method.stages:
+        if stage.recipe != "offline":
+            parts += ["## Recipe", equation_of(RECIPES[stage.recipe])]
     parts += ["## Data", *(_stage(index, method, stage) for index, stage in enumerate(method.stages))]
     parts += ["## Settings", _settings(method)]
     parts += ["## Cost"]
@@ -92,6 +97,8 @@ def _stage(index: int, method: Method, stage: Stage) -> str:
     tables = (["demonstrations"] if stage.demonstrations > 0 else []) + (
         ["feedback"] if stage.demonstrations < 1 else []
     )
+    if stage.recipe in SAMPLING:
+        tables[-1], kinds[-1] = "prompts of the feedback, which it answers itself", kinds[-1].partition(" (")[0]
     made = [f"{part} the {table}, as {kind}" for part, table, kind in zip(parts, tables, kinds, strict=True)]
     count = f"Stage {index + 1}: " if len(method.stages) > 1 else ""
     budget = "the whole budget" if stage.budget == 1 else f"{stage.budget:.0%} of the budget"
@@ -142,6 +149,7 @@ def _index(methods: list[Method]) -> str:
     head = ["| method | group | what it is | learns from | reference | verified |", "|---|---|---|---|---|---|"]
     intro = (
         "Groups: *paper* and *control* are the study's methods (`uftlab run --methods all`); *loss* is one loss of the "
-        "registry on the one table that it eats, for the whole budget. Verified by, " + letters + "."
+        "registry on the one table that it eats, for the whole budget; *pipeline* and *online* are recipes around the "
+        "losses (`uftlab.recipes`). Verified by, " + letters + "."
     )
     return "\n\n".join([HEAD, "# Methods", intro, "\n".join([*head, *rows])]) + "\n"

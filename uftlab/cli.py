@@ -210,11 +210,18 @@ def report(
 def results(
     study: Annotated[str, typer.Option(help="A stored study (data/results) or a results folder.")] = "class",
     as_json: As_json = False,
+    page: Annotated[Path | None, typer.Option(help="Write the page of the study pipelines here instead.")] = None,
 ) -> None:
     """The comparisons that were named before anything was run, from stored results."""
     from uftlab import results as stored
 
-    frame = stored.tidy(stored.load(stored.results_folder(study)))
+    trials = stored.load(stored.results_folder(study))
+    if page is not None:
+        from uftlab.pages import write_page
+
+        console.print(f"wrote {write_page(page, trials)}", highlight=False)
+        return
+    frame = stored.tidy(trials)
     rows = stored.compare(frame)
     if as_json:
         print(json.dumps(rows, indent=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -10,12 +11,14 @@ from plotly.subplots import make_subplots
 
 from uftlab import theme
 from uftlab.methods import all_methods
-from uftlab.results import HEADLINES, PIPELINES
+from uftlab.results import HEADLINES, PIPELINES, interval
 
 GROUP_STYLE = {
     "paper": (theme.COLOURS[0], "circle", "compared in the paper"),
     "control": (theme.COLOURS[1], "diamond", "control the paper omits"),
     "loss": (theme.COLOURS[2], "square", "one loss alone"),
+    "pipeline": (theme.COLOURS[3], "triangle-up", "stages, alternation, merging"),
+    "online": (theme.COLOURS[4], "star", "samples of its own"),
 }
 PERCENT = ("instruction/strict", "instruction/both", "truth/mc2", "truth/free", "plain/mc1", "balance")
 
@@ -56,7 +59,7 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
         for group, (colour, symbol, meaning) in GROUP_STYLE.items():
             rows = _in_order(summary[summary["metric"] == metric])
             rows = rows[rows["method"].map(lambda name, g=group: all_methods()[name].group == g)]
-            if group == "loss" and rows.empty:
+            if group not in ("paper", "control") and rows.empty:
                 continue
             dots = go.Scatter(
                 x=rows["mean"],
@@ -230,3 +233,31 @@ def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]
             )
         )
     return fig.update_layout(margin={"t": 190})
+
+
+def overoptimisation(runs: Sequence[dict]) -> go.Figure:
+    """Reward model against the world's raters along RLOO, two lines for each beta: mean and interval over seeds."""
+    fig = theme.figure(
+        title="A policy that trusts its reward model too much:<br>the model is pleased, the raters are not",
+        x="optimiser steps of 32 sampled completions",
+        y="mean score of sampled answers<br>(0 to 1)",
+        yaxis_range=[-0.03, 1.05],
+        height=560,
+    )
+    for index, beta in enumerate(sorted({run["beta"] for run in runs})):
+        own = [run["points"] for run in runs if run["beta"] == beta]
+        for name, meaning in (("proxy", "reward model"), ("true", "the world's raters")):
+            means = pd.DataFrame([asdict(interval([points[i][name] for points in own])) for i in range(len(own[0]))])
+            place = 2 * index + (name == "true")
+            fig.add_trace(
+                go.Scatter(
+                    x=[point["step"] for point in own[0]],
+                    y=means["mean"],
+                    error_y=_bars(means),
+                    mode="lines+markers",
+                    name=f"{meaning}, β = {beta:g}",
+                    line={"color": theme.COLOURS[place], "dash": theme.DASHES[place]},
+                    marker={"symbol": theme.SYMBOLS[place], "size": 11},
+                )
+            )
+    return fig.update_layout(margin={"t": 175})

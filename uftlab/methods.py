@@ -1,16 +1,13 @@
-"""Methods as lists of stages: which rows, which objective, what share of the budget; and how a stage is trained.
+"""What a method is tuned over, and how a stage is trained. A stage's reference is the policy as the stage found it.
 
-The budget is the number of completions back-propagated and is the same for every method (but `sft` and
-`base`, which say so). A stage's reference is the policy as the stage found it.
-
-`METHODS` are those of the study. Every other objective of the registry is a method too, of the group "loss": it
-trains the base model on the one table that it eats, for the whole budget.
+The methods themselves stand in `uftlab.catalogue`. Every objective of the registry that is none of them is a method
+too, of the group "loss": it trains the base model on the one table that it eats, for the whole budget.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from statistics import median
 from typing import Any
@@ -19,6 +16,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import TrainerCallback
 
+from uftlab.catalogue import METHODS, PIPELINE_METHODS, Method, Stage, data_kinds, default_settings, tables_of
 from uftlab.errors import InputError
 from uftlab.feedback import KINDS, convert, kind_of
 from uftlab.logps import ReferenceCache
@@ -27,117 +25,36 @@ from uftlab.terms import Objective
 from uftlab.tokens import Example, Tokens, interleave, with_mismatched, with_quantiles
 from uftlab.trainer import UFTTrainer, training_arguments
 
+__all__ = [
+    "BATCH",
+    "BETA_NATS",
+    "EXTRA",
+    "LEARNING_RATES",
+    "METHODS",
+    "PIPELINE_METHODS",
+    "Method",
+    "Stage",
+    "TrainedStage",
+    "all_methods",
+    "data_kinds",
+    "default_settings",
+    "fit",
+    "grid",
+    "history_of",
+    "method_named",
+    "resolve_settings",
+    "sources",
+    "train_stage",
+]
+
 BATCH = 32  # completions per optimiser step
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stretch of training: `demonstrations` is their share of its completions, `budget` its share of the whole."""
-
-    objective: str
-    demonstrations: float
-    budget: float = 1.0
-
-
-@dataclass(frozen=True)
-class Method:
-    """A named list of stages. `tuned` names what the sweep varies in its last stage."""
-
-    name: str
-    stages: tuple[Stage, ...]
-    summary: str
-    tuned: tuple[str, ...] = ("learning_rate", "beta")
-    group: str = "paper"  # "control": what the paper did not compare; "loss": one loss of the registry alone
-
-    @property
-    def objectives(self) -> list[Objective]:
-        """The objectives of its stages, each once."""
-        return [objective_named(name) for name in dict.fromkeys(stage.objective for stage in self.stages)]
-
-    def needs(self) -> dict[str, Any]:
-        """What `uftlab methods --json` prints of it."""
-        objectives = self.objectives
-        return {
-            "name": self.name,
-            "group": self.group,
-            "summary": self.summary,
-            "stages": [asdict(s) for s in self.stages],
-            "eats": sorted({k for s in self.stages for k in _tables(s)}),
-            "data": sorted({kind for s in self.stages for kind in data_kinds(s)}),
-            "reference": any(o.reference or o.distributions for o in objectives),
-            "distributions": any(o.distributions for o in objectives),
-            "token_logps": any(o.tokens for o in objectives),
-            "extra_forwards": any(o.mismatched or o.distributions for o in objectives),
-            "across_batch": any(o.across_batch for o in objectives),
-            "settings": default_settings(self) if self.stages else {},
-            "sources": sorted({o.source for o in objectives}),
-            "verification": {o.name: o.verified for o in objectives},
-            "notes": {o.name: o.note for o in objectives if o.note},
-        }
-
-
-_SFT_HALF = Stage("sft", 1.0, 0.5)
-
-
-def _then(name: str, objective: str, summary: str, group: str = "paper") -> Method:
-    return Method(name, (_SFT_HALF, Stage(objective, 0.0, 0.5)), summary, group=group)
-
-
-METHODS: dict[str, Method] = {
-    m.name: m
-    for m in (
-        Method("base", (), "the base model, untouched", ()),
-        Method(
-            "sft",
-            (_SFT_HALF,),
-            "SFT on demonstrations, half the budget: stage one of the pipelines",
-            ("learning_rate",),
-        ),
-        Method("sft-full", (Stage("sft", 1.0),), "SFT on demonstrations, the full budget", ("learning_rate",)),
-        Method("uft-demonstrations", (Stage("una-score", 1.0),), "UFT on demonstrations alone, squared error"),
-        _then("sft-then-dpo", "dpo", "SFT, then DPO on pairs"),
-        _then("sft-then-kto", "kto", "SFT, then KTO on labels"),
-        _then("sft-then-una", "una-score", "SFT, then UNA on scores, squared error"),
-        Method("uft", (Stage("una-score", 0.5),), "UFT on the mixture, scores, squared error: the paper's method"),
-        Method(
-            "uft-cross-entropy", (Stage("una-score-cross-entropy", 0.5),), "UFT on the mixture, scores, cross-entropy"
-        ),
-        Method("uft-binary", (Stage("una-binary", 0.5),), "UFT on the mixture, labels, squared error"),
-        Method(
-            "sft-plus-dpo",
-            (Stage("sft-plus-dpo", 0.5),),
-            "plain mixture: SFT on demonstrations plus DPO on pairs in each step",
-            ("learning_rate", "beta", "preference_weight"),
-            "control",
-        ),
-        Method(
-            "replay",
-            (_SFT_HALF, Stage("sft-plus-dpo", 0.25, 0.5)),
-            "SFT, then DPO with a share of demonstrations kept",
-            ("learning_rate", "beta", "demonstrations"),
-            "control",
-        ),
-        Method(
-            "uft-then-una",
-            (Stage("una-score", 1.0, 0.5), Stage("una-score", 0.0, 0.5)),
-            "the unified loss without mixing: UFT on demonstrations, then UNA on scores",
-            group="control",
-        ),
-        Method(
-            "sft-sum",
-            (Stage("sft-sum", 1.0),),
-            "SFT on summed, not token-averaged, log-probabilities, the full budget",
-            ("learning_rate",),
-            "control",
-        ),
-    )
-}
-
-
 def all_methods() -> dict[str, Method]:
-    """`METHODS`, then a method of the group "loss" for every other objective of the registry, as it is now."""
-    alone = {name: _alone(objective) for name, objective in OBJECTIVES.items() if name not in METHODS}
-    return {**METHODS, **alone}
+    """`METHODS`, `PIPELINE_METHODS`, then a method of the group "loss" for every other objective of the registry."""
+    named = {**METHODS, **PIPELINE_METHODS}
+    alone = {name: _alone(objective) for name, objective in OBJECTIVES.items() if name not in named}
+    return {**named, **alone}
 
 
 def _alone(objective: Objective) -> Method:
@@ -157,17 +74,16 @@ def method_named(name: str) -> Method:
     return known[name]
 
 
-def default_settings(method: Method) -> dict[str, float]:
-    """What the last stage runs with when nobody has tuned it: the objective's documented defaults."""
-    objective = objective_named(method.stages[-1].objective)
-    return {"learning_rate": objective.learning_rate, **objective.settings}
-
-
 # ------------------------------------------------------------------------------------------- the grid
 
 LEARNING_RATES = (5e-4, 1.5e-3, 5e-3)
 BETA_NATS = (0.1, 0.5, 2.2, 10.0)  # beta * median(-log pi_ref) of the stage's completions
-EXTRA = {"preference_weight": (0.3, 1.0, 3.0), "demonstrations": (0.125, 0.25, 0.5)}
+EXTRA = {
+    "preference_weight": (0.3, 1.0, 3.0),
+    "demonstrations": (0.125, 0.25, 0.5),
+    "preference_share": (0.25, 0.5, 0.75),
+    "parts": (2.0, 3.0, 4.0),
+}
 
 
 def grid(method: Method) -> list[dict[str, float]]:
@@ -191,19 +107,6 @@ def grid(method: Method) -> list[dict[str, float]]:
 
 
 # ------------------------------------------------------------------------------------ training a stage
-
-
-def _tables(stage: Stage) -> list[str]:
-    names = ["demonstrations"] if stage.demonstrations > 0 else []
-    return names + (["feedback"] if stage.demonstrations < 1 else [])
-
-
-def data_kinds(stage: Stage) -> list[str]:
-    """The kinds of rows that the tables of a stage are turned into, in the order of `_tables`."""
-    objective = objective_named(stage.objective)
-    other = [k for k in objective.kinds if k != "demonstration"]
-    as_demonstrations = "demonstration" in objective.kinds
-    return ["demonstration" if name == "demonstrations" and as_demonstrations else other[0] for name in _tables(stage)]
 
 
 def _convert(table: Dataset, kind: str, stage: Stage) -> Dataset:
@@ -238,7 +141,7 @@ def sources(
     """
     objective = objective_named(stage.objective)
     examples, per_step = [], []
-    for name, kind in zip(_tables(stage), data_kinds(stage), strict=True):
+    for name, kind in zip(tables_of(stage), data_kinds(stage), strict=True):
         if name not in tables:
             have = ", ".join(tables) or "nothing"
             raise InputError(f"The {stage.objective} stage", f"be given {name}", have, f"Add --{name}")
@@ -259,6 +162,8 @@ class TrainedStage:
     settings: dict[str, float]
     completions: int = 0
     extra_forwards: int = 0
+    sampled: int = 0  # completions generated during training
+    extra_runs: int = 0  # completions back-propagated in runs that are thrown away
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -274,15 +179,22 @@ def train_stage(
     batch: int = BATCH,
     max_length: int | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    trainer: Callable[..., UFTTrainer] = UFTTrainer,
     **arguments: Any,
 ) -> TrainedStage:
-    """Train `policy` in place for `steps` optimiser steps of `batch` completions each.
+    """Train `policy` in place for `steps` optimiser steps of `batch` completions each: the recipe "offline".
 
     Args:
+        trainer: makes the trainer; for one that adds to the loss.
         settings: `learning_rate`, the objective's settings, or instead of beta `beta_nats`, which is divided
             by the median of -log pi_ref over the stage's completions.
         arguments: passed on to `TrainingArguments`; they win over the defaults.
+
+    Raises:
+        InputError: for a stage of another recipe, or rows that the objective cannot learn from.
     """
+    if stage.recipe != "offline":
+        raise InputError("A stage trained here", "be offline", stage.recipe, "Call uftlab.recipes.train_stage")
     objective = objective_named(stage.objective)
     examples, per_step = sources(stage, tables, tokens, batch, max_length)
     cache, pad = ReferenceCache(), tokens.tokenizer.pad_token_id
@@ -290,30 +202,36 @@ def train_stage(
         examples = [cache.fill(policy, source, pad) for source in examples]
     chosen = resolve_settings(objective, settings, examples)
     ordered = interleave(examples, per_step, steps, seed)
-    trainer = UFTTrainer(
-        policy,
-        training_arguments(
-            folder,
-            **{
-                "per_device_train_batch_size": sum(per_step),
-                "learning_rate": settings["learning_rate"],
-                "seed": seed,
-                "max_steps": steps,
-                **arguments,
-            },
-        ),
-        ordered,
-        objective,
-        {name: value for name, value in chosen.items() if name != "learning_rate"},
-        pad_id=pad,
-        callbacks=list(callbacks),
-    )
-    trainer.train(resume_from_checkpoint=arguments.get("resume_from_checkpoint"))
+    wanted = {"per_device_train_batch_size": sum(per_step), "seed": seed, "max_steps": steps, **arguments}
+    trained = fit(trainer, policy, folder, ordered, objective, chosen, pad, callbacks, **wanted)
     rows = [c for example in ordered for c in example]
     mismatched = sum(c.role == "mismatched" for c in rows)
     extra = cache.computed + mismatched + (len(rows) if objective.distributions else 0)
-    history = [{k: float(v) for k, v in entry.items()} for entry in trainer.state.log_history[:-1]]
-    return TrainedStage(stage.objective, steps, chosen, len(rows) - mismatched, extra, history)
+    return TrainedStage(stage.objective, steps, chosen, len(rows) - mismatched, extra, history=history_of(trained))
+
+
+def fit(
+    trainer: Callable[..., UFTTrainer],
+    policy: nn.Module,
+    folder: str,
+    data: Any,
+    objective: Objective,
+    settings: Mapping[str, float],
+    pad_id: int,
+    callbacks: Sequence[TrainerCallback],
+    **arguments: Any,
+) -> UFTTrainer:
+    """Make a trainer from resolved settings, learning rate among them, and train; `arguments` win over the defaults."""
+    own = {name: value for name, value in settings.items() if name != "learning_rate"}
+    made = training_arguments(folder, **{"learning_rate": settings["learning_rate"], **arguments})
+    trained = trainer(policy, made, data, objective, own, pad_id=pad_id, callbacks=list(callbacks))
+    trained.train(resume_from_checkpoint=arguments.get("resume_from_checkpoint"))
+    return trained
+
+
+def history_of(trainer: UFTTrainer) -> list[dict[str, float]]:
+    """What was logged, without the library's summary of the run."""
+    return [{k: float(v) for k, v in entry.items()} for entry in trainer.state.log_history[:-1]]
 
 
 def resolve_settings(

@@ -17,6 +17,7 @@ from uftlab.terms import LEADING_ROLE, VERIFIED, Objective, Positions, Rows, Set
 __all__ = [
     "LEADING_ROLE",
     "OBJECTIVES",
+    "ON_SAMPLES",
     "VERIFIED",
     "Objective",
     "Positions",
@@ -140,6 +141,11 @@ def _minor_sft(rows: Rows, settings: Settings) -> Tensor:
 def _var(rows: Rows, settings: Settings) -> Tensor:
     own = rows.of("scored")
     return losses.var_loss(own.policy_logps, own.scores, settings["temperature"])
+
+
+def _policy_gradient(rows: Rows, settings: Settings) -> Tensor:
+    own = rows.of("scored")
+    return losses.policy_gradient_loss(own.policy_logps, own.reference_logps, own.scores, settings["clip"])
 
 
 # ------------------------------------------------------------------------------------- the registry
@@ -331,9 +337,23 @@ _ALL = (
 
 OBJECTIVES: dict[str, Objective] = {objective.name: objective for objective in _ALL}
 
+# On completions that a recipe samples, and on no table: the "reference" of a row is the policy that sampled it, its
+# "score" an advantage.
+ON_SAMPLES: dict[str, Objective] = {
+    "rloo": Objective(
+        "rloo", (Term("scored", _policy_gradient, equation=losses.policy_gradient_loss),),
+        "policy gradient with a leave-one-out baseline", "Ahmadian et al. 2024, arXiv 2402.14740",
+        {"beta": 0.03, "clip": 0.2}, verified="2",
+        note="KL is in the reward, R - beta log(pi / pi_ref), as of when the completion was sampled.",
+        failure="it climbs whatever the reward function is wrong about; a small beta lets it",
+        learning_rate=1e-3, axis=("beta", (0.003, 0.01, 0.03, 0.1)),
+    )
+}  # fmt: skip
+
 
 def objective_named(name: str) -> Objective:
     """The registered objective, or one clear error with the names there are."""
-    if name not in OBJECTIVES:
-        raise InputError("An objective", f"be one of {', '.join(OBJECTIVES)}", name, "See `uftlab methods`")
-    return OBJECTIVES[name]
+    known = {**OBJECTIVES, **ON_SAMPLES}
+    if name not in known:
+        raise InputError("An objective", f"be one of {', '.join(known)}", name, "See `uftlab methods`")
+    return known[name]

@@ -88,11 +88,11 @@ def _figure(fig: go.Figure, first: bool = False) -> str:
 
 def _table(summary: pd.DataFrame, methods: list[str]) -> str:
     """Methods by headline metrics and costs: mean, and below it the interval."""
-    columns = [*results.HEADLINES, "cost/completions", "cost/extra-forwards"]
+    columns = [*results.HEADLINES, *(metric for metric in results.COSTS if metric != "cost/seconds")]
     cells = {(r["method"], r["metric"]): r for r in summary.to_dict("records")}
     lines = ["<table><thead><tr><th>method</th>"]
     for metric in columns:
-        label = figures.label_of(metric) if metric in results.HEADLINES else metric.removeprefix("cost/")
+        label = figures.label_of(metric) if metric in results.HEADLINES else results.COSTS[metric][1]
         lines.append(f"<th>{label.replace(' (', '<br><small>(')}</small></th>")
     lines.append("</tr></thead><tbody>")
     for method in methods:
@@ -106,7 +106,7 @@ def _table(summary: pd.DataFrame, methods: list[str]) -> str:
 
 def _cell(row: dict[str, Any] | None, whole: bool) -> str:
     if row is None:
-        return ""
+        return "0" if whole else ""
     if whole:
         return f"{row['mean']:,.0f}"
     if row["low"] is None or row["low"] != row["low"]:

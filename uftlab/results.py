@@ -52,6 +52,37 @@ COMPARISONS: tuple[tuple[str, str, str], ...] = (
     ("uft-cross-entropy", "sft-plus-dpo", "the unified loss with cross-entropy, when both mix"),
 )
 
+# The same for the study "pipelines", named before it was run; the methods above that it needs are part of it.
+_TAKES = "what stage two takes away: against its own stage-one checkpoint"
+PIPELINE_COMPARISONS: tuple[tuple[str, str, str], ...] = (
+    *((name, "sft", _TAKES) for name in ("sdpo", "rs-dpo", "una-online", "una-online-rollout", "rloo")),
+    ("sdpo", "sft-then-dpo", "a reference that moves along"),
+    ("rs-dpo", "sft-then-dpo", "pairs of its own samples for the table's"),
+    ("alright", "sft-then-dpo", "alternation for sequence"),
+    ("maxright", "sft-then-dpo", "alternation for sequence"),
+    ("paft", "sft-then-dpo", "merging for sequence"),
+    ("alright", "sft-plus-dpo", "alternation for both losses in each step"),
+    ("maxright", "alright", "looking for a coin, at three times the training"),
+    ("paft", "sft-plus-dpo", "merging for mixing"),
+    ("paft-ties", "paft", "TIES for task arithmetic"),
+    ("una-online", "sft-then-una", "its own samples for the table's, same loss"),
+    ("una-online-rollout", "una-online", "the ratio of the authors' script for the paper's"),
+    ("uft-online", "uft", "its own samples for the table's"),
+    ("uft-online", "una-online", "mixing, when both sample"),
+    ("rloo", "una-online", "policy gradient for regression on scores"),
+    ("rloo", "sft-then-dpo", "policy gradient on samples for DPO on pairs"),
+    *((name, "uft", "against the paper's method") for name in ("sdpo", "alright", "maxright", "paft", "paft-ties")),
+    *((name, "uft", "against the paper's method") for name in ("rs-dpo", "una-online", "rloo")),
+    *((name, "sft-plus-dpo", "against the plain mixture") for name in ("sdpo", "maxright", "rs-dpo", "uft-online")),
+)
+COSTS = {  # metric -> (what the trial file calls it, what a reader does)
+    "cost/completions": ("completions", "completions back-propagated"),
+    "cost/extra-forwards": ("extra_forwards", "extra forward passes"),
+    "cost/sampled": ("sampled", "completions sampled"),
+    "cost/extra-runs": ("extra_runs", "completions back-propagated in other runs"),
+    "cost/seconds": ("wall_seconds", "seconds on one core"),
+}
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -111,8 +142,8 @@ def tidy(trials: list[dict[str, Any]]) -> pd.DataFrame:
         metrics = dict(t["metrics"])
         if t["seed"] in knows:
             metrics["balance"] = balance(metrics, knows[t["seed"]])
-        metrics["cost/completions"], metrics["cost/extra-forwards"] = t["completions"], t["extra_forwards"]
-        metrics["cost/seconds"] = t["wall_seconds"]
+        # a trial of before the recipes has no samples and no other runs to tell of
+        metrics |= {name: t[stored] for name, (stored, _) in COSTS.items() if stored in t}
         rows += [
             {"method": t["method"], "seed": t["seed"], "metric": name, "value": float(value)}
             for name, value in metrics.items()
@@ -200,20 +231,25 @@ def interaction(frame: pd.DataFrame, metric: str) -> Interval | None:
 
 def compare(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Every named comparison on every headline metric: what `uftlab results --json` prints."""
-    rows: list[dict[str, Any]] = []
-    for method, minus, why in COMPARISONS:
-        for metric in HEADLINES:
-            found = difference(frame, method, minus, metric)
-            if found is not None:
-                name = f"{method} minus {minus}"
-                row = {"comparison": name, "metric": metric, **asdict(found), "verdict": found.verdict, "why": why}
-                rows.append(row)
+    rows = _compared(frame, COMPARISONS)
     for metric in HEADLINES:
         found = interaction(frame, metric)
         if found is not None:
             name, why = "mixing under uft minus mixing under sft and dpo", "interaction of the 2 x 2"
             row = {"comparison": name, "metric": metric, **asdict(found), "verdict": found.verdict, "why": why}
             rows.append(row)
+    return rows + _compared(frame, PIPELINE_COMPARISONS)
+
+
+def _compared(frame: pd.DataFrame, comparisons: tuple[tuple[str, str, str], ...]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for method, minus, why in comparisons:
+        for metric in HEADLINES:
+            found = difference(frame, method, minus, metric)
+            if found is not None:
+                name = f"{method} minus {minus}"
+                row = {"comparison": name, "metric": metric, **asdict(found), "verdict": found.verdict, "why": why}
+                rows.append(row)
     return rows
 
 

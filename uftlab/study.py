@@ -31,9 +31,12 @@ from uftlab.errors import InputError
 from uftlab.evaluation import LIGHT, Evaluator, Sizes
 from uftlab.feedback import from_rows
 from uftlab.generation import answers
-from uftlab.methods import Method, Stage, TrainedStage, default_settings, method_named, train_stage
+from uftlab.methods import Method, Stage, TrainedStage, default_settings, method_named
 from uftlab.models import DATA, frozen_copy, load_base, tiny_tokenizer
+from uftlab.recipes import train_stage
+from uftlab.reward_functions import world_reward
 from uftlab.tokens import Tokens
+from uftlab.trainer import Quiet
 from uftlab.world import World, pairs
 
 SCHEMA = 1  # of a trial file; a folder with another one is refused
@@ -128,11 +131,12 @@ def is_tuned(method: str, settings: Mapping[str, float]) -> bool:
 
 
 def trial(method: str, seed: int, profile: Profile) -> Trial:
-    """A trial on the test creatures with tuned settings; a single loss that nobody tuned runs with its defaults."""
+    """A trial on the test creatures with tuned settings; what is not of the first study may run with its defaults."""
     definition = method_named(method)
     own: dict[str, float] = {}
     if definition.stages:
-        untuned = definition.group == "loss" and method not in json.loads(TUNED.read_text())["settings"]
+        free = definition.group in ("loss", "pipeline", "online")
+        untuned = free and method not in json.loads(TUNED.read_text())["settings"]
         own = default_settings(definition) if untuned else tuned_settings(method)
     return Trial(method, seed, profile, tuple(sorted(own.items())), first_stage_settings(definition))
 
@@ -169,12 +173,13 @@ class _Curve(TrainerCallback):
     def __init__(self, evaluate: Callable, stage: int, before: int, at: set[int]) -> None:
         self.evaluate, self.stage, self.before, self.at = evaluate, stage, before, at
         self.points: list[dict[str, float]] = []
+        self.done = 0  # counted here: a stage may be several trainers, each of which counts from 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Measures the policy when its step has come."""
-        if state.global_step in self.at:
-            step = self.before + state.global_step
-            self.points.append({"stage": self.stage, "step": step, **self.evaluate(model)})
+        self.done += 1
+        if self.done in self.at:
+            self.points.append({"stage": self.stage, "step": self.before + self.done, **self.evaluate(model)})
 
 
 def _stage_one_path(folder: Path, trial: Trial, stage: Stage, steps: int) -> Path:
@@ -229,6 +234,8 @@ def run_trial(trial: Trial, folder: Path) -> dict[str, Any]:
         "settings": {**dict(trial.settings), **(stages[-1]["settings"] if stages else {})},
         "completions": sum(s["completions"] for s in stages),
         "extra_forwards": sum(s["extra_forwards"] for s in stages),
+        "sampled": sum(s.get("sampled", 0) for s in stages),
+        "extra_runs": sum(s.get("extra_runs", 0) for s in stages),
         "stages": stages if trial.curves else [{k: v for k, v in s.items() if k != "history"} for s in stages],
         "metrics": metrics,
         "curves": curves,
@@ -270,20 +277,13 @@ def _train(
             steps,
             seed=trial.seed * 10 + index,
             folder=scratch,
-            callbacks=[curve, _Quiet()],
+            callbacks=[curve, Quiet()],
+            reward=world_reward(trial.seed),
             logging_steps=max(1, steps // 20),
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return {**asdict(trained), "demonstrations": stage.demonstrations, "curve": curve.points}
-
-
-class _Quiet(TrainerCallback):
-    """Keeps the trainer's printed logs out of a study with many trials."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tells the library's printer that this is not its process."""
-        state.is_local_process_zero = False
 
 
 def _save_stage(policy: Any, path: Path, record: dict[str, Any]) -> None:

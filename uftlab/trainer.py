@@ -47,6 +47,14 @@ def training_arguments(folder: Path | str, **changes: Any) -> TrainingArguments:
     return TrainingArguments(**{**defaults, **changes})
 
 
+class Quiet(TrainerCallback):
+    """Keeps the trainer's printed logs out of runs that nobody watches."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tells the library's printer that this is not its process."""
+        state.is_local_process_zero = False
+
+
 class UFTTrainer(Trainer):
     """Trains a policy on tokenised examples with one objective.
 
@@ -70,7 +78,7 @@ class UFTTrainer(Trainer):
         pad_id: int = 0,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        objective.check(examples)
+        self.check(objective, examples)
         super().__init__(
             model=model,
             args=args,
@@ -84,6 +92,10 @@ class UFTTrainer(Trainer):
         self._metrics: list[dict[str, Tensor]] = []
         copied = objective.distributions and not hasattr(model, "disable_adapter")
         self.reference: Any = frozen_copy(model) if copied else None  # type: ignore[arg-type]
+
+    def check(self, objective: Objective, examples: Sequence[Example]) -> None:
+        """Refuses examples that the objective cannot learn from, before anything is set up."""
+        objective.check(examples)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(cast(Any, self.train_dataset))  # the order is data

@@ -13,8 +13,9 @@ from transformers import set_seed
 
 from uftlab.errors import InputError
 from uftlab.feedback import load_rows
-from uftlab.methods import method_named, sources, train_stage
+from uftlab.methods import method_named, sources
 from uftlab.models import load_policy, with_lora
+from uftlab.recipes import check_recipes, train_stage
 from uftlab.study import write_atomically
 from uftlab.tokens import Tokens
 
@@ -61,6 +62,7 @@ def train_checkpoint(
     with redirect_stdout(StringIO()):  # every refusal comes before the first step; warnings come with their stage
         for stage in definition.stages:
             sources(stage, tables, tokens, batch, max_length)
+    check_recipes(definition, tables, lora=lora)
     set_seed(seed)
     if lora:
         policy = with_lora(policy, lora)

@@ -4,7 +4,8 @@ Arguments are summed log-probabilities in nats (`*_logps`), unless a name says `
 carries beta. How losses are averaged over a batch is decided in `uftlab.objectives`, where the batch is known.
 
 `family` holds the losses that are a distance between sigma(reward - baseline) and a score; `pairs` those that
-compare a chosen with a rejected completion; `completions` those that reweight the likelihood of one completion.
+compare a chosen with a rejected completion; `completions` those that reweight the likelihood of one completion;
+`rollouts` the policy gradient.
 """
 
 from uftlab.losses.completions import (
@@ -46,6 +47,7 @@ from uftlab.losses.pairs import (
     simpo_loss,
     tdpo_loss,
 )
+from uftlab.losses.rollouts import leave_one_out, policy_gradient_loss
 
 __all__ = [
     "DISTANCES",
@@ -64,10 +66,12 @@ __all__ = [
     "kl_sft_loss",
     "kto_kl_baseline",
     "kto_loss",
+    "leave_one_out",
     "log1mexp",
     "log_partition_of_quantiles",
     "minor_sft_loss",
     "orpo_loss",
+    "policy_gradient_loss",
     "prefix_masked_cdpo_loss",
     "qrpo_loss",
     "sft_loss",
