@@ -98,9 +98,7 @@ def test_uft_online_pulls_the_demonstration_up_beside_the_samples():
 # ------------------------------------------------------------------------------------------ nothing to learn
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("una-online", 0.8), ("una-online-rollout", 0.8), ("rloo", 0.8)]
-)
+@pytest.mark.parametrize(("name", "value"), [("una-online", 0.8), ("una-online-rollout", 0.8), ("rloo", 0.8)])
 def test_a_constant_reward_does_not_move_the_policy_beyond_its_interval(name, value):
     """Five seeds: the interval of each probability holds the reference's; 99 %, as there are five words.
 

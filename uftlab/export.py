@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def contents(notebook: NotebookNode, name: str) -> Page:
     return Page(name, inline["title"] or name, inline["question"], inline["cost"])
 
 
-def _linked(body: str, names: Sequence[str]) -> str:
+def _linked(body: str, names: Iterable[str]) -> str:
     """Links between notebooks lead to their pages; links to files that are not there become plain text."""
     soup = BeautifulSoup(body, "html.parser")
     for link in soup.select("a[href]"):
