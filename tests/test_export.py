@@ -8,6 +8,7 @@ from pathlib import Path
 import driver
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from uftlab import export, theme
@@ -45,6 +46,7 @@ def test_every_notebook_has_a_page_and_the_index_says_what_it_asks_and_costs(sit
     for name in NAMES:
         page = export.contents(nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4), name)
         assert f'href="{name}.html"' in index
+        assert ".predict(" not in BeautifulSoup((site / f"{name}.html").read_text(), "html.parser").get_text()
         for said in (page.title, page.question, page.cost):
             assert said and export._linked(said, pages) in index
 

@@ -73,6 +73,12 @@ def test_an_unknown_notebook_lists_those_there_are():
         notebook_paths("99")
 
 
+def test_the_answer_to_a_prediction_is_not_read_in_its_source():
+    asked = [c for path in notebook_paths() for c in nbformat.read(path, as_version=4).cells if ".predict(" in c.source]
+    assert len(asked) >= 10
+    assert all(cell.metadata.jupyter.source_hidden for cell in asked)
+
+
 def test_notebooks_are_committed_without_outputs():
     for path in NOTEBOOKS.glob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)

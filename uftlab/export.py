@@ -194,6 +194,9 @@ def _read(folder: Path, name: str) -> NotebookNode:
     if any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs):
         raise InputError(str(path), "be executed with widgets_on = False", "widgets that need a kernel", remedy)
     notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    for cell in code:
+        if cell.metadata.get("jupyter", {}).get("source_hidden"):  # it holds the answer to its question
+            cell.metadata["transient"] = {"remove_source": True}
     return notebook
 
 
