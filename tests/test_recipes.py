@@ -314,3 +314,11 @@ def test_own_scored_rows_cannot_train_a_reward_model_and_nothing_is_written(file
     with pytest.raises(InputError, match="The feedback of rloo must have pairs"):
         train_checkpoint(tmp_path / "out", "tiny", {**files, "feedback": scored}, "rloo", steps=2)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", PIPELINE_METHODS.values(), ids=lambda m: m.name)
+def test_a_point_of_the_sweeps_grid_trains_and_leaves_a_beta(method, untrained, tables, tmp_path):
+    stage, point = method.stages[-1], grid(method)[0]
+    _, record = trained(untrained, stage, tables, tmp_path, point, logging_steps=1)
+    assert record.settings["beta"] > 0 and "beta_nats" not in record.settings
+    assert all(record.settings[name] == value for name, value in point.items() if name != "beta_nats")

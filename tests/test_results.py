@@ -346,6 +346,13 @@ def test_trade_off_shows_every_trial_of_the_sweep_and_the_chosen_means(trials, s
     assert len(fig.data) == 4 and titled(fig)
 
 
+def test_against_rate_draws_each_trial_at_its_learning_rate():
+    sweep = results.sweep_points(results.load(results.results_folder("sweep")))
+    (dots,) = figures.against_rate(sweep, ["uft"]).data
+    own = sweep[sweep["method"] == "uft"]
+    assert set(zip(dots.x, dots.y, strict=True)) == set(zip(own["learning_rate"], own["retention/excess"], strict=True))
+
+
 def test_a_single_seed_is_drawn_without_bars():
     fig = figures.before_after(results.summary(results.tidy([made_up("sft", 0), made_up("sft-then-dpo", 0)])))
     assert list(fig.data[0].error_y.array) == [0, 0]

@@ -261,3 +261,29 @@ def overoptimisation(runs: Sequence[dict]) -> go.Figure:
                 )
             )
     return fig.update_layout(margin={"t": 175})
+
+
+def against_rate(sweep: pd.DataFrame, methods: Sequence[str], metric: str = "retention/excess") -> go.Figure:
+    """One metric of all trials of the sweep against the learning rate of the last stage."""
+    fig = theme.figure(
+        title=f"All trials of the sweep: {label_of(metric)}",
+        x="learning rate of the last stage (logarithmic)",
+        y=label_of(metric).replace(" (", "<br>("),
+        xaxis_type="log",
+    )
+    for index, method in enumerate(methods):
+        own = sweep[sweep["method"] == method].sort_values("learning_rate")
+        look = {"color": theme.COLOURS[index % 7], "symbol": theme.SYMBOLS[index % 7], "size": 12}
+        dots = go.Scatter(
+            x=own["learning_rate"],
+            y=own[metric],
+            mode="markers",
+            marker=look,
+            name=method,
+            text=own["settings"],
+            hovertemplate=f"{method}<br>%{{text}}: %{{y:.2f}}<extra></extra>",
+        )
+        fig.add_trace(dots)
+    ticks = [0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02]
+    fig.update_xaxes(tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
+    return fig.update_layout(margin={"t": 130})

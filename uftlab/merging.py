@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from uftlab.catalogue import Stage
-from uftlab.methods import TrainedStage
+from uftlab.methods import TrainedStage, resolve_settings
 from uftlab.runs import Run, offline
 from uftlab.trainer import UFTTrainer
 
@@ -83,7 +83,8 @@ def merged_apart(run: Run, merge: Merge) -> TrainedStage:
     apart[0] = replace(apart[0], settings={"learning_rate": run.option("sft_learning_rate")})
     records = [offline(apart[0], partial(SparseTrainer, l1=run.option("l1"))), offline(apart[1])]
     deltas = [parameters_to_vector(own.policy.parameters()).detach() - base for own in apart]
-    settings = {**run.resolved([]), **records[1].settings, **run.options()}
+    own = {name: value for name, value in run.settings.items() if name != "beta_nats"}  # beta is that of the DPO run
+    settings = {**resolve_settings(run.objective, own, []), **records[1].settings, **run.options()}
     with torch.no_grad():
         vector_to_parameters(base + merge(deltas, (1.0, settings["preference_weight"])), run.policy.parameters())
     return TrainedStage(

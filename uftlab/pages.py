@@ -26,6 +26,8 @@ LIMITS = (
     "Equal are completions back-propagated, not seconds: sampling and other runs cost more, in columns of their own.",
     "Twelve settings each, tuned on one other world. What a recipe needs beyond (how often samples are refreshed, how "
     "many of a prompt) was left at its default.",
+    "The tuning rule looks at instructions and truth alone; pre-training text forgotten follows the learning rate that "
+    "it chose, so a difference there says little about the recipe.",
     "Many comparisons at 95 %: of twenty that are true to zero one is expected to look settled.",
 )
 

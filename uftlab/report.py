@@ -19,6 +19,8 @@ LIMITS = (
     "large model does, only what these losses do when everything else is equal.",
     "Feedback is scored by a program with random slips. People disagree in less tidy ways.",
     "Settings were tuned with twelve trials per method on one other world. More tuning could move a method.",
+    "The tuning rule looks at instructions and truth alone. It gave stage one of the pipelines a larger learning rate "
+    "than the mixtures, and how much pre-training text is forgotten follows the learning rate (see notebook 04).",
     "A difference whose interval includes 0 is called not settled, whichever way it points.",
 )
 STYLE = """

@@ -184,6 +184,7 @@ def sweep_points(trials: list[dict[str, Any]]) -> pd.DataFrame:
             {
                 "method": t["method"],
                 "settings": ", ".join(f"{k} {v:g}" for k, v in t["settings"].items()),
+                "learning_rate": t["settings"].get("learning_rate"),
                 **t["metrics"],
             }
             for t in trials
