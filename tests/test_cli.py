@@ -126,8 +126,9 @@ def test_all_methods_of_a_run_or_a_sweep_are_those_of_the_study(monkeypatch, tmp
         (("--profile", "huge"), ("huge", "smoke, class, research")),
         (("--methods", "uft,ufd"), ("ufd", "sft-then-dpo")),
         (("--seeds", "0,one"), ("--seeds", "0,one")),
+        (("--seeds", "0,77,78"), ("none of world 77, 78", "uftlab pretrain --world N")),
     ],
-    ids=["profile", "method", "seeds"],
+    ids=["profile", "method", "seeds", "worlds"],
 )
 def test_a_study_that_cannot_be_is_refused_before_anything_is_written(tmp_path, arguments, said):
     refused(uftlab("run", "--out", tmp_path / "out", *arguments), *said)

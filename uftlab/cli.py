@@ -72,12 +72,14 @@ def run(
     """
     from uftlab import results, study
     from uftlab.methods import METHODS, method_named
+    from uftlab.models import check_worlds
     from uftlab.workers import check_folder
 
     chosen = study.profile_named(profile)
     names = list(METHODS) if methods == "all" else [method_named(n.strip()).name for n in methods.split(",")]
     numbers = _seeds(seeds) or list(range(chosen.seeds))
     folder = out or Path("results") / profile
+    check_worlds(numbers)
     check_folder(folder)
     trials = list(dict.fromkeys(study.trial(name, seed, chosen) for seed in numbers for name in names))
     _run_with_progress(trials, folder, workers, _estimate(trials, profile))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,18 @@ def tiny_config() -> LlamaConfig:
 def world_weights(seed: int) -> Path:
     """Where the base weights of world `seed` lie; world 0 is the checkpoint folder `data/tiny` itself."""
     return TINY / "model.safetensors" if seed == 0 else TINY / "worlds" / f"{seed}.safetensors"
+
+
+def check_worlds(seeds: Iterable[int]) -> None:
+    """Refuses a study of worlds whose base models are not there, before anything is trained.
+
+    Raises:
+        InputError: naming all of them and the command that builds them.
+    """
+    missing = [str(seed) for seed in seeds if not world_weights(seed).is_file()]
+    if missing:
+        remedy = "Build each with `uftlab pretrain --world N`, about six minutes on one core, or name other --seeds"
+        raise InputError("The base model of every world", "exist", f"none of world {', '.join(missing)}", remedy)
 
 
 def load_base(world_seed: int = 0) -> LlamaForCausalLM:
