@@ -108,3 +108,10 @@ def test_html_says_it_in_words_and_escapes_what_the_reader_wrote():
     assert "Not right." in shown and "&lt;b&gt;" in shown and 'role="status"' in shown
     assert "Hint" in OPTIMUM.check(lambda p, r, beta: p)._repr_html_()
     assert str(result) == repr(result)
+
+
+def test_the_hint_shows_a_case_that_is_wrong_with_the_brackets_of_its_rows():
+    table = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    exercise = checks.Exercise("", lambda x: x.mean(), (), ((torch.ones(2, 2),), (table,)))
+    hint = exercise.check(lambda x: 1.0).hint
+    assert "[[1, 0], [1, 1]]" in hint and "it should be 0.75; got 1" in hint

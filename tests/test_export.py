@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from uftlab import export, theme
 from uftlab.errors import InputError
-from uftlab.notebooks import NOTEBOOKS, lab_command, notebook_paths, run_all
+from uftlab.notebooks import NOTEBOOKS, copy_course, lab_command, notebook_paths, run_all
 
 ROOT = Path(__file__).parent.parent
 NAMES = [path.stem for path in notebook_paths()]
@@ -186,3 +186,15 @@ def test_a_missing_jupyterlab_or_notebook_is_a_plain_error(tmp_path, monkeypatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install jupyterlab"):
         lab_command(NOTEBOOKS, tmp_path)
+
+
+def test_a_folder_without_notebooks_gets_copies_and_keeps_what_was_written(tmp_path):
+    folder = tmp_path / "mine"
+    copy_course(folder)
+    assert {p.name for p in folder.iterdir()} == {p.name for p in [*notebook_paths(), NOTEBOOKS / "glossary.md"]}
+    first = folder / notebook_paths()[0].name
+    first.write_text("my answers")
+    copy_course(folder)
+    assert first.read_text() == "my answers"
+    with pytest.raises(InputError, match="--folder must be a folder"):
+        copy_course(first)

@@ -143,7 +143,7 @@ def test_predict_answers_the_first_guess_and_then_stays():
     box = widgets.predict("Up or down?", ["up", "down"], "down", "It falls.")
     assert "down" not in box.spoken.text
     box.buttons.value = "up"
-    assert box.spoken.text == "down (you said up). It falls."
+    assert box.spoken.text == "Not this time: down (you said up). It falls."
     assert box.buttons.disabled
     assert not any(isinstance(w, ipywidgets.Output) for w in everything_in(box))
 

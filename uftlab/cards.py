@@ -15,7 +15,7 @@ from uftlab.feedback import KINDS
 from uftlab.methods import Method, Stage, all_methods, data_kinds, default_settings
 from uftlab.objectives import VERIFIED
 from uftlab.recipes import RECIPES
-from uftlab.study import write_atomically
+from uftlab.study import chosen_settings, write_atomically
 from uftlab.terms import Objective
 
 EQUATION = re.compile(r"^(\w+: +)?L = ")
@@ -53,7 +53,9 @@ def card(method: Method) -> str:
     for objective in objectives:
         parts += [f"`{objective.name}`:"] if len(objectives) > 1 else []
         parts += ["\n".join(_cost(objective))]
-    parts += ["## Known failure", *(_sentence(objective.failure) for objective in objectives)]
+    named = len(objectives) > 1
+    failures = (f"{o.name}: {o.failure}." if named else _sentence(o.failure) for o in objectives)
+    parts += ["## Known failure", *failures]
     parts += ["## Source", *(_source(objective) for objective in objectives)]
     return "\n\n".join(parts) + "\n"
 
@@ -106,8 +108,12 @@ def _stage(index: int, method: Method, stage: Stage) -> str:
 
 
 def _settings(method: Method) -> str:
-    rows = [f"| `{name}` | {value:g} |" for name, value in default_settings(method).items()]
-    table = "\n".join(["| setting | default |", "|---|---|", *rows])
+    chosen = chosen_settings().get(method.name, {})
+    rows = [
+        f"| `{name}` | {value:g} | {f'{chosen[name]:g}' if name in chosen else '-'} |"
+        for name, value in default_settings(method).items()
+    ]
+    table = "\n".join(["| setting | untuned | chosen by the sweep |", "|---|---|---|", *rows])
     return f"{table}\n\nThe sweep varies {', '.join(f'`{name}`' for name in method.tuned)}."
 
 

@@ -100,7 +100,9 @@ class Exercise:
         if given[0].shape != wanted[0].shape:
             shapes = f"{tuple(wanted[0].shape)}; got {tuple(given[0].shape)}"
             return Result("not right", f"The result must have shape {shapes}.", "Which sum goes over what?")
-        hint = f"For the inputs {_shown(self.cases[0])} it should be {_shown(wanted[:1])}; got {_shown(given[:1])}."
+        wrong = next(i for i, (g, w) in enumerate(zip(given, wanted, strict=True)) if not _agree([g], [w]))
+        inputs = ", ".join(map(_shown, self.cases[wrong]))
+        hint = f"For the inputs {inputs} it should be {_shown(wanted[wrong])}; got {_shown(given[wrong])}."
         return Result("not right", "The numbers differ.", hint)
 
 
@@ -111,12 +113,11 @@ def _agree(given: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
     )
 
 
-def _shown(values: Sequence[Any]) -> str:
-    texts = [
-        str([round(x, 3) for x in v.flatten().tolist()]) if isinstance(v, Tensor) and v.ndim else f"{float(v):.3g}"
-        for v in values
-    ]
-    return ", ".join(texts)
+def _shown(value: Any) -> str:
+    """A number, or a tensor with the brackets of its rows; truth values and whole numbers without decimals."""
+    if isinstance(value, Tensor) and value.ndim:
+        return "[" + ", ".join(map(_shown, value)) + "]"
+    return f"{float(value):.3g}"
 
 
 def numbers(*values: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import warnings
@@ -24,7 +25,7 @@ app = typer.Typer(
     help="Learn, see and settle what happens when SFT and preference alignment meet in one language model.",
 )
 console, errors = Console(), Console(stderr=True)
-As_json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+As_json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
@@ -160,8 +161,10 @@ def _print_summary(frame: Any) -> None:
     from uftlab.methods import all_methods
     from uftlab.results import HEADLINES, summary
 
+    seeds = frame["seed"].nunique()
+    spread = " ± half of the 95 % interval" if seeds > 2 else f"; {seeds} seed(s) are too few for intervals"
     table = Table(
-        title="mean over seeds ± half of the 95 % interval, test creatures",
+        title=f"mean over seeds{spread}, test creatures",
         box=SIMPLE_HEAD,
         collapse_padding=True,
         pad_edge=False,
@@ -183,7 +186,7 @@ def _print_summary(frame: Any) -> None:
 def _cell(row: dict | None) -> str:
     if row is None:
         return ""
-    if row["low"] is None or row["low"] != row["low"]:  # one seed
+    if row["seeds"] < 3:  # the interval of two seeds is nearly all t distribution
         return f"{row['mean']:.2f}"
     return f"{row['mean']:.2f}±{row['high'] - row['mean']:.2f}"
 
@@ -228,8 +231,11 @@ def results(
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    for row in rows:
-        console.print("- " + stored.sentence(row), highlight=False, soft_wrap=True)
+    for name, group in itertools.groupby(rows, key=lambda row: row["comparison"]):
+        own = list(group)
+        console.print(f"[bold]{name}[/]: {own[0]['why']}", highlight=False, soft_wrap=True)
+        for row in own:
+            console.print("- " + stored.sentence(row), highlight=False, soft_wrap=True)
 
 
 @command(example="uftlab methods --json")
@@ -249,13 +255,18 @@ def methods(
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table("method", "group", "what it is", "learns from", "reference", "verified")
+    wide = console.width >= 110
+    table = Table("method", "group", "what it is", *(("learns from", "reference", "verified") if wide else ()))
     table.columns[0].no_wrap = True  # names are there to be copied
     for row in rows:
         needs = "full, each step" if row["distributions"] else "once" if row["reference"] else "no"
         letters = " ".join(sorted(set(" ".join(row["verification"].values()).split())))
-        table.add_row(row["name"], row["group"], row["summary"], ", ".join(row["data"]), needs, letters)
+        more = (", ".join(row["data"]), needs, letters) if wide else ()
+        table.add_row(row["name"], row["group"], row["summary"], *more)
     console.print(table)
+    if not wide:
+        console.print("a wider window, --json or docs/methods say what each learns from and needs")
+        return
     console.print("verified: P paper or authors' code, T the TRL library, 2 secondary source, M memory, - no paper's")
 
 
@@ -375,7 +386,7 @@ def export(
 
 @command(example="uftlab lab --folder my-copies --no-browser")
 def lab(
-    folder: Annotated[Path | None, typer.Option(help="Folder with the notebooks; without it, the course.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where your copies lie; they are made if there are none.")] = None,
     browser: Annotated[bool, typer.Option(help="Open a browser, or only print the address.")] = True,
 ) -> None:
     """Open JupyterLab on the first notebook, on this machine only."""

@@ -6,6 +6,7 @@ too, of the group "loss": it trains the base model on the one table that it eats
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -70,7 +71,9 @@ def method_named(name: str) -> Method:
     """The registered method, or one clear error with the names there are."""
     known = all_methods()
     if name not in known:
-        raise InputError("A method", f"be one of {', '.join(known)}", name, "See `uftlab methods`")
+        near = difflib.get_close_matches(name, known, 3, 0.5)
+        remedy = f"Did you mean {' or '.join(near)}? See `uftlab methods`" if near else "See `uftlab methods`"
+        raise InputError("A method", f"be one of {', '.join(known)}", name, remedy)
     return known[name]
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -190,6 +191,20 @@ def lab_command(notebooks: Path, home: Path, browser: bool = True) -> tuple[list
     return command, environment, f"http://127.0.0.1:{port}/lab/tree/{found[0].name}?token={token}"
 
 
+def copy_course(folder: Path) -> None:
+    """Copies of the notebooks and the glossary into a folder without notebooks: what a reader writes stays there.
+
+    Raises:
+        InputError: for a path that is no folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError("--folder", "be a folder", folder, "Choose another name")
+    if not any(folder.glob("*.ipynb")):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in [*notebook_paths(), NOTEBOOKS / "glossary.md"]:
+            shutil.copy(path, folder / path.name)
+
+
 def _free_port() -> int:
     """A port of the loopback interface that nobody uses now."""
     with socket.socket() as probe:
@@ -209,9 +224,13 @@ def _answers(address: str) -> bool:
 def open_lab(notebooks: Path = NOTEBOOKS, browser: bool = True, say: Callable[[str], None] = print) -> int:
     """JupyterLab on the first notebook, on this machine only; says its address once, returns its exit code.
 
+    Args:
+        notebooks: a folder of notebooks; one that is empty or not there gets copies of the course.
+
     Raises:
         InputError: see `lab_command`.
     """
+    copy_course(notebooks)
     command, environment, address = lab_command(notebooks.resolve(), LAB_HOME, browser)
     server = subprocess.Popen(command, env=environment)
     try:

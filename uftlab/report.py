@@ -111,6 +111,6 @@ def _cell(row: dict[str, Any] | None, whole: bool) -> str:
         return "0" if whole else ""
     if whole:
         return f"{row['mean']:,.0f}"
-    if row["low"] is None or row["low"] != row["low"]:
+    if row["seeds"] < 3:
         return f"{row['mean']:.2f}"
     return f"{row['mean']:.2f}<br><small>{row['low']:.2f} to {row['high']:.2f}</small>"

@@ -117,9 +117,18 @@ def read_trial(path: Path) -> dict[str, Any]:
     return stored
 
 
+def chosen_settings() -> dict[str, dict[str, float]]:
+    """What the sweep chose, by method (`data/tuned.json`); empty before the first sweep."""
+    return json.loads(TUNED.read_text())["settings"] if TUNED.is_file() else {}
+
+
 def tuned_settings(method: str) -> dict[str, float]:
-    """The settings the sweep chose for a method (`data/tuned.json`)."""
-    table = json.loads(TUNED.read_text())["settings"]
+    """The settings the sweep chose for a method.
+
+    Raises:
+        InputError: for a method that was not swept.
+    """
+    table = chosen_settings()
     if method not in table:
         raise InputError(f"Settings of {method}", f"be in {TUNED.name}", sorted(table), "Run `uftlab sweep` for it")
     return table[method]
@@ -127,7 +136,7 @@ def tuned_settings(method: str) -> dict[str, float]:
 
 def is_tuned(method: str, settings: Mapping[str, float]) -> bool:
     """Whether these are the settings that the sweep chose for the method."""
-    return TUNED.is_file() and json.loads(TUNED.read_text())["settings"].get(method) == dict(settings)
+    return chosen_settings().get(method) == dict(settings)
 
 
 def trial(method: str, seed: int, profile: Profile) -> Trial:
@@ -136,7 +145,7 @@ def trial(method: str, seed: int, profile: Profile) -> Trial:
     own: dict[str, float] = {}
     if definition.stages:
         free = definition.group in ("loss", "pipeline", "online")
-        untuned = free and method not in json.loads(TUNED.read_text())["settings"]
+        untuned = free and method not in chosen_settings()
         own = default_settings(definition) if untuned else tuned_settings(method)
     return Trial(method, seed, profile, tuple(sorted(own.items())), first_stage_settings(definition))
 

@@ -324,8 +324,9 @@ def predict(
 
     def reveal(change: Mapping[str, Any]) -> None:
         buttons.disabled = True
-        verdict = "as you said" if change["new"] == answer else f"you said {change['new']}"
-        spoken.text = f"{answer} ({verdict}). {because}"
+        right = change["new"] == answer
+        verdict = f"Yes: {answer}." if right else f"Not this time: {answer} (you said {change['new']})."
+        spoken.text = f"{verdict} {because}"
 
     buttons.observe(reveal, names="value")
     asked = ipywidgets.HTML(f"{STYLE}<b>{html.escape(question)}</b>")
