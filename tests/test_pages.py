@@ -1,12 +1,13 @@
 """The page of the study pipelines: its numbers and sentences are those of the trials, stored or made up."""
 
+import json
 import re
 
 import pytest
 from test_results import made_up
 from typer.testing import CliRunner
 
-from uftlab import pages, results, study
+from uftlab import pages, results, study, tuning
 from uftlab.cli import app
 from uftlab.methods import METHODS, PIPELINE_METHODS
 
@@ -74,3 +75,21 @@ def test_the_committed_page_says_what_the_stored_trials_say():
     seeds = {name: {t["seed"] for t in trials if t["method"] == name} for name in PIPELINE_METHODS}
     assert all(len(own) >= 5 for own in seeds.values())
     assert {t["completions"] for t in trials if t["method"] not in ("base", "sft")} == {10240}
+
+
+def test_the_sweep_has_twelve_trials_of_every_recipe_and_its_choice_is_the_rules(tmp_path, monkeypatch):
+    folder, committed = results.RESULTS / "sweep-pipelines", study.chosen_settings()
+    counts = results.sweep_points(results.load(folder))["method"].value_counts().to_dict()
+    assert counts == {"base": 1, **dict.fromkeys(PIPELINE_METHODS, 12)}
+    monkeypatch.setattr(tuning, "TUNED", tmp_path / "tuned.json")
+    tuning.choose(list(PIPELINE_METHODS), folder)
+    assert json.loads(tuning.TUNED.read_text())["settings"] == {name: committed[name] for name in PIPELINE_METHODS}
+
+
+def test_the_stored_study_has_every_method_on_five_seeds_with_the_tuned_settings():
+    stored = results.load(STORED)
+    seeds = {name: {t["seed"] for t in stored if t["method"] == name} for name in (*SHARED, *PIPELINE_METHODS)}
+    assert set(map(frozenset, seeds.values())) == {frozenset(range(5))}
+    profile = study.PROFILES["class"]
+    assert all(study.trial(name, seed, profile).path(STORED).is_file() for name in seeds for seed in range(5))
+    assert len(stored) == 5 * len(seeds)
