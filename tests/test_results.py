@@ -1,4 +1,4 @@
-"""Intervals, named comparisons, sentences; the stored results; figures that hold the frame's numbers; the report."""
+"""Intervals, named comparisons, sentences; the stored results; the report."""
 
 import html
 import json
@@ -10,14 +10,12 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from uftlab import figures, results, study, tuning
+from uftlab import results, study, tuning
 from uftlab.cli import app
 from uftlab.errors import InputError
 from uftlab.methods import METHODS
 from uftlab.report import write_report
 from uftlab.results import COMPARISONS, HEADLINES, Interval, interval
-
-TWO_BY_TWO = ("sft-then-dpo", "sft-plus-dpo", "uft-then-una", "uft")
 
 
 def made_up(method, seed, strict=0.5, mc2=0.4, cued=0.8, **more):
@@ -42,14 +40,18 @@ def made_up(method, seed, strict=0.5, mc2=0.4, cued=0.8, **more):
     }
 
 
-@pytest.fixture(scope="module")
-def trials():
+def every_method():
     """Every method on three seeds, each method and seed with numbers of its own."""
     return [
         made_up(name, seed, strict=0.2 + 0.05 * i + 0.01 * seed * (i % 3), mc2=0.9 - 0.04 * i + 0.013 * seed)
         for i, name in enumerate(METHODS)
         for seed in range(3)
     ]
+
+
+@pytest.fixture(scope="module")
+def trials():
+    return every_method()
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,11 @@ def frame(trials):
 @pytest.fixture(scope="module")
 def summary(frame):
     return results.summary(frame)
+
+
+def values_of(summary, method, metric):
+    row = summary[(summary["method"] == method) & (summary["metric"] == metric)].iloc[0]
+    return row["mean"], row["high"] - row["mean"], row["mean"] - row["low"]
 
 
 def stored(folder, trials):
@@ -187,6 +194,51 @@ def test_a_sentence_says_its_numbers_and_no_more(numbers, text):
     assert results.sentence(row) == f"instructions followed: {text}"
 
 
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ((0.2, 0.1, 0.3, 5, "higher"), "what mixing adds is larger under the unified loss than under separate losses"),
+        (
+            (-0.2, -0.3, -0.1, 5, "lower"),
+            "what mixing adds is smaller under the unified loss than under separate losses",
+        ),
+        ((0.1, -0.1, 0.3, 5, "not settled"), "whether mixing adds more under the unified loss is not settled"),
+    ],
+)
+def test_the_interaction_has_a_wording_of_its_own(numbers, text):
+    row = dict(zip(("mean", "low", "high", "seeds", "verdict"), numbers, strict=True))
+    row |= {"comparison": results.INTERACTION, "metric": "truth/mc2"}
+    mean, low, high = numbers[:3]
+    wanted = f"truth despite the myth: {text} ({mean:+.2f}, 95 % interval {low:.2f} to {high:.2f}, 5 seeds)."
+    assert results.sentence(row) == wanted
+
+
+def test_what_rounding_leaves_is_said_to_be_zero():
+    row = {"comparison": "a minus b", "metric": "truth/mc2", "mean": -2e-17, "low": -0.003, "high": 4e-5, "seeds": 5}
+    wanted = "a against b is not settled (+0.00, 95 % interval -0.003 to 0.00, 5 seeds)."
+    assert results.sentence({**row, "verdict": "not settled"}) == f"truth despite the myth: {wanted}"
+
+
+def test_a_table_of_comparisons_says_what_the_comparisons_say(frame):
+    found = {(r["comparison"], r["metric"]): r for r in results.compare(frame)}
+    table = results.comparison_table(frame, ("truth/mc2", "balance"), ("uft minus sft-then-dpo", results.INTERACTION))
+    assert list(table.columns) == ["truth despite the myth (probability)", "balance (share of ceiling)"]
+    assert table.index[0] == "uft minus sft-then-dpo" and len(table) == 2
+    row = found["uft minus sft-then-dpo", "truth/mc2"]
+    assert table.iloc[0, 0] == f"{row['mean']:+.2f} [{row['low']:.2f}, {row['high']:.2f}] {row['verdict']}"
+    assert table.iloc[1, 0].split("] ")[1] in ("larger", "smaller", "not settled")
+    assert len(results.comparison_table(frame, ("truth/mc2",))) == len({name for name, _ in found})
+    with pytest.raises(InputError, match="A comparison must be one of those"):
+        results.comparison_table(frame, ("truth/mc2",), ("base minus uft",))
+
+
+def test_matched_takes_the_best_of_the_trials_that_are_truthful_enough():
+    rows = [made_up("uft", 0, strict=s, mc2=m) for s, m in ((0.9, 0.2), (0.5, 0.35), (0.6, 0.31))]
+    table = results.matched(results.sweep_points(rows), (0.3, 0.35, 0.4))
+    assert list(table.columns) == ["truth ≥ 0.3", "truth ≥ 0.35", "truth ≥ 0.4"]
+    assert table.loc["uft"].tolist()[:2] == [0.6, 0.5] and np.isnan(table.loc["uft"].tolist()[2])
+
+
 def test_load_sorts_trials_and_refuses_an_empty_folder(tmp_path):
     stored(tmp_path, [made_up("uft", 1), made_up("uft", 0), made_up("base", 1)])
     assert [(t["method"], t["seed"]) for t in results.load(tmp_path)] == [("base", 1), ("uft", 0), ("uft", 1)]
@@ -267,95 +319,6 @@ def test_tuned_settings_are_what_the_rule_chooses_from_the_committed_sweep(tmp_p
 def test_the_sweep_has_twelve_trials_for_every_tuned_method():
     counts = results.sweep_points(results.load(results.RESULTS / "sweep"))["method"].value_counts().to_dict()
     assert counts == {name: 12 if method.tuned else 1 for name, method in METHODS.items()}
-
-
-# ------------------------------------------------------------------------------------------ figures
-
-
-def values_of(summary, method, metric):
-    row = summary[(summary["method"] == method) & (summary["metric"] == metric)].iloc[0]
-    return row["mean"], row["high"] - row["mean"], row["mean"] - row["low"]
-
-
-def drawn(trace, axis="y"):
-    """(mean, above, below) of each point of a trace."""
-    bars = trace[f"error_{axis}"]
-    return [tuple(map(pytest.approx, point)) for point in zip(trace[axis], bars.array, bars.arrayminus, strict=True)]
-
-
-def titled(fig):
-    return bool(fig.layout.title.text) and bool(fig.layout.xaxis.title.text) and bool(fig.layout.yaxis.title.text)
-
-
-def test_skills_draws_every_method_once_on_every_panel(summary):
-    metrics = list(HEADLINES)[:6]
-    fig = figures.skills(summary, metrics)
-    assert len(fig.data) == 2 * len(metrics)
-    for panel, metric in enumerate(metrics):
-        points = {}
-        for trace in fig.data[2 * panel : 2 * panel + 2]:
-            points |= dict(zip(trace.y, drawn(trace, "x"), strict=True))
-        assert set(points) == set(METHODS)
-        assert all(values_of(summary, name, metric) == point for name, point in points.items())
-    shown = [a.text for a in fig.layout.annotations]
-    assert fig.layout.title.text and shown == [figures.label_of(m).replace(" (", "<br>(") for m in metrics]
-
-
-def test_before_after_joins_each_pipeline_to_its_own_stage_one(summary):
-    fig = figures.before_after(summary, "truth/mc2")
-    assert [t.name for t in fig.data] == list(results.PIPELINES) and titled(fig)
-    for trace in fig.data:
-        before, after = (values_of(summary, name, "truth/mc2") for name in (results.PIPELINES[trace.name], trace.name))
-        assert [before, after] == drawn(trace)
-
-
-def test_learning_curves_hold_the_means_of_the_curves(trials):
-    along = results.curve_summary(results.curves(trials))
-    fig = figures.learning_curves(along, ["uft", "sft-then-dpo"], "truth/mc2")
-    assert [t.name for t in fig.data] == ["uft", "sft-then-dpo"] and titled(fig)
-    for trace in fig.data:
-        last = [t["metrics"]["truth/mc2"] for t in trials if t["method"] == trace.name]
-        assert list(trace.x) == [0, 200]
-        assert list(trace.y) == pytest.approx([np.mean(last), np.mean(last) + 0.1])
-
-
-def test_logratios_show_chosen_rejected_and_demonstrations(trials):
-    fig = figures.logratios(results.curve_summary(results.curves(trials)), "uft")
-    assert {t.name: list(t.y) for t in fig.data} == {
-        "chosen": [2.0, 2.0],  # 1, 2 and 3 over the seeds
-        "rejected": [-2.0, -2.0],
-        "demonstration": [0.5, 0.5],
-    }
-    assert titled(fig)
-
-
-def test_two_by_two_puts_sequential_left_and_mixed_right(summary):
-    fig = figures.two_by_two(summary, "truth/mc2")
-    assert [name for trace in fig.data for name in trace.text] == list(TWO_BY_TWO) and titled(fig)
-    for trace in fig.data:
-        assert [values_of(summary, name, "truth/mc2") for name in trace.text] == drawn(trace)
-
-
-def test_trade_off_shows_every_trial_of_the_sweep_and_the_chosen_means(trials, summary):
-    fig = figures.trade_off(results.sweep_points(trials), summary, ["uft", "sft-then-dpo"])
-    small, large = fig.data[0], fig.data[1]
-    own = [t["metrics"] for t in trials if t["method"] == "uft"]
-    assert list(small.x) == [m["truth/mc2"] for m in own] and list(small.y) == [m["instruction/strict"] for m in own]
-    assert [values_of(summary, "uft", "truth/mc2")] == drawn(large, "x")
-    assert [values_of(summary, "uft", "instruction/strict")] == drawn(large, "y")
-    assert len(fig.data) == 4 and titled(fig)
-
-
-def test_against_rate_draws_each_trial_at_its_learning_rate():
-    sweep = results.sweep_points(results.load(results.results_folder("sweep")))
-    (dots,) = figures.against_rate(sweep, ["uft"]).data
-    own = sweep[sweep["method"] == "uft"]
-    assert set(zip(dots.x, dots.y, strict=True)) == set(zip(own["learning_rate"], own["retention/excess"], strict=True))
-
-
-def test_a_single_seed_is_drawn_without_bars():
-    fig = figures.before_after(results.summary(results.tidy([made_up("sft", 0), made_up("sft-then-dpo", 0)])))
-    assert list(fig.data[0].error_y.array) == [0, 0]
 
 
 # ------------------------------------------------------------------------------------------ the report

@@ -29,6 +29,12 @@ def label_of(metric: str) -> str:
     return f"{name} ({unit})" if unit else name
 
 
+def _axis(metric: str) -> str:
+    """The label on two lines, for a vertical axis or a panel; an explanation after a colon is left to the title."""
+    name, *unit = label_of(metric).split(" (")
+    return "<br>(".join([name.split(":")[0], *unit])
+
+
 def _bars(rows: pd.DataFrame) -> dict:
     """Asymmetric error bars from low and high; a single seed has none."""
     return {
@@ -50,7 +56,7 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
     """Every method on several skills: one panel per skill, a dot per method, a bar for the 95 % interval."""
     columns = 3 if len(metrics) > 2 else len(metrics)
     lines = -(-len(metrics) // columns)
-    titles = [label_of(m).replace(" (", "<br>(") for m in metrics]
+    titles = [_axis(m) for m in metrics]
     fig = make_subplots(
         lines, columns, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.03, vertical_spacing=0.22 / lines
     )
@@ -92,9 +98,7 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
 
 def before_after(summary: pd.DataFrame, metric: str = "instruction/strict") -> go.Figure:
     """Each pipeline before stage two (its own stage-one checkpoint) and after it."""
-    fig = theme.figure(
-        title=f"Before and after stage two:<br>{label_of(metric)}", x="", y=label_of(metric).replace(" (", "<br>(")
-    )
+    fig = theme.figure(title=f"Before and after stage two:<br>{label_of(metric)}", x="", y=_axis(metric))
     rows = {r["method"]: r for r in summary[summary["metric"] == metric].to_dict("records")}
     shown = [(m, first) for m, first in PIPELINES.items() if m in rows and first in rows]
     for index, (method, first) in enumerate(shown):
@@ -121,7 +125,7 @@ def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str) -
     fig = theme.figure(
         title=f"Along training: {label_of(metric)}",
         x="optimiser steps of 32 completions<br>(stage two begins half-way in pipelines)",
-        y=label_of(metric).replace(" (", "<br>("),
+        y=_axis(metric),
     )
     for index, method in enumerate(methods):
         colour = theme.COLOURS[index % 7]
@@ -165,9 +169,7 @@ def logratios(curves: pd.DataFrame, method: str) -> go.Figure:
 
 def two_by_two(summary: pd.DataFrame, metric: str) -> go.Figure:
     """The 2 x 2 of {sequential, mixed} x {separate losses, unified loss}: parallel lines mean no interaction."""
-    fig = theme.figure(
-        title=f"Is it the loss or the mixing?<br>{label_of(metric)}", y=label_of(metric).replace(" (", "<br>(")
-    )
+    fig = theme.figure(title=f"Is it the loss or the mixing?<br>{label_of(metric)}", y=_axis(metric))
     rows = {r["method"]: r for r in summary[summary["metric"] == metric].to_dict("records")}
     cells = {
         "separate losses (SFT, DPO)": ("sft-then-dpo", "sft-plus-dpo"),
@@ -192,16 +194,19 @@ def two_by_two(summary: pd.DataFrame, metric: str) -> go.Figure:
 
 
 def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
-    """Instructions against truth: every trial of the sweep (small), the chosen settings over seeds (large, bars)."""
+    """Instructions against truth: every trial of the sweep (small), the chosen settings over seeds (large, bars).
+
+    Colours and symbols go by place in `methods`: up to seven look different. Large marks are hollow, so that two in
+    the same place are both seen.
+    """
     fig = theme.figure(
         title="Instructions followed at matched truthfulness:<br>"
         "small: all trials of the sweep; large: chosen settings, other worlds",
         x=label_of("truth/mc2"),
-        y=label_of("instruction/strict").replace(" (", "<br>("),
+        y=_axis("instruction/strict"),
         height=640,
     )
-    for method in methods:
-        index = list(all_methods()).index(method)
+    for index, method in enumerate(methods):
         style = {"color": theme.COLOURS[index % 7], "symbol": theme.SYMBOLS[index % 7]}
         own = sweep[sweep["method"] == method]
         fig.add_trace(
@@ -227,7 +232,7 @@ def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]
                 error_x=_bars(x),
                 error_y=_bars(y),
                 mode="markers",
-                marker={**style, "size": 18, "line": {"width": 2, "color": theme.INK}},
+                marker={**style, "symbol": f"{style['symbol']}-open", "size": 18, "line": {"width": 4}},
                 name=method,
                 legendgroup=method,
             )
@@ -268,7 +273,7 @@ def against_rate(sweep: pd.DataFrame, methods: Sequence[str], metric: str = "ret
     fig = theme.figure(
         title=f"All trials of the sweep: {label_of(metric)}",
         x="learning rate of the last stage (logarithmic)",
-        y=label_of(metric).replace(" (", "<br>("),
+        y=_axis(metric),
         xaxis_type="log",
     )
     for index, method in enumerate(methods):

@@ -52,6 +52,11 @@ COMPARISONS: tuple[tuple[str, str, str], ...] = (
     ("uft-cross-entropy", "sft-plus-dpo", "the unified loss with cross-entropy, when both mix"),
 )
 
+# Of the 2 x 2, beside the comparisons above: the name that the stored summaries carry, and what a table calls it.
+INTERACTION = "mixing under uft minus mixing under sft and dpo"
+_INTERACTION_IN_WORDS = "what mixing adds: unified loss minus separate losses"
+_SIZES = {"higher": "larger", "lower": "smaller", "not settled": "not settled"}
+
 # The same for the study "pipelines", named before it was run; the methods above that it needs are part of it.
 _TAKES = "what stage two takes away: against its own stage-one checkpoint"
 PIPELINE_COMPARISONS: tuple[tuple[str, str, str], ...] = (
@@ -198,7 +203,7 @@ def matched(sweep: pd.DataFrame, thresholds: tuple[float, ...], at: str = "truth
     NaN where no trial does. One world and a maximum over twelve trials: a description, not a test.
     """
     best = {
-        f"{at} ≥ {bound:g}": sweep[sweep[at] >= bound].groupby("method")["instruction/strict"].max()
+        f"{at.split('/')[0]} ≥ {bound:g}": sweep[sweep[at] >= bound].groupby("method")["instruction/strict"].max()
         for bound in thresholds
     }
     return pd.DataFrame(best).reindex(list(dict.fromkeys(sweep["method"])))
@@ -236,10 +241,44 @@ def compare(frame: pd.DataFrame) -> list[dict[str, Any]]:
     for metric in HEADLINES:
         found = interaction(frame, metric)
         if found is not None:
-            name, why = "mixing under uft minus mixing under sft and dpo", "interaction of the 2 x 2"
-            row = {"comparison": name, "metric": metric, **asdict(found), "verdict": found.verdict, "why": why}
+            why = "interaction of the 2 x 2"
+            row = {"comparison": INTERACTION, "metric": metric, **asdict(found), "verdict": found.verdict, "why": why}
             rows.append(row)
     return rows + _compared(frame, PIPELINE_COMPARISONS)
+
+
+def comparison_table(
+    frame: pd.DataFrame, metrics: tuple[str, ...], comparisons: tuple[str, ...] | None = None
+) -> pd.DataFrame:
+    """The named comparisons as rows, metrics as columns: mean difference, 95 % interval and verdict in each cell.
+
+    `comparisons` chooses rows by the names that `compare` gives and orders them; without it all are shown. A cell
+    is for instance "+0.04 [0.02, 0.07] higher"; one without a common seed is empty.
+
+    Raises:
+        InputError: for a comparison that was not named beforehand or that the frame cannot make.
+    """
+    rows = {(row["comparison"], row["metric"]): row for row in compare(frame)}
+    names = list(dict.fromkeys(name for name, _ in rows))
+    wanted = names if comparisons is None else list(comparisons)
+    for name in wanted:
+        if name not in names:
+            raise InputError("A comparison", "be one of those that were named and run", name, f"Have: {names}")
+    cells = {
+        f"{HEADLINES[metric][0].split(':')[0]} ({HEADLINES[metric][1]})": [_cell(rows.get((n, metric))) for n in wanted]
+        for metric in metrics
+    }
+    return pd.DataFrame(cells, index=[_INTERACTION_IN_WORDS if n == INTERACTION else n for n in wanted])
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    mean = _digits(row["mean"], "+")
+    if row["low"] is None:
+        return f"{mean} (one seed) not settled"
+    verdict = _SIZES[row["verdict"]] if row["comparison"] == INTERACTION else row["verdict"]
+    return f"{mean} [{_digits(row['low'])}, {_digits(row['high'])}] {verdict}"
 
 
 def _compared(frame: pd.DataFrame, comparisons: tuple[tuple[str, str, str], ...]) -> list[dict[str, Any]]:
@@ -262,18 +301,27 @@ def sentence(row: dict[str, Any]) -> str:
     'truth despite the myth: a is higher than b (+0.20, 95 % interval 0.10 to 0.30, 5 seeds).'
     """
     label = HEADLINES[row["metric"]][0]
-    first, second = row["comparison"].split(" minus ")
     mean = _digits(row["mean"], "+")
+    first, second = row["comparison"].split(" minus ")
     if row["low"] is None:
         return f"{label}: {first} minus {second} is {mean} (one seed, no interval, nothing settled)."
     numbers = f"{mean}, 95 % interval {_digits(row['low'])} to {_digits(row['high'])}, {row['seeds']} seeds"
+    if row["comparison"] == INTERACTION:
+        if row["verdict"] == "not settled":
+            return f"{label}: whether mixing adds more under the unified loss is not settled ({numbers})."
+        size = _SIZES[row["verdict"]]
+        return f"{label}: what mixing adds is {size} under the unified loss than under separate losses ({numbers})."
     if row["verdict"] == "not settled":
         return f"{label}: {first} against {second} is not settled ({numbers})."
     return f"{label}: {first} is {row['verdict']} than {second} ({numbers})."
 
 
 def _digits(value: float, sign: str = "") -> str:
-    """Two decimals; one significant digit where those would hide on which side of 0 the value lies."""
+    """Two decimals; one significant digit where those would hide on which side of 0 the value lies.
+
+    Below 0.00005 only rounding is left of a value: 0.
+    """
+    value = 0.0 if abs(value) < 5e-5 else value
     return f"{value:{sign}.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:{sign}.1g}"
 
 
