@@ -203,6 +203,11 @@ def test_an_objective_that_cannot_be_drawn_gives_its_reason(loss, says, monkeypa
     assert any(words in reason for words in says.split("|"))
 
 
+@pytest.mark.parametrize("name", [name for name, objective in OBJECTIVES.items() if objective.distributions])
+def test_what_needs_full_distributions_says_so_to_a_reader(name):
+    assert algebra.why_not(name) == "needs the whole distribution at each token"
+
+
 def test_a_new_objective_is_drawn_without_a_word_said(monkeypatch):
     def hinge(rows, settings):
         return (1 - rows.of("scored").policy_logps + rows.of("scored").reference_logps).clamp(min=0)

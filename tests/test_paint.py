@@ -17,7 +17,7 @@ from uftlab.vitals import Reading, clustered, held_out, read, tokenised
 from uftlab.widgets import redraw
 from uftlab.world import World
 
-READING = Reading(("it", "<b>", "<end>"), (2.0, -0.75, 0.0), ("<b>",))
+READING = Reading(("it", "<b>", "<end>"), (2.0, -0.75, -0.004), ("<b>",))
 
 
 def test_a_word_is_told_apart_by_sign_frame_and_number_as_well_as_by_colour():
@@ -26,7 +26,8 @@ def test_a_word_is_told_apart_by_sign_frame_and_number_as_well_as_by_colour():
     up, down, none = boxes
     assert "solid" in up[0] and "▲ +2.00" in up[1]
     assert "dashed" in down[0] and "▼ −0.75" in down[1]
-    assert "background:#ffffff" in none[0]
+    assert "background:#ffffff" in none[0] and paint.GREY in none[0]
+    assert none[1].endswith(">0.00")
     assert "&lt;b&gt;" in down[1] and "<b>" not in down[1]
 
 
@@ -67,7 +68,7 @@ def pulses(rows):
 
 
 def numbers_in(painting):
-    return [float(n.replace("−", "-")) for n in re.findall(r"[▲▼] ([+−][\d.]+)", painting)]
+    return [float(n.replace("−", "-")) for n in re.findall(r">(?:[▲▼] )?([+−]?\d+\.\d\d)</span>", painting)]
 
 
 def test_the_desk_paints_the_row_that_is_picked(pulses, rows):

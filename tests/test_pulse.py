@@ -90,6 +90,16 @@ def test_what_will_be_trained_is_said_before(tmp_path, monkeypatch):
     assert len(said) == 1 and said[0].startswith("training 4 stages, 12 steps in all: about ")
 
 
+def test_a_bar_is_for_who_looks_on_and_a_line_at_the_end_for_everybody(pulses, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pulse, "_train", lambda room, stretch, tick: tick(stretch.steps))
+    monkeypatch.setattr(pulse, "_pulse", lambda *a: pulses["uft"])
+    for watched in (False, True):
+        said = []
+        pulse.take([Run("uft")], TINY, folder=tmp_path, say=said.append, watched=watched)
+        assert len(said) == 2 and said[1].startswith("trained in ")
+        assert ("step" in capsys.readouterr().out) == watched
+
+
 def test_threads_are_given_back(pulses, tmp_path, monkeypatch):
     inside = []
     monkeypatch.setattr(pulse, "_train", lambda *a: inside.append(torch.get_num_threads()))

@@ -88,8 +88,7 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
         template="uftlab",
         title_text="What each method can do at equal budget (mean and 95 % interval over seeds)",
         height=height,
-        margin={"t": 150},
-        legend={"y": 1 + 78 / height, "yanchor": "bottom"},
+        margin={"t": 130},
         font_size=17,
     )
     fig.update_annotations(font_size=16)
@@ -114,10 +113,9 @@ def before_after(summary: pd.DataFrame, metric: str = "instruction/strict") -> g
                 marker={"symbol": theme.SYMBOLS[index], "size": 13},
             )
         )
-    fig.update_xaxes(
+    return fig.update_xaxes(
         tickvals=[0, 1], ticktext=["after SFT", "after stage two"], range=[-0.15, 1.15], title_text="stage"
     )
-    return fig.update_layout(margin={"t": 130})
 
 
 def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str) -> go.Figure:
@@ -189,8 +187,9 @@ def two_by_two(summary: pd.DataFrame, metric: str) -> go.Figure:
                 hovertemplate="%{text}: %{y:.3f}<extra></extra>",
             )
         )
-    fig.update_xaxes(tickvals=[0, 1], ticktext=["one after the other", "mixed"], range=[-0.2, 1.2], title_text="data")
-    return fig.update_layout(margin={"t": 150})
+    return fig.update_xaxes(
+        tickvals=[0, 1], ticktext=["one after the other", "mixed"], range=[-0.2, 1.2], title_text="data"
+    )
 
 
 def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
@@ -237,7 +236,7 @@ def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]
                 legendgroup=method,
             )
         )
-    return fig.update_layout(margin={"t": 190})
+    return fig
 
 
 def overoptimisation(runs: Sequence[dict]) -> go.Figure:
@@ -265,7 +264,7 @@ def overoptimisation(runs: Sequence[dict]) -> go.Figure:
                     marker={"symbol": theme.SYMBOLS[place], "size": 11},
                 )
             )
-    return fig.update_layout(margin={"t": 175})
+    return fig
 
 
 def against_rate(sweep: pd.DataFrame, methods: Sequence[str], metric: str = "retention/excess") -> go.Figure:
@@ -290,5 +289,4 @@ def against_rate(sweep: pd.DataFrame, methods: Sequence[str], metric: str = "ret
         )
         fig.add_trace(dots)
     ticks = [0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02]
-    fig.update_xaxes(tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
-    return fig.update_layout(margin={"t": 130})
+    return fig.update_xaxes(tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])

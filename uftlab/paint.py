@@ -1,8 +1,8 @@
 """Rewards to look at: as distributions, as bars with intervals, and painted on the words that earned them.
 
 A word that the policy likes better than its reference does stands in a solid blue box with an upward sign, one that
-it likes less in a dashed orange box with a downward sign; the number below it is the log-ratio in nats. Sign, frame and
-number say the same as the colour.
+it likes less in a dashed orange box with a downward sign, and one whose log-ratio rounds to zero in a grey box
+without a sign; the number below it is the log-ratio in nats. Sign, frame and number say the same as the colour.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from uftlab.widgets import STYLE, Folded, Spoken, choice
 EDGES = np.linspace(-4, 8, 25)  # of the bins of rewards; what lies beyond is counted in the outermost
 WALL = 5.0  # where the panel of pairs ends; what lies beyond is drawn at the wall
 FULL = 3.0  # nats at which a colour is as strong as it gets
-LEGEND = "▲ solid: likelier than under the reference. ▼ dashed: less likely. Numbers: nats of each word."
+NOTHING, GREY = 0.005, "#9A9A9A"  # nats below which two decimals are 0.00, and the frame of such a word
+LEGEND = "▲ solid: likelier than under the reference. ▼ dashed: less likely. Grey: unmoved. Numbers: nats of each word."
 
 
 def bars(found: Sequence[Interval]) -> dict[str, Any]:
@@ -143,15 +144,20 @@ def painted(reading: Reading, caption: str = "") -> Folded:
     """The words of a completion with their log-ratios, as HTML that a notebook displays."""
     boxes = []
     for word, value in zip(reading.words, reading.logratios, strict=True):
-        colour, frame, sign = (theme.COLOURS[0], "solid", "▲") if value >= 0 else (theme.COLOURS[1], "dashed", "▼")
+        if abs(value) < NOTHING:
+            frame, background, number = f"2px solid {GREY}", "#ffffff", "0.00"
+        else:
+            colour, line, sign = (theme.COLOURS[0], "solid", "▲") if value > 0 else (theme.COLOURS[1], "dashed", "▼")
+            frame, background = f"2px {line} {colour}", _shade(colour, abs(value) / FULL)
+            number = f"{sign} {signed(value)}"
         look = (
-            f"display:inline-block; text-align:center; margin:3px; padding:1px 7px; border:2px {frame} {colour}; "
-            f"border-radius:5px; background:{_shade(colour, abs(value) / FULL)}; color:{theme.INK}"
+            f"display:inline-block; text-align:center; margin:3px; padding:1px 7px; border:{frame}; "
+            f"border-radius:5px; background:{background}; color:{theme.INK}"
         )
         shown = html.escape(word)
         boxes.append(
-            f'<span style="{look}" title="{shown}: {signed(value)} nats">{shown}<br>'
-            f'<span style="font-size:75%">{sign} {signed(value)}</span></span>'
+            f'<span style="{look}" title="{shown}: {number} nats">{shown}<br>'
+            f'<span style="font-size:75%">{number}</span></span>'
         )
     heading = f"<div><b>{html.escape(caption)}</b></div>" if caption else ""
     return Folded(f'<div style="font-size:18px; line-height:1.35; padding:4px 0">{heading}{"".join(boxes)}</div>')

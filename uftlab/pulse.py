@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -282,13 +283,19 @@ def _stored(path: Path) -> tuple[dict[str, Any], Tensor, list[dict[str, Tensor]]
 
 
 def take(
-    runs: Sequence[Run], profile: Profile, seed: int = 0, folder: Path = FOLDER, say: Callable[[str], None] = print
+    runs: Sequence[Run],
+    profile: Profile,
+    seed: int = 0,
+    folder: Path = FOLDER,
+    say: Callable[[str], None] = print,
+    watched: bool = True,
 ) -> dict[str, Pulse]:
     """The pulses of some runs in one world, by name; what is not stored yet is trained first.
 
     Args:
         profile: its steps are the budget of a method, its sizes say how many held-out rows are read.
-        say: takes the line that says what will be trained and how long it may take; progress goes to stdout.
+        say: takes a line on what will be trained and how long it may take, and one at the end, unless all is stored.
+        watched: whether somebody looks on: a progress bar on stdout, which a stored page would keep line by line.
 
     Raises:
         InputError: for an unknown method or one that is not trained, before anything is.
@@ -301,11 +308,16 @@ def take(
     if missing:
         seconds = 2 * len(missing) + total * BATCH * SECONDS_PER_COMPLETION
         say(f"training {len(missing)} stages, {total} steps in all: about {seconds:.0f} s, and only this once")
-    bar = tqdm(total=total, mininterval=2, unit="step", file=sys.stdout, disable=not missing, leave=False)
-    with bar, _one_thread():
+    hidden, started = not (missing and watched), time.monotonic()
+    with (
+        tqdm(total=total, mininterval=2, unit="step", file=sys.stdout, disable=hidden, leave=False) as bar,
+        _one_thread(),
+    ):
         for stretch in missing:
             bar.set_description(stretch.stages[-1][0].objective)
             _train(room, stretch, bar.update)
+    if missing:
+        say(f"trained in {time.monotonic() - started:.0f} s and kept")
     return {name: _pulse(name, [room.path(s) for s in parts]) for name, parts in wanted.items()}
 
 

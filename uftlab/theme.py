@@ -26,10 +26,14 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "5px 15p
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
 PATTERNS = ("", "/", "x", ".", "\\", "+", "-")
 INK, PALE = "#222222", "#D9D9D9"
-FONT_SIZE, LINE_WIDTH, HEIGHT = 20, 4, 480
+FONT_SIZE, LINE_WIDTH, HEIGHT = 20, 4, 500
 
 CONFIG: dict[str, Any] = {"showSendToCloud": False, "displaylogo": False, "responsive": True}
 """The toolbar without its upload button and logo: `fig.show(config=CONFIG)` where `show` does not reach."""
+
+FOOT: dict[str, Any] = {"xref": "container", "x": 0.02, "yref": "container", "y": 0.02, "yanchor": "bottom"}
+"""Where a legend stands: at the foot of the whole figure. Above the axes it runs into the title once it wraps; beside
+them, on their titles. Down there plotly reserves as many lines as it needs."""
 
 MIMETYPE = "application/vnd.plotly.v1+json"
 
@@ -75,8 +79,8 @@ def _template() -> go.layout.Template:
         plot_bgcolor="white",
         xaxis=axis,
         yaxis=axis,
-        margin={"l": 70, "r": 30, "t": 100, "b": 70},
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+        margin={"l": 70, "r": 30, "t": 75, "b": 70},
+        legend={"orientation": "h", "xanchor": "left", **FOOT},
         hoverlabel={"font": {"size": FONT_SIZE - 4}},
         annotationdefaults={"font": {"size": FONT_SIZE - 2}, "arrowcolor": INK},
         height=HEIGHT,
@@ -94,7 +98,9 @@ def figure(*traces: Any, title: str = "", x: str = "", y: str = "", **layout: An
         layout: anything `go.Layout` knows, in plotly's underscore notation (`xaxis_type="log"`).
     """
     fig = go.Figure(list(traces))
-    fig.update_layout(template="uftlab", title_text=title, height=HEIGHT, autosize=True, uirevision="keep")
+    lines = 30 * title.count("<br>")  # the room of every further line of the title
+    room = {"height": HEIGHT + lines, "margin_t": 75 + lines}
+    fig.update_layout(template="uftlab", title_text=title, **room, autosize=True, uirevision="keep")
     fig.update_xaxes(title_text=x)
     fig.update_yaxes(title_text=y)
     return fig.update_layout(**layout)
@@ -119,16 +125,14 @@ def panels(
         fig.update_yaxes(title_text=y_title, col=column)
     fig.update_annotations(font_size=FONT_SIZE, yshift=4)
     top = 110 if title else 50
-    # at the foot of the whole figure: beside the axes it would lie on their titles in a narrow window
-    legend = {"xref": "container", "x": 0.02, "yref": "container", "y": 0.02, "yanchor": "bottom"}
     layout = {
         "template": "uftlab",
         "title_text": title,
-        "height": HEIGHT + top - 50,
+        "height": HEIGHT + top - 70,
         "autosize": True,
         "uirevision": "keep",
     }
-    return fig.update_layout(**layout, legend=legend, margin={"t": top, "b": 130})
+    return fig.update_layout(**layout, margin={"t": top, "b": 130})
 
 
 def quiet(fig: BaseFigure) -> BaseFigure:
