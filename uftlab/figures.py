@@ -86,7 +86,7 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
     height = 140 + lines * (90 + 30 * len(names))
     fig.update_layout(
         template="uftlab",
-        title_text="What each method can do at equal budget (mean and 95 % interval over seeds)",
+        title_text="What each method can do at equal budget<br>(mean and 95 % interval over seeds)",
         height=height,
         margin={"t": 130},
         font_size=17,
