@@ -1,5 +1,6 @@
 """Shape annotations are enforced in every test; each test runs offline and with one thread."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -33,3 +34,12 @@ def untrained():
 
     torch.manual_seed(0)
     return LlamaForCausalLM(tiny_config()).eval()
+
+
+@pytest.fixture(scope="module")
+def quick_collections():
+    """For modules that train often: the library collects garbage after each run, half a second each unless what
+    the imports left is set aside."""
+    gc.freeze()
+    yield
+    gc.unfreeze()

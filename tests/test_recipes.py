@@ -1,7 +1,6 @@
 """Recipes as stages of a study: equal budgets, the same bits after a kill, and the special cases that they contain."""
 
 import copy
-import gc
 import json
 from dataclasses import replace
 from itertools import pairwise
@@ -25,17 +24,11 @@ from uftlab.trainer import Quiet, UFTTrainer, training_arguments
 from uftlab.training import train_checkpoint
 from uftlab.world import World, pairs
 
+pytestmark = pytest.mark.usefixtures("quick_collections")
+
 NAMES = list(PIPELINE_METHODS)
 EIGHT = replace(TINY, steps=8)  # the first step of any schedule has learning rate 0, so parts need two
 SAMPLED = {"una-online": 128, "una-online-rollout": 128, "uft-online": 128, "rloo": 128, "rs-dpo": 96}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections():
-    """The library collects garbage after each run; half a second each, unless what the imports left is set aside."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def by_letters(prompts, texts):

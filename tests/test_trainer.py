@@ -1,7 +1,6 @@
 """`UFTTrainer` on the real `transformers.Trainer`: accumulation, determinism, resuming, direction, settings."""
 
 import copy
-import gc
 from dataclasses import replace
 
 import pytest
@@ -16,17 +15,11 @@ from uftlab.tokens import Tokens, collate, interleave, with_mismatched
 from uftlab.trainer import UFTTrainer, training_arguments
 from uftlab.world import World, pairs
 
+pytestmark = pytest.mark.usefixtures("quick_collections")
+
 STEPS, BATCH = 6, 8
 CONSTANT = {"lr_scheduler_type": "constant", "warmup_steps": 0}
 ACCUMULATED = ["sft", "dpo", "una-score", "sft-plus-dpo"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections():
-    """The library collects garbage after each run; half a second each, unless what the imports left is set aside."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

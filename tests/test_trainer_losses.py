@@ -1,7 +1,6 @@
 """Every objective in `UFTTrainer` on a real model: accumulation, padding, order, live and cached references, LoRA."""
 
 import copy
-import gc
 import math
 
 import pytest
@@ -18,16 +17,10 @@ from uftlab.tokens import Completion, Tokens, collate, with_mismatched, with_qua
 from uftlab.trainer import UFTTrainer, training_arguments
 from uftlab.world import World, pairs
 
+pytestmark = pytest.mark.usefixtures("quick_collections")
+
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 DISTRIBUTIONS = [name for name, objective in OBJECTIVES.items() if objective.distributions]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections():
-    """The library collects garbage after each run; half a second each, unless what the imports left is set aside."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
