@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Scalar = float | Float[Tensor, ""]  # a setting: a number, or a tensor where `torch.func.vmap` gives each model its own
+
 
 def implicit_reward(
-    policy_logps: Float[Tensor, "*shape"], reference_logps: Float[Tensor, "*shape"], beta: float
+    policy_logps: Float[Tensor, "*shape"], reference_logps: Float[Tensor, "*shape"], beta: Scalar
 ) -> Float[Tensor, "*shape"]:
     """Generalized implicit reward (UNA, Chen et al. 2024, arXiv 2408.15339; UFT, arXiv 2410.21438).
 
@@ -35,7 +37,7 @@ def margin(chosen_reward: Float[Tensor, "*shape"], rejected_reward: Float[Tensor
     return chosen_reward - rejected_reward
 
 
-def ceiling(reference_logps: Float[Tensor, "*shape"], beta: float) -> Float[Tensor, "*shape"]:
+def ceiling(reference_logps: Float[Tensor, "*shape"], beta: Scalar) -> Float[Tensor, "*shape"]:
     """Highest implicit score a completion can reach: pi(y|x) <= 1, so s <= sigma(-beta * log pi_ref(y|x)).
 
     Our observation, not in the paper. beta = 0.01 and a completion of 50 nats: sigma(0.5) = 0.622.
@@ -44,7 +46,7 @@ def ceiling(reference_logps: Float[Tensor, "*shape"], beta: float) -> Float[Tens
 
 
 def squared_error_gate(
-    reward: Float[Tensor, "*shape"], score: Float[Tensor, "*shape"] | float, beta: float
+    reward: Float[Tensor, "*shape"], score: Float[Tensor, "*shape"] | float, beta: Scalar
 ) -> Float[Tensor, "*shape"]:
     """Weight on grad log pi(y|x) in the descent direction of (sigma(r) - score)^2.
 
@@ -56,7 +58,7 @@ def squared_error_gate(
 
 
 def cross_entropy_gate(
-    reward: Float[Tensor, "*shape"], score: Float[Tensor, "*shape"] | float, beta: float
+    reward: Float[Tensor, "*shape"], score: Float[Tensor, "*shape"] | float, beta: Scalar
 ) -> Float[Tensor, "*shape"]:
     """Weight on grad log pi(y|x) in the descent direction of the cross-entropy of sigma(r) against score.
 

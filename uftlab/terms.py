@@ -52,8 +52,8 @@ class Positions:
         ids = torch.arange(len(policy_logps))[:, None].expand(shape)
         return cls(ids, torch.ones(shape, dtype=torch.bool), (policy_logps / tokens)[:, None].expand(shape))
 
-    def of(self, here: Bool[Tensor, "completion"]) -> Positions:
-        """The rows where `here` is True."""
+    def of(self, here: Bool[Tensor, "completion"] | slice) -> Positions:
+        """The rows where `here` is True, or of a slice."""
         logits = (None if x is None else x[here] for x in (self.policy_logits, self.reference_logits))
         return Positions(self.ids[here], self.mask[here], self.logps[here], *logits)
 
@@ -81,17 +81,22 @@ class Positions:
 
 @dataclass(frozen=True)
 class Rows:
-    """What a loss may look at: one entry per completion of the batch."""
+    """What a loss may look at: one entry per completion of the batch.
+
+    `spans` says where each role stands, if that is known beforehand: then no value is looked at, as `torch.func.vmap`
+    and a GPU that is not to be waited for ask.
+    """
 
     policy_logps: Float[Tensor, "completion"]
     reference_logps: Float[Tensor, "completion"]
     scores: Float[Tensor, "completion"]
     role: Int[Tensor, "completion"]
     positions: Positions | None = None
+    spans: Mapping[str, slice] | None = None
 
     def of(self, role: str) -> Rows:
         """The completions of one role, in order: the n-th chosen one belongs to the n-th rejected one."""
-        here: Bool[Tensor, "completion"] = self.role == ROLE_INDEX[role]
+        here = self.role == ROLE_INDEX[role] if self.spans is None else self.spans[role]
         positions = None if self.positions is None else self.positions.of(here)
         return Rows(self.policy_logps[here], self.reference_logps[here], self.scores[here], self.role[here], positions)
 
@@ -201,7 +206,7 @@ class Objective:
         numbers = []
         for term in self.terms:
             here = batch["role"] == ROLE_INDEX[LEADING_ROLE[term.kind]]
-            numbers.append(tokens[here].sum() if term.per == "token" else here.sum())
+            numbers.append((tokens * here).sum() if term.per == "token" else here.sum())
         return torch.stack(numbers).float()
 
     def loss(self, rows: Rows, settings: Settings, counts: Float[Tensor, "term"]) -> Float[Tensor, ""]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from uftlab.rewards import implicit_reward
+from uftlab.rewards import Scalar, implicit_reward
 
 
 def sft_loss(policy_logps: Float[Tensor, "completion"]) -> Float[Tensor, "completion"]:
@@ -44,7 +42,7 @@ def dft_loss(policy_token_logps: Float[Tensor, "completion pos"]) -> Float[Tenso
 
 
 def kl_sft_loss(
-    policy_logps: Float[Tensor, "completion"], kl: Float[Tensor, "completion"], kl_weight: float
+    policy_logps: Float[Tensor, "completion"], kl: Float[Tensor, "completion"], kl_weight: Scalar
 ) -> Float[Tensor, "completion"]:
     """SFT held near the reference by a KL term at the completion's positions (a common control, no one paper's).
 
@@ -62,7 +60,7 @@ def kl_sft_loss(
 
 
 def asft_loss(
-    policy_token_logps: Float[Tensor, "completion pos"], kl: Float[Tensor, "completion"], kl_weight: float
+    policy_token_logps: Float[Tensor, "completion pos"], kl: Float[Tensor, "completion"], kl_weight: Scalar
 ) -> Float[Tensor, "completion"]:
     """Anchored SFT: DFT plus a KL term (Zhu et al. 2025, arXiv 2509.23753; the authors' code).
 
@@ -79,7 +77,7 @@ def asft_loss(
     return dft_loss(policy_token_logps) + kl_weight * kl
 
 
-def var_weights(scores: Float[Tensor, "completion"], temperature: float) -> Float[Tensor, "completion"]:
+def var_weights(scores: Float[Tensor, "completion"], temperature: Scalar) -> Float[Tensor, "completion"]:
     """VAR's weights w = e^(R / lambda) / Z with Z the batch mean of e^(R / lambda), so that they average to 1.
 
     All 1 where the scores are equal. Scores 0 and 1 at lambda 1: 2 / (1 + e) and 2 e / (1 + e).
@@ -88,7 +86,7 @@ def var_weights(scores: Float[Tensor, "completion"], temperature: float) -> Floa
 
 
 def var_loss(
-    policy_logps: Float[Tensor, "completion"], scores: Float[Tensor, "completion"], temperature: float
+    policy_logps: Float[Tensor, "completion"], scores: Float[Tensor, "completion"], temperature: Scalar
 ) -> Float[Tensor, "completion"]:
     """Variational alignment with re-weighting: SFT weighted by the reward (Du et al. 2025, arXiv 2502.11026).
 
@@ -108,20 +106,21 @@ def var_loss(
     return -var_weights(scores, temperature) * policy_logps
 
 
-def log_partition_of_quantiles(beta: float) -> float:
+def log_partition_of_quantiles(beta: Scalar) -> Float[Tensor, ""]:
     """log Z of QRPO: Z = E_u[e^(u / beta)] = beta (e^(1 / beta) - 1) for u uniform on [0, 1].
 
     In logarithms, since e^(1 / beta) overflows float32 at beta 0.01: log beta + 1 / beta + log(1 - e^(-1 / beta)).
     The authors' code drops the last term: nothing at beta 0.1, -0.459 at beta 1. log(e - 1) = 0.541 at beta 1.
     """
-    return math.log(beta) + 1 / beta + math.log(-math.expm1(-1 / beta))
+    inverse = 1 / torch.as_tensor(beta, dtype=torch.float64)
+    return inverse - inverse.log() + (-torch.expm1(-inverse)).log()
 
 
 def qrpo_loss(
     policy_logps: Float[Tensor, "completion"],
     reference_logps: Float[Tensor, "completion"],
     quantiles: Float[Tensor, "completion"],
-    beta: float,
+    beta: Scalar,
 ) -> Float[Tensor, "completion"]:
     """Quantile reward policy optimisation: regression on the optimal reward (Matrenok et al. 2025, the authors' code).
 
@@ -136,5 +135,5 @@ def qrpo_loss(
     Returns:
         Loss of each completion. (R_q - beta log Z)^2 where policy equals reference: at beta 1 (R_q - 0.541)^2.
     """
-    target = quantiles - beta * log_partition_of_quantiles(beta)
+    target = quantiles - (beta * log_partition_of_quantiles(beta)).to(quantiles.dtype)
     return (target - implicit_reward(policy_logps, reference_logps, beta)).square()

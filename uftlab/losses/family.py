@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from uftlab.rewards import implicit_reward, implicit_score, margin
+from uftlab.rewards import Scalar, implicit_reward, implicit_score, margin
 
 # ---------------------------------------------------------------------------------------- distances
 
@@ -64,7 +64,7 @@ def una_squared_error_loss(
     policy_logps: Float[Tensor, "completion"],
     reference_logps: Float[Tensor, "completion"],
     scores: Float[Tensor, "completion"],
-    beta: float,
+    beta: Scalar,
 ) -> Float[Tensor, "completion"]:
     """UNA with squared error (UNA, arXiv 2408.15339, Eqs. 11 and 13; UFT, arXiv 2410.21438, Eqs. 6 and 7).
 
@@ -88,7 +88,7 @@ def una_cross_entropy_loss(
     policy_logps: Float[Tensor, "completion"],
     reference_logps: Float[Tensor, "completion"],
     scores: Float[Tensor, "completion"],
-    beta: float,
+    beta: Scalar,
 ) -> Float[Tensor, "completion"]:
     """UNA with cross-entropy (UNA, arXiv 2408.15339, Eq. 12, for binary labels).
 
@@ -109,7 +109,7 @@ def una_absolute_error_loss(
     policy_logps: Float[Tensor, "completion"],
     reference_logps: Float[Tensor, "completion"],
     scores: Float[Tensor, "completion"],
-    beta: float,
+    beta: Scalar,
 ) -> Float[Tensor, "completion"]:
     """UNA's general form with the absolute error as its distance (UNA, arXiv 2408.15339; the choice is ours).
 
@@ -128,7 +128,7 @@ def una_pair_loss(
     policy_rejected_logps: Float[Tensor, "pair"],
     reference_chosen_logps: Float[Tensor, "pair"],
     reference_rejected_logps: Float[Tensor, "pair"],
-    beta: float,
+    beta: Scalar,
     distance: Distance = cross_entropy,
 ) -> Float[Tensor, "pair"]:
     """UNA on pairs (UNA, arXiv 2408.15339): any decreasing function of the margin; -log sigma gives DPO.
@@ -154,8 +154,8 @@ def cdpo_loss(
     policy_rejected_logps: Float[Tensor, "pair"],
     reference_chosen_logps: Float[Tensor, "pair"],
     reference_rejected_logps: Float[Tensor, "pair"],
-    beta: float,
-    label_smoothing: float,
+    beta: Scalar,
+    label_smoothing: Scalar,
 ) -> Float[Tensor, "pair"]:
     """Conservative DPO: labels are taken to be flipped with probability epsilon (Mitchell 2023, cdpo.pdf, Eq. 3).
 
@@ -171,7 +171,7 @@ def cdpo_loss(
     """
     chosen = implicit_reward(policy_chosen_logps, reference_chosen_logps, beta)
     rejected = implicit_reward(policy_rejected_logps, reference_rejected_logps, beta)
-    return cross_entropy(margin(chosen, rejected), torch.full_like(chosen, 1 - label_smoothing))
+    return cross_entropy(margin(chosen, rejected), torch.ones_like(chosen) - label_smoothing)
 
 
 def apo_zero_loss(
@@ -179,7 +179,7 @@ def apo_zero_loss(
     policy_rejected_logps: Float[Tensor, "pair"],
     reference_chosen_logps: Float[Tensor, "pair"],
     reference_rejected_logps: Float[Tensor, "pair"],
-    beta: float,
+    beta: Scalar,
 ) -> Float[Tensor, "pair"]:
     """Anchored preference optimisation, "zero" (D'Oosterlinck et al. 2024, arXiv 2408.06266, Eq. 7).
 
@@ -211,7 +211,7 @@ def bco_loss(
     policy_rejected_logps: Float[Tensor, "pair"],
     reference_chosen_logps: Float[Tensor, "pair"],
     reference_rejected_logps: Float[Tensor, "pair"],
-    beta: float,
+    beta: Scalar,
     shift: Float[Tensor, ""],
 ) -> Float[Tensor, "pair"]:
     """Binary classifier optimisation on pairs (Jung et al. 2024, arXiv 2404.04656).
@@ -248,9 +248,9 @@ def kto_loss(
     reference_logps: Float[Tensor, "completion"],
     labels: Float[Tensor, "completion"],
     kl_baseline: Float[Tensor, ""],
-    beta: float,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
+    beta: Scalar,
+    desirable_weight: Scalar = 1.0,
+    undesirable_weight: Scalar = 1.0,
 ) -> Float[Tensor, "completion"]:
     """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306, Eq. 8).
 
@@ -268,7 +268,7 @@ def kto_loss(
     # by the paper's rule the reward is compared with beta * z0, which is the implicit reward of z0
     surprise = reward - implicit_reward(kl_baseline, torch.zeros_like(kl_baseline), beta)
     desirable = labels > 0.5
-    weights = torch.where(desirable, reward.new_tensor(desirable_weight), reward.new_tensor(undesirable_weight))
+    weights = torch.where(desirable, torch.as_tensor(desirable_weight), torch.as_tensor(undesirable_weight))
     return weights * absolute_error(surprise, desirable.to(reward.dtype))
 
 
@@ -276,7 +276,7 @@ def minor_sft_loss(
     policy_logps: Float[Tensor, "completion"],
     reference_logps: Float[Tensor, "completion"],
     lengths: Float[Tensor, "completion"],
-    beta: float,
+    beta: Scalar,
 ) -> Float[Tensor, "completion"]:
     """MinorSFT: SFT whose weight falls as the demonstration becomes likelier (Xie et al. 2024, arXiv 2408.10642).
 

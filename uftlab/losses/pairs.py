@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from uftlab.losses.family import cdpo_loss
-from uftlab.rewards import implicit_reward, margin
+from uftlab.rewards import Scalar, implicit_reward, margin
 
 MAX_MEAN_LOGP = -1e-6  # ORPO's odds are infinite at probability 1; beyond this the odds term has no gradient
 
@@ -20,7 +20,7 @@ def dpo_loss(
     policy_rejected_logps: Float[Tensor, "pair"],
     reference_chosen_logps: Float[Tensor, "pair"],
     reference_rejected_logps: Float[Tensor, "pair"],
-    beta: float,
+    beta: Scalar,
 ) -> Float[Tensor, "pair"]:
     """Negative log-likelihood of the preference under Bradley-Terry (Rafailov et al. 2023, arXiv 2305.18290, Eq. 7).
 
@@ -43,7 +43,7 @@ def ipo_loss(
     policy_rejected_logps: Float[Tensor, "pair"],
     reference_chosen_logps: Float[Tensor, "pair"],
     reference_rejected_logps: Float[Tensor, "pair"],
-    beta: float,
+    beta: Scalar,
 ) -> Float[Tensor, "pair"]:
     """Identity preference optimisation on sums, as the paper prints it (Azar et al. 2023, arXiv 2310.12036, Eq. 17).
 
@@ -68,7 +68,7 @@ def ipo_mean_loss(
     reference_rejected_logps: Float[Tensor, "pair"],
     chosen_lengths: Float[Tensor, "pair"],
     rejected_lengths: Float[Tensor, "pair"],
-    beta: float,
+    beta: Scalar,
 ) -> Float[Tensor, "pair"]:
     """IPO on token means, as the TRL library computes it and, by its comment, the authors ran it.
 
@@ -99,7 +99,7 @@ def orpo_loss(
     policy_rejected_logps: Float[Tensor, "pair"],
     chosen_lengths: Float[Tensor, "pair"],
     rejected_lengths: Float[Tensor, "pair"],
-    odds_weight: float,
+    odds_weight: Scalar,
 ) -> Float[Tensor, "pair"]:
     """Odds ratio preference optimisation: SFT on the chosen plus an odds term (Hong et al. 2024, arXiv 2403.07691).
 
@@ -125,8 +125,8 @@ def simpo_loss(
     policy_rejected_logps: Float[Tensor, "pair"],
     chosen_lengths: Float[Tensor, "pair"],
     rejected_lengths: Float[Tensor, "pair"],
-    beta: float,
-    target_margin: float,
+    beta: Scalar,
+    target_margin: Scalar,
 ) -> Float[Tensor, "pair"]:
     """Simple preference optimisation: token means, a target margin, no reference (Meng et al. 2024, arXiv 2405.14734).
 
@@ -148,8 +148,8 @@ def dpop_loss(
     policy_rejected_logps: Float[Tensor, "pair"],
     reference_chosen_logps: Float[Tensor, "pair"],
     reference_rejected_logps: Float[Tensor, "pair"],
-    beta: float,
-    penalty: float,
+    beta: Scalar,
+    penalty: Scalar,
 ) -> Float[Tensor, "pair"]:
     """DPO-positive: a penalty inside the sigmoid where the chosen falls below the reference (Pal et al. 2024).
 
@@ -174,8 +174,8 @@ def tdpo_loss(
     reference_rejected_logps: Float[Tensor, "pair"],
     chosen_kl: Float[Tensor, "pair"],
     rejected_kl: Float[Tensor, "pair"],
-    beta: float,
-    alpha: float = 0.5,
+    beta: Scalar,
+    alpha: Scalar = 0.5,
 ) -> Float[Tensor, "pair"]:
     """Token-level DPO, second form (Zeng et al. 2024, arXiv 2404.11999; the authors' code).
 
@@ -209,8 +209,8 @@ def prefix_masked_cdpo_loss(
     prefix: Bool[Tensor, "pair pos"],
     reference_chosen_logps: Float[Tensor, "pair"],
     reference_rejected_logps: Float[Tensor, "pair"],
-    beta: float,
-    label_smoothing: float,
+    beta: Scalar,
+    label_smoothing: Scalar,
 ) -> Float[Tensor, "pair"]:
     """The preference part of the joint SFT+DPO objective: cDPO that does not see the tokens both sides share.
 
