@@ -1,0 +1,280 @@
+"""Trains many tiny models at once, each with its own weights, data, objective, learning rate and settings.
+
+What `uftlab.trainer.UFTTrainer` does to one model, done to a stack of them: the same order of data, schedule, optimiser
+and losses (a test compares trajectories). The losses are those of the registry under `torch.func.vmap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import get_scheduler
+
+from uftlab.errors import InputError
+from uftlab.packing import Packed, pack
+from uftlab.stack import Layout, Weights, logits, token_logps
+from uftlab.terms import Objective, Positions, Rows, batch_metrics
+from uftlab.tokens import ROLE_INDEX, Example
+from uftlab.trainer import training_arguments
+
+Watch = Callable[[int, Float[Tensor, "member parameter"]], Any]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a population.
+
+    Args:
+        start: its weights before training (`uftlab.stack.flatten`), which are its reference too.
+        settings: `learning_rate` and those of the objective that differ from its defaults.
+        order: examples in training order (`uftlab.tokens.interleave`), reference log-probabilities filled in.
+        per_step: examples of each step.
+    """
+
+    start: Float[Tensor, "parameter"]
+    objective: Objective
+    settings: Mapping[str, float]
+    order: Sequence[Example]
+    per_step: int
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of its order."""
+        return len(self.order) // self.per_step
+
+    def batch(self, step: int) -> Sequence[Example]:
+        """The examples of a step."""
+        return self.order[step * self.per_step : (step + 1) * self.per_step]
+
+    def roles(self) -> tuple[str, ...]:
+        """Roles of the completions of a step, the same in all steps.
+
+        Raises:
+            InputError: when they are not.
+        """
+        seen = {tuple(c.role for e in self.batch(step) for c in e) for step in range(self.steps)}
+        if len(seen) != 1:
+            rule = "have the same roles in the same places in every step"
+            raise InputError("The order of a member", rule, f"{len(seen)} kinds of steps", "Use tokens.interleave")
+        return seen.pop()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The weights of all members after training, and what each logged."""
+
+    weights: Float[Tensor, "member parameter"]
+    histories: list[list[dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Members that share an objective and the places of the roles: their losses are one function, mapped."""
+
+    objective: Objective
+    roles: tuple[str, ...]
+    members: Int[Tensor, "member"]
+    settings: dict[str, Float[Tensor, "member"]]
+
+    def losses(self, logps: Tensor, batch: Packed, policy: Tensor, reference: Tensor | None) -> Float[Tensor, "member"]:
+        """The scalar that each member minimises."""
+        own, width = self.members, len(self.roles)
+        given = {
+            "logps": logps[own, :width],
+            "mask": batch.completion_mask[own, :width],
+            "scores": batch.scores[own, :width],
+            "reference": batch.reference_logps[own, :width],
+        }
+        if self.objective.tokens:
+            pick = batch.pick[own, :width]
+            given["ids"] = batch.targets.reshape(-1)[pick]
+            if self.objective.distributions and reference is not None:
+                given |= {
+                    "policy_logits": policy.flatten(0, 1)[pick],
+                    "reference_logits": reference.flatten(0, 1)[pick],
+                }
+        return torch.func.vmap(self._loss)(given, self.settings)
+
+    def _loss(self, given: Mapping[str, Tensor], settings: Mapping[str, Tensor]) -> Tensor:
+        """The loss of one member, whose tensors have lost the axis of members."""
+        positions = None
+        if self.objective.tokens:
+            both = given.get("policy_logits"), given.get("reference_logits")
+            positions = Positions(given["ids"], given["mask"], given["logps"], *both)
+        role = torch.tensor([ROLE_INDEX[role] for role in self.roles], device=given["mask"].device)
+        rows = Rows(given["logps"].sum(-1), given["reference"], given["scores"], role, positions, spans_of(self.roles))
+        counts = self.objective.counts({"completion_mask": given["mask"], "role": role})
+        return self.objective.loss(rows, settings, counts)  # type: ignore[arg-type]  # numbers, one for each member
+
+
+def spans_of(roles: Sequence[str]) -> dict[str, slice]:
+    """Where each role stands. chosen, rejected, chosen, rejected: (0, 3, 2) and (1, 4, 2).
+
+    Raises:
+        InputError: when a role is not at evenly spaced places.
+    """
+    spans = {}
+    for role in dict.fromkeys(roles):
+        places = [place for place, other in enumerate(roles) if other == role]
+        step = places[1] - places[0] if len(places) > 1 else 1
+        span = slice(places[0], places[-1] + 1, step)
+        if places != list(range(len(roles)))[span]:
+            raise InputError("Rows of a role", "be evenly spaced", f"{role} at {places}", "Use tokens.interleave")
+        spans[role] = span
+    return spans
+
+
+def _groups(members: Sequence[Member], device: torch.device) -> list[_Group]:
+    keys = [(member.objective, member.roles()) for member in members]
+    distinct: list[tuple[Objective, tuple[str, ...]]] = []
+    for key in keys:
+        if not any(key[0] is other[0] and key[1] == other[1] for other in distinct):
+            distinct.append(key)
+    groups = []
+    for objective, roles in distinct:
+        own = [i for i, key in enumerate(keys) if key[0] is objective and key[1] == roles]
+        changed = [{k: v for k, v in members[i].settings.items() if k != "learning_rate"} for i in own]
+        full = [objective.with_defaults(settings) for settings in changed]
+        settings = {name: torch.tensor([float(s[name]) for s in full], device=device) for name in objective.settings}
+        groups.append(_Group(objective, roles, torch.tensor(own, device=device), settings))
+    return groups
+
+
+def _check(members: Sequence[Member]) -> None:
+    for member in members:
+        member.objective.check(member.order)
+    steps = sorted({member.steps for member in members})
+    if len(steps) != 1:
+        raise InputError("The members of a population", "train equally many steps", steps, "Train them apart")
+
+
+def learning_rates(steps: int) -> list[float]:
+    """Factors on the learning rate, step by step: the schedule of `uftlab.trainer.training_arguments`."""
+    arguments = training_arguments("unused")
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    warmup = arguments.get_warmup_steps(steps)
+    schedule: Any = get_scheduler(arguments.lr_scheduler_type, optimizer, warmup, steps)
+    return [schedule.lr_lambdas[0](step) for step in range(steps)]
+
+
+class Adam:
+    """Adam with a learning rate for each member (Kingma & Ba 2015, arXiv 1412.6980; AdamW without decay).
+
+    m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  w = w - lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)
+    """
+
+    def __init__(self, weights: Float[Tensor, "member parameter"]) -> None:
+        arguments = training_arguments("unused")
+        self.betas, self.eps = (arguments.adam_beta1, arguments.adam_beta2), arguments.adam_epsilon
+        self.mean, self.square, self.steps = torch.zeros_like(weights), torch.zeros_like(weights), 0
+
+    @torch.no_grad()
+    def step(
+        self,
+        weights: Float[Tensor, "member parameter"],
+        grad: Float[Tensor, "member parameter"],
+        learning_rates: Float[Tensor, "member 1"],
+    ) -> None:
+        """Changes the weights in place."""
+        self.steps += 1
+        first, second = self.betas
+        self.mean.lerp_(grad, 1 - first)
+        self.square.mul_(second).addcmul_(grad, grad, value=1 - second)
+        root = self.square.sqrt().mul_((1 - second**self.steps) ** -0.5).add_(self.eps)
+        weights.addcdiv_(self.mean * (learning_rates / -(1 - first**self.steps)), root)
+
+
+def batches(members: Sequence[Member], device: torch.device) -> Iterator[Packed]:
+    """The packed batch of each step. On a GPU all of them lie there before the first step."""
+    made = (pack([member.batch(step) for member in members]) for step in range(members[0].steps))
+    return made if device.type == "cpu" else iter([batch.to(device) for batch in made])
+
+
+def train(
+    members: Sequence[Member],
+    layout: Layout,
+    *,
+    watch: Watch | None = None,
+    at: Collection[int] = (),
+    logging_steps: int = 20,
+    device: torch.device | str = "cpu",
+) -> Trained:
+    """Train all members, each on its own data, for as many steps as their orders have.
+
+    Args:
+        watch: is called with the number of steps done and the weights of all members, after the steps in `at`.
+        logging_steps: histories have the means over so many steps, as `UFTTrainer` logs them.
+
+    Raises:
+        InputError: for members of different lengths, or examples that an objective cannot learn from.
+    """
+    _check(members)
+    device, steps = torch.device(device), members[0].steps
+    start = torch.stack([member.start for member in members]).to(device)
+    weights, groups = start.clone().requires_grad_(), _groups(members, device)
+    compared = any(group.objective.distributions for group in groups)
+    rates = torch.tensor([[member.settings["learning_rate"]] for member in members], device=device)
+    factors, adam = learning_rates(steps), Adam(start)
+    losses = torch.zeros(steps, len(members), device=device)
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    for step, batch in enumerate(batches(members, device)):
+        reference = None
+        if compared:
+            with torch.no_grad():
+                reference = logits(Weights.of(start, layout), batch, layout)
+        policy = logits(Weights.of(weights, layout), batch, layout)
+        logps = token_logps(policy, batch)
+        total = torch.zeros((), device=device)
+        for group in groups:
+            own = group.losses(logps, batch, policy, reference)
+            losses[step, group.members] = own.detach()
+            total = total + own.sum()
+        (grad,) = torch.autograd.grad(total, weights)
+        adam.step(weights, grad, rates * factors[step])
+        seen.append((logps.detach().sum(-1), batch.reference_logps, batch.scores))
+        if watch is not None and step + 1 in at:
+            watch(step + 1, weights.detach())
+    histories: list[list[dict[str, float]]] = [[] for _ in members]
+    values, stacked = losses.cpu(), [torch.stack(part).cpu() for part in zip(*seen, strict=True)]
+    for group in groups:
+        for m, index in enumerate(group.members.tolist()):
+            settings = {name: float(value[m]) for name, value in group.settings.items()}
+            made = _metrics(group, settings, [part[:, index, : len(group.roles)] for part in stacked])
+            rate = members[index].settings["learning_rate"]
+            histories[index] = _history(values[:, index], made, [rate * f for f in factors], logging_steps)
+    return Trained(weights.detach(), histories)
+
+
+def _metrics(
+    group: _Group, settings: Mapping[str, float], seen: Sequence[Float[Tensor, "step completion"]]
+) -> Iterator[dict[str, float]]:
+    """The metrics of each step of one member, as `UFTTrainer` logs them."""
+    role = torch.tensor([ROLE_INDEX[role] for role in group.roles])
+    for logps, reference, scores in zip(*seen, strict=True):
+        metrics = batch_metrics(Rows(logps, reference, scores, role), settings.get("beta", 1.0))
+        if not group.objective.reference:
+            metrics = {name: value for name, value in metrics.items() if not name.startswith("reward/")}
+        yield {name: float(value) for name, value in metrics.items()}
+
+
+def _history(
+    losses: Float[Tensor, "step"], metrics: Iterator[dict[str, float]], rates: Sequence[float], every: int
+) -> list[dict[str, float]]:
+    """Means over windows of so many steps; what does not fill a window is left out, as the library does."""
+    history = []
+    for end in range(every, len(losses) + 1, every):
+        window = list(islice(metrics, every))
+        names = sorted({name for entry in window for name in entry})
+        means = {}
+        for name in names:
+            values = [entry[name] for entry in window if name in entry]
+            means[name] = sum(values) / len(values)
+        entry = {"loss": float(losses[end - every : end].mean()), "learning_rate": rates[end - 1], **means}
+        history.append({**entry, "epoch": end / len(losses), "step": float(end)})
+    return history
