@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from uftlab.tokens import ROLE_INDEX, Completion, Example
+from uftlab.tokens import Completion, Example
 
 Prompt = tuple[int, ...]
 

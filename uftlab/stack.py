@@ -1,7 +1,7 @@
 """Many tiny Llamas as one: each weight has an axis of members in front, each layer is one batched product for all.
 
-The same function as transformers' `LlamaForCausalLM`, for batches without padding (`uftlab.packing`). The gain of a norm
-is multiplied into the matrix that follows it; query and key weights are stored so that the two numbers that rotary
+The same function as transformers' `LlamaForCausalLM`, for batches without padding (`uftlab.packing`). The gain of a
+norm is multiplied into the matrix that follows it; query and key weights are stored so that the two numbers that rotary
 embeddings turn together are neighbours; the last layer asks only where a token is predicted.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,12 +43,13 @@ class Layout:
         Raises:
             InputError: for a Llama that this stack does not compute.
         """
+        rope: Any = config.rope_parameters
         plain = (
             config.tie_word_embeddings
             and config.num_key_value_heads == config.num_attention_heads
             and not (config.attention_bias or config.mlp_bias)
             and config.hidden_act == "silu"
-            and config.rope_parameters["rope_type"] == "default"
+            and rope["rope_type"] == "default"
         )
         if not plain:
             rule = "have tied embeddings, plain rotations, a key for each query head and no biases"
@@ -60,7 +61,7 @@ class Layout:
             config.intermediate_size,
             config.num_hidden_layers,
             config.rms_norm_eps,
-            config.rope_parameters["rope_theta"],
+            rope["rope_theta"],
         )
 
     @property
