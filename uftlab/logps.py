@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
@@ -94,18 +94,30 @@ class ReferenceCache:
 
     def fill(self, model: nn.Module, examples: Sequence[Example], pad_id: int, batch_size: int = 256) -> list[Example]:
         """The examples with `reference_logps` set. A model with LoRA adapters is read with them switched off."""
-        print_of = fingerprint(model)
+
+        def read(rows: Sequence[Completion]) -> list[float]:
+            return reference_logps(model, rows, pad_id).tolist()
+
+        return self.fill_from(fingerprint(model), read, examples, batch_size)
+
+    def fill_from(
+        self,
+        weights: str,
+        read: Callable[[Sequence[Completion]], list[float]],
+        examples: Sequence[Example],
+        batch_size: int = 256,
+    ) -> list[Example]:
+        """The same for whatever has these weights (their digest) and can be read: completions to log-probabilities."""
         keys = {c.key(): c for example in examples for c in example}
-        missing = [c for key, c in keys.items() if (print_of, key) not in self._known]
+        missing = [c for key, c in keys.items() if (weights, key) not in self._known]
         missing.sort(key=lambda c: len(c.prompt_ids) + len(c.completion_ids))
         for start in range(0, len(missing), batch_size):
             rows = missing[start : start + batch_size]
-            values = reference_logps(model, rows, pad_id)
-            self._known.update({(print_of, c.key()): v for c, v in zip(rows, values.tolist(), strict=True)})
+            self._known.update({(weights, c.key()): v for c, v in zip(rows, read(rows), strict=True)})
         self.computed += len(missing)
 
         def filled(c: Completion) -> Completion:
-            return replace(c, reference_logps=self._known[print_of, c.key()])
+            return replace(c, reference_logps=self._known[weights, c.key()])
 
         return [tuple(map(filled, example)) for example in examples]
 

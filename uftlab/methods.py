@@ -32,6 +32,7 @@ __all__ = [
     "EXTRA",
     "LEARNING_RATES",
     "METHODS",
+    "Lesson",
     "PIPELINE_METHODS",
     "Method",
     "Stage",
@@ -42,6 +43,7 @@ __all__ = [
     "fit",
     "grid",
     "history_of",
+    "lesson",
     "method_named",
     "resolve_settings",
     "sources",
@@ -198,19 +200,66 @@ def train_stage(
     """
     if stage.recipe != "offline":
         raise InputError("A stage trained here", "be offline", stage.recipe, "Call uftlab.recipes.train_stage")
+    cache, pad = ReferenceCache(), tokens.tokenizer.pad_token_id
+    made = lesson(
+        stage, tables, tokens, settings, steps, seed, lambda rows: cache.fill(policy, rows, pad), batch, max_length
+    )
+    wanted = {"per_device_train_batch_size": made.per_step, "seed": seed, "max_steps": steps, **arguments}
+    trained = fit(trainer, policy, folder, made.order, made.objective, made.settings, pad, callbacks, **wanted)
+    return made.record(history_of(trained))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a stage trains on and with, before its first step: all that depends on rows, seed and reference.
+
+    Args:
+        order: examples in training order, reference log-probabilities filled in.
+        per_step: examples of each step.
+        settings: the learning rate and all settings of the objective, beta resolved.
+        referred: distinct completions that the reference had to read.
+    """
+
+    objective: Objective
+    steps: int
+    settings: dict[str, float]
+    order: list[Example]
+    per_step: int
+    referred: int
+
+    def record(self, history: list[dict[str, float]]) -> TrainedStage:
+        """What the stage cost, once it is trained."""
+        rows = [c for example in self.order for c in example]
+        mismatched = sum(c.role == "mismatched" for c in rows)
+        extra = self.referred + mismatched + (len(rows) if self.objective.distributions else 0)
+        name = self.objective.name
+        return TrainedStage(name, self.steps, self.settings, len(rows) - mismatched, extra, history=history)
+
+
+def lesson(
+    stage: Stage,
+    tables: Mapping[str, Dataset],
+    tokens: Tokens,
+    settings: Mapping[str, float],
+    steps: int,
+    seed: int,
+    refer: Callable[[Sequence[Example]], list[Example]],
+    batch: int = BATCH,
+    max_length: int | None = None,
+) -> Lesson:
+    """Tokens, reference log-probabilities, resolved settings and the order of training of a stage.
+
+    Args:
+        refer: fills in the reference log-probabilities of examples.
+    """
     objective = objective_named(stage.objective)
     examples, per_step = sources(stage, tables, tokens, batch, max_length)
-    cache, pad = ReferenceCache(), tokens.tokenizer.pad_token_id
+    referred = 0
     if objective.reference:
-        examples = [cache.fill(policy, source, pad) for source in examples]
+        referred = len({(c.prompt_ids, c.completion_ids) for source in examples for e in source for c in e})
+        examples = [refer(source) for source in examples]
     chosen = resolve_settings(objective, settings, examples)
-    ordered = interleave(examples, per_step, steps, seed)
-    wanted = {"per_device_train_batch_size": sum(per_step), "seed": seed, "max_steps": steps, **arguments}
-    trained = fit(trainer, policy, folder, ordered, objective, chosen, pad, callbacks, **wanted)
-    rows = [c for example in ordered for c in example]
-    mismatched = sum(c.role == "mismatched" for c in rows)
-    extra = cache.computed + mismatched + (len(rows) if objective.distributions else 0)
-    return TrainedStage(stage.objective, steps, chosen, len(rows) - mismatched, extra, history=history_of(trained))
+    return Lesson(objective, steps, chosen, interleave(examples, per_step, steps, seed), sum(per_step), referred)
 
 
 def fit(

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from uftlab.logps import fingerprint
 from uftlab.methods import BATCH, Stage, method_named, train_stage
 from uftlab.models import DATA, frozen_copy, load_base, tiny_config, tiny_tokenizer
 from uftlab.study import Profile, first_stage_settings, tuned_settings
-from uftlab.tokens import Completion, Tokens
+from uftlab.tokens import Completion, RememberingTokens
 from uftlab.vitals import held_out, read, tokenised
 from uftlab.world import World, pairs
 
@@ -156,22 +156,13 @@ def _stretches(run: Run, profile: Profile) -> list[_Stretch]:
     return [_Stretch(tuple(stages[: index + 1])) for index in range(len(stages))]
 
 
-class _Remembering(Tokens):
-    """Tokenises a text once: the runs of a room all learn from the same rows."""
-
-    def __init__(self) -> None:
-        super().__init__(tiny_tokenizer())
-        self.prompt = cache(super().prompt)  # type: ignore[assignment,method-assign]
-        self.completion = cache(super().completion)  # type: ignore[assignment,method-assign]
-
-
 class _Room:
     """What all methods share: one world, its base model, the tables and the held-out rows."""
 
     def __init__(self, profile: Profile, seed: int, folder: Path) -> None:
         self.profile, self.seed, self.world = profile, seed, World(seed)
         self.base = frozen_copy(load_base(seed))  # type: ignore[arg-type]
-        self.tokens = _Remembering()
+        self.tokens = RememberingTokens(tiny_tokenizer())
         key = repr((SCHEMA, PARTS, seed, profile, fingerprint(self.base)))
         self.folder = Path(folder) / hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
 

@@ -16,6 +16,7 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -138,6 +139,15 @@ class Tokens:
             raise InputError("The tokenizer", rule, f"unknown words in {share:.0%} of them", remedy)
         if bad:
             print(f"warning: {bad} of {len(examples)} rows ({share:.0%}) hold words that the tokenizer does not know")
+
+
+class RememberingTokens(Tokens):
+    """Tokenises a text once: for runs that all learn from the same rows."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(tokenizer)
+        self.prompt = cache(super().prompt)  # type: ignore[assignment,method-assign]
+        self.completion = cache(super().completion)  # type: ignore[assignment,method-assign]
 
 
 def _length(completion: Completion) -> int:
