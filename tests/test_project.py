@@ -28,11 +28,11 @@ CONDA_NAMES = {"pytorch": "torch"}  # where conda-forge calls a package of PyPI 
 # A module may import what stands before it: the list of design.md, with the modules that came since in their places.
 LAYERS = """
 errors feedback wording instructions world models tokens logps rewards losses.family losses.pairs losses.completions
-losses.rollouts losses terms objectives trainer packing stack population catalogue methods generation reward_functions runs alternation merging
-online recipes evaluation study overoptimisation cards workers results pages vitals pulse tuning pretrain training
-bandit algebra theme figures report widgets paint checks beliefs world_figures reading
-exercises.implicit_reward exercises.losses exercises.tiny_world exercises.forgetting exercises.reward_margins
-notebooks export cli
+losses.rollouts losses terms objectives trainer packing stack population catalogue methods generation
+reward_functions runs alternation merging online recipes readers evaluation study cohort overoptimisation cards
+workers results pages vitals pulse tuning pretrain training bandit algebra theme figures report widgets paint checks
+beliefs world_figures reading exercises.implicit_reward exercises.losses exercises.tiny_world exercises.forgetting
+exercises.reward_margins notebooks export cli
 """.split()
 
 

@@ -12,6 +12,7 @@ prompt, and `place` and `content` lead from the row to the rectangle and back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
@@ -22,8 +23,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from uftlab.tokens import Completion, Example
-
-Prompt = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -79,16 +78,47 @@ def _within(lengths: np.ndarray) -> np.ndarray:
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
 
 
-def _starts(lengths: np.ndarray) -> np.ndarray:
-    """Where each entry of a row begins, counted over all rows of equal width: the widest."""
-    width = lengths.sum(1).max()
-    return (lengths.cumsum(1) - lengths + width * np.arange(len(lengths))[:, None]).reshape(-1)
+def _owners(lengths: np.ndarray) -> np.ndarray:
+    """Which entry each number of `_within` belongs to: (2, 3) becomes 0 0 1 1 1."""
+    return np.repeat(np.arange(len(lengths)), lengths)
 
 
-def _filled(size: tuple[int, ...], where: np.ndarray, values: np.ndarray | list) -> np.ndarray:
-    out = np.zeros(np.prod(size, dtype=int), dtype=np.asarray(values).dtype)
+def _rows(lengths: np.ndarray, members: int) -> tuple[np.ndarray, int]:
+    """Where each entry begins when those of a member lie in one row, counted over all rows; and the rows' width."""
+    table = lengths.reshape(members, -1)
+    width = int(table.sum(1).max())
+    return (table.cumsum(1) - table + width * np.arange(members)[:, None]).reshape(-1), width
+
+
+def _scattered(size: tuple[int, ...], where: np.ndarray, values: np.ndarray) -> Tensor:
+    """Zeros with values at flat places."""
+    out = np.zeros(math.prod(size), dtype=values.dtype)
     out[where] = values
-    return out.reshape(size)
+    return torch.from_numpy(out.reshape(size))
+
+
+class _Lines:
+    """The lines of all members, those of a member next to each other, and how long their parts are."""
+
+    def __init__(self, members: Sequence[Sequence[Example]]) -> None:
+        own = [_lines(member) for member in members]
+        height = max(map(len, own))
+        self.members = len(own)
+        self.completions = [line for lines in own for line in [*lines, *[()] * (height - len(lines))]]
+        self.prompt = np.array([len(line[0].prompt_ids) if line else 0 for line in self.completions])
+        ends = [[len(line[k].completion_ids) if len(line) > k else 0 for k in (0, 1)] for line in self.completions]
+        self.each = np.array(ends)  # tokens of the two completions
+        self.fork = self.prompt + np.maximum(self.each[:, 0] - 1, 0)  # the column where the second begins
+        self.length = self.fork + np.maximum(self.each[:, 1] - 1, 0)
+        self.width = int(self.length.max())
+        self.starts, self.tokens = _rows(self.length, self.members)
+
+    def mask(self, asking: np.ndarray) -> Float[Tensor, "line 1 asking column"]:
+        """What the tokens in some columns of each line may not look at: later ones, and across the fork."""
+        column, fork, prompt = np.arange(self.width), self.fork[:, None], self.prompt[:, None]
+        across = (asking >= fork)[..., None] & ((column >= prompt) & (column < fork))[:, None]
+        hidden = torch.from_numpy((column > asking[..., None]) | across)
+        return torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[:, None]
 
 
 def pack(members: Sequence[Sequence[Example]]) -> Packed:
@@ -96,75 +126,61 @@ def pack(members: Sequence[Sequence[Example]]) -> Packed:
 
     A member with fewer lines, tokens or completions than the largest is filled up with zeros that nothing reads.
     """
-    count = len(members)
-    lines = [_lines(member) for member in members]
-    height = max(map(len, lines))
-    table = [line for own in lines for line in [*own, *[()] * (height - len(own))]]
-    prompt = np.array([len(line[0].prompt_ids) if line else 0 for line in table])
-    first = np.array([len(line[0].completion_ids) if line else 0 for line in table])
-    second = np.array([len(line[1].completion_ids) if len(line) > 1 else 0 for line in table])
-    fork = prompt + np.maximum(first - 1, 0)  # the column at which the second completion begins
-    length = fork + np.maximum(second - 1, 0)
+    lines = _Lines(members)
+    return Packed(**_tokens(lines), **_reads(lines), **_feedback(members))
 
-    column, line = _within(length), np.repeat(np.arange(len(table)), length)
-    starts = _starts(length.reshape(count, height))
-    token = np.repeat(starts, length) + column
-    size = (count, length.reshape(count, height).sum(1).max())
-    flat = [
-        i for own in table if own for part in (own[0].prompt_ids, *(c.completion_ids[:-1] for c in own)) for i in part
-    ]
-    after_fork = column >= fork[line]
-    position = np.where(after_fork, column - fork[line] + prompt[line], column)
-    width = length.max()
 
-    each = np.stack([first, second], 1).reshape(-1)  # tokens of every completion there could be
-    nth, owner = _within(each), np.repeat(np.arange(len(each)), each)
-    on, other = owner // 2, owner % 2 == 1
+def _tokens(lines: _Lines) -> dict[str, Tensor]:
+    column, line = _within(lines.length), _owners(lines.length)
+    token, place = lines.starts[line] + column, line * lines.width + column
+    prompt, fork = lines.prompt[line], lines.fork[line]
+    texts = [(own[0].prompt_ids, *(c.completion_ids[:-1] for c in own)) for own in lines.completions if own]
+    ids = np.array([i for text in texts for part in text for i in part])
+    size, places = (lines.members, lines.tokens), (len(lines.completions), lines.width)
+    return {
+        "ids": _scattered(size, token, ids),
+        "positions": _scattered(size, token, np.where(column < fork, column, column - fork + prompt)),
+        "content": _scattered((math.prod(places),), place, token),
+        "place": _scattered((math.prod(size),), token, place),
+        "mask": lines.mask(np.broadcast_to(np.arange(lines.width), places)),
+    }
+
+
+def _reads(lines: _Lines) -> dict[str, Tensor]:
+    nth, owner = _within(lines.each.reshape(-1)), _owners(lines.each.reshape(-1))
+    line, second = owner // 2, owner % 2 == 1
+    begin = np.where(second, lines.fork[line], lines.prompt[line])
     # the last token of the prompt predicts the first token of both completions
-    seen = np.where(nth == 0, prompt[on] - 1, np.where(other, fork[on], prompt[on]) + nth - 1)
-    reads = first + second
-    read_column, read_width = _within(reads), reads.max()
-    read = np.repeat(_starts(reads.reshape(count, height)), reads) + read_column
-    read_size = (count, reads.reshape(count, height).sum(1).max())
-
-    columns = np.arange(width)
-    query = _filled((len(table), width), line * width + column, column)
-    read_query = _filled((len(table), read_width), on * read_width + read_column, seen)
-
-    rows = [[c for own in part for c in own] for part in lines]
-    lengths = np.zeros((count, max(map(len, rows))), dtype=int)
-    scores, references = np.full((2, *lengths.shape), np.nan, dtype=np.float32)
-    for m, own in enumerate(rows):
-        lengths[m, : len(own)] = [len(c.completion_ids) for c in own]
-        scores[m, : len(own)] = [c.score for c in own]
-        references[m, : len(own)] = [c.reference_logps for c in own]
-    longest = lengths.max()
-    there = np.arange(longest) < lengths[..., None]
+    seen = np.where(nth == 0, lines.prompt[line] - 1, begin + nth - 1)
+    count = lines.each.sum(1)
+    column, width = _within(count), int(count.max())
+    starts, reads = _rows(count, lines.members)
+    read, place = starts[line] + column, line * width + column
+    targets = np.array([i for own in lines.completions for c in own for i in c.completion_ids])
+    size, places = (lines.members, reads), (len(lines.completions), width)
+    asking = _scattered(places, place, seen).numpy()
+    own = lines.each.reshape(lines.members, -1)
+    completions = [row[row > 0] for row in own]  # a completion has at least the token that ends it
+    lengths = np.zeros((lines.members, max(map(len, completions))), dtype=int)
+    for member, row in enumerate(completions):
+        lengths[member, : len(row)] = row
+    there = np.arange(lengths.max()) < lengths[..., None]
     pick = np.zeros(there.shape, dtype=int)
     pick[there] = read
-
-    def mask(asks: np.ndarray) -> Tensor:
-        hidden = columns > asks[..., None]
-        across = (
-            (asks >= fork[:, None])[..., None]
-            & (columns >= prompt[:, None])[:, None]
-            & (columns < fork[:, None])[:, None]
-        )
-        return torch.zeros(hidden.shape).masked_fill_(torch.from_numpy(hidden | across), -torch.inf)[:, None]
-
-    arrays = {
-        "ids": _filled(size, token, flat),
-        "positions": _filled(size, token, position),
-        "content": _filled((len(table) * width,), line * width + column, token),
-        "place": _filled((size[0] * size[1],), token, line * width + column),
-        "reads": _filled((read_size[0] * read_size[1],), read, starts[on] + seen),
-        "read_content": _filled((len(table) * read_width,), on * read_width + read_column, read),
-        "read_place": _filled((read_size[0] * read_size[1],), read, on * read_width + read_column),
-        "targets": _filled(read_size, read, [i for own in table for c in own for i in c.completion_ids]),
-        "pick": pick,
-        "completion_mask": there,
-        "scores": scores,
-        "reference_logps": references,
+    return {
+        "reads": _scattered((math.prod(size),), read, lines.starts[line] + seen),
+        "read_content": _scattered((math.prod(places),), place, read),
+        "read_place": _scattered((math.prod(size),), read, place),
+        "read_mask": lines.mask(asking),
+        "targets": _scattered(size, read, targets),
+        "pick": torch.from_numpy(pick),
+        "completion_mask": torch.from_numpy(there),
     }
-    tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
-    return Packed(mask=mask(query), read_mask=mask(read_query), **tensors)
+
+
+def _feedback(members: Sequence[Sequence[Example]]) -> dict[str, Tensor]:
+    rows = [[c for example in member for c in example] for member in members]
+    values = torch.full((2, len(rows), max(map(len, rows))), torch.nan)
+    for member, own in enumerate(rows):
+        values[:, member, : len(own)] = torch.tensor([[c.score for c in own], [c.reference_logps for c in own]])
+    return {"scores": values[0], "reference_logps": values[1]}

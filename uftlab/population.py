@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import psutil
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -23,7 +24,8 @@ from uftlab.terms import Objective, Positions, Rows, batch_metrics
 from uftlab.tokens import ROLE_INDEX, Example
 from uftlab.trainer import training_arguments
 
-Watch = Callable[[int, Float[Tensor, "member parameter"]], Any]
+Watch = Callable[[int, Sequence[int], Float[Tensor, "member parameter"]], Any]
+SPARE = 0.6  # share of the free memory that training may fill; packed batches and evaluations need some too
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class _Group:
         role = torch.tensor([ROLE_INDEX[role] for role in self.roles], device=given["mask"].device)
         rows = Rows(given["logps"].sum(-1), given["reference"], given["scores"], role, positions, spans_of(self.roles))
         counts = self.objective.counts({"completion_mask": given["mask"], "role": role})
-        return self.objective.loss(rows, settings, counts)  # type: ignore[arg-type]  # numbers, one for each member
+        return self.objective.loss(rows, settings, counts)
 
 
 def spans_of(roles: Sequence[str]) -> dict[str, slice]:
@@ -204,18 +206,64 @@ def train(
     at: Collection[int] = (),
     logging_steps: int = 20,
     device: torch.device | str = "cpu",
+    say: Callable[[str], Any] = print,
 ) -> Trained:
     """Train all members, each on its own data, for as many steps as their orders have.
 
+    Memory grows linearly with the members; those that do not fit at once are trained in parts, which `say` is told.
+
     Args:
-        watch: is called with the number of steps done and the weights of all members, after the steps in `at`.
+        watch: is called after the steps in `at`, with the number of steps done, which members, and their weights.
         logging_steps: histories have the means over so many steps, as `UFTTrainer` logs them.
 
     Raises:
         InputError: for members of different lengths, or examples that an objective cannot learn from.
     """
     _check(members)
-    device, steps = torch.device(device), members[0].steps
+    device = torch.device(device)
+    each, free = memory_per_member(members[0], layout), free_memory(device)
+    fit = max(1, int(SPARE * free / each))
+    parts = [range(i, min(i + fit, len(members))) for i in range(0, len(members), fit)]
+    if len(parts) > 1:
+        need = f"{len(members)} members need {each * len(members) / 2**30:.1f} GiB"
+        say(f"{need}, {free / 2**30:.1f} GiB are free: trained in {len(parts)} parts of at most {fit}")
+    trained = [_train([members[m] for m in part], layout, part, watch, at, logging_steps, device) for part in parts]
+    return Trained(torch.cat([t.weights for t in trained]), [h for t in trained for h in t.histories])
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def memory_per_member(member: Member, layout: Layout) -> int:
+    """Bytes that a member takes in training: what one of its steps keeps for the gradient, and five of its weights."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    weights = member.start.detach().cpu()[None].requires_grad_()
+    batch = pack([member.batch(0)])
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        held = token_logps(logits(Weights.of(weights, layout), batch, layout), batch)
+    forwards = 2 if member.objective.distributions else 1
+    return forwards * sum(kept.values()) + held.nbytes + 5 * weights.nbytes
+
+
+def _train(
+    members: Sequence[Member],
+    layout: Layout,
+    numbers: Sequence[int],
+    watch: Watch | None,
+    at: Collection[int],
+    logging_steps: int,
+    device: torch.device,
+) -> Trained:
+    """Members that fit into memory at once."""
+    steps = members[0].steps
     start = torch.stack([member.start for member in members]).to(device)
     weights, groups = start.clone().requires_grad_(), _groups(members, device)
     compared = any(group.objective.distributions for group in groups)
@@ -239,7 +287,7 @@ def train(
         adam.step(weights, grad, rates * factors[step])
         seen.append((logps.detach().sum(-1), batch.reference_logps, batch.scores))
         if watch is not None and step + 1 in at:
-            watch(step + 1, weights.detach())
+            watch(step + 1, numbers, weights.detach())
     histories: list[list[dict[str, float]]] = [[] for _ in members]
     values, stacked = losses.cpu(), [torch.stack(part).cpu() for part in zip(*seen, strict=True)]
     for group in groups:

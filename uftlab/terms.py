@@ -17,7 +17,7 @@ from torch import Tensor
 
 from uftlab.errors import InputError
 from uftlab.logps import token_kl
-from uftlab.rewards import implicit_reward
+from uftlab.rewards import Scalar, implicit_reward
 from uftlab.tokens import ROLE_INDEX, Example
 
 LEADING_ROLE = {"demonstration": "demonstration", "scored": "scored", "label": "label", "preference": "chosen"}
@@ -113,7 +113,7 @@ class Rows:
         return self.positions
 
 
-Settings = Mapping[str, float]
+Settings = Mapping[str, Scalar]
 TermLoss = Callable[[Rows, Settings], Tensor]
 
 
@@ -188,7 +188,7 @@ class Objective:
             remedy = "Fill them in with `uftlab.logps.ReferenceCache`"
             raise InputError(f"Examples for {self.name}", "carry reference log-probabilities", "NaN", remedy)
 
-    def with_defaults(self, settings: Settings) -> dict[str, float]:
+    def with_defaults(self, settings: Mapping[str, float]) -> dict[str, float]:
         """The settings over this objective's defaults; what the user set is never replaced.
 
         Raises:
