@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Profile:
 
     name: str
     steps: int
-    seeds: int
+    seeds: int = field(repr=False)  # how many trials there are is no part of what a trial is
     demonstrations: int = 4800
     prompts: int = 2400  # of feedback, two completions each
     sizes: Sizes = Sizes()  # noqa: RUF009  (frozen)
@@ -42,7 +42,7 @@ class Profile:
 
 PROFILES = {
     "smoke": Profile("smoke", 8, 2, 240, 120, Sizes(48, 60, 8, 40), 2),
-    "class": Profile("class", 320, 3, curve_points=4),
+    "class": Profile("class", 320, 5, curve_points=4),
     "research": Profile("research", 320, 16, curve_points=8),
 }
 
