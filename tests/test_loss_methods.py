@@ -6,22 +6,17 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-import torch
-from transformers import LlamaForCausalLM
-from trials import TINY
+from trials import TINY, WeightProbe, probe, random_base
 from typer.testing import CliRunner
 
-from uftlab import figures, study, tuning
+from uftlab import cohort, figures, study, tuning
 from uftlab.cli import app
+from uftlab.cohort import run_trial
 from uftlab.errors import InputError
-from uftlab.evaluation import Evaluator
 from uftlab.feedback import from_rows
-from uftlab.logps import fingerprint
 from uftlab.methods import BETA_NATS, METHODS, all_methods, default_settings, grid, method_named, sources, train_stage
-from uftlab.models import tiny_config
 from uftlab.objectives import OBJECTIVES
 from uftlab.report import _untuned
-from uftlab.study import run_trial
 from uftlab.tokens import Tokens
 from uftlab.world import World, pairs
 
@@ -107,35 +102,20 @@ def test_an_untuned_loss_runs_with_its_defaults_and_a_tuned_one_with_what_was_ch
     assert not study.is_tuned("cdpo", {"beta": 3.0, "learning_rate": 0.5}) and not study.is_tuned("dpo", {})
 
 
-class WeightProbe(Evaluator):
-    """Stands in for the evaluator: its one metric is a digest of all weights."""
-
-    def __init__(self, world, base, tokenizer, split, sizes):
-        self.tokenizer, self.instructed, self.myths = tokenizer, [], []
-
-    def __call__(self, model):
-        assert all(torch.isfinite(weight).all() for weight in model.parameters())
-        return {"digest": int(fingerprint(model)[:12], 16)}
-
-
-def random_base(seed):
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(tiny_config()).eval()
-
-
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
     """Every loss alone for three steps from a random base, in one folder."""
     gc.freeze()  # the library collects garbage after each run
     patch, folder = pytest.MonkeyPatch(), tmp_path_factory.mktemp("study")
-    patch.setattr(study, "load_base", random_base)
-    patch.setattr(study, "Evaluator", WeightProbe)
-    study._materials.cache_clear()
+    patch.setattr(cohort, "load_base", random_base)
+    patch.setattr(cohort, "Evaluator", WeightProbe)
+    patch.setattr(cohort, "measure", probe)
+    cohort.materials.cache_clear()
     profile = replace(TINY, steps=3)
     names = [method.name for method in ALONE]
     yield {n: run_trial(replace(study.trial(n, 0, profile), curves=False), folder) for n in ["base", *names]}
     patch.undo()
-    study._materials.cache_clear()
+    cohort.materials.cache_clear()
     gc.unfreeze()
 
 

@@ -159,7 +159,8 @@ def test_readings_are_those_of_the_reference_cache(pulses, rows):
 
 def test_a_pulse_is_the_run_that_a_trial_of_the_study_would_be(pulses, tmp_path):
     """The numbers of the notebook's one world are those of seed 0 of the stored study, at its sizes."""
-    from uftlab.study import run_trial, trial
+    from uftlab.cohort import run_trial
+    from uftlab.study import trial
 
     p, size = pulses["uft"], TINY
     rows = held_out(World(0), size.sizes)

@@ -7,10 +7,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from trials import TINY, WeightProbe, random_base, trial_of
+from trials import TINY, WeightProbe, probe, random_base, trial_of
 
-from uftlab import methods, study
+from uftlab import cohort, methods, study
 from uftlab.cli import app
+from uftlab.cohort import run_trial
 from uftlab.errors import InputError
 from uftlab.feedback import from_rows
 from uftlab.methods import METHODS, PIPELINE_METHODS, Method, Stage, default_settings, grid
@@ -18,7 +19,6 @@ from uftlab.models import tiny_tokenizer
 from uftlab.objectives import objective_named
 from uftlab.recipes import RECIPES, check_recipes, train_stage
 from uftlab.runs import FedTrainer
-from uftlab.study import run_trial
 from uftlab.tokens import Tokens
 from uftlab.trainer import Quiet, UFTTrainer, training_arguments
 from uftlab.training import train_checkpoint
@@ -40,13 +40,14 @@ def by_letters(prompts, texts):
 def probed():
     """Random bases, the probe for an evaluator, a reward that needs no grammar."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(study, "load_base", random_base)
-    patch.setattr(study, "Evaluator", WeightProbe)
-    patch.setattr(study, "world_reward", lambda seed: by_letters)
-    study._materials.cache_clear()
+    patch.setattr(cohort, "load_base", random_base)
+    patch.setattr(cohort, "Evaluator", WeightProbe)
+    patch.setattr(cohort, "measure", probe)
+    patch.setattr(cohort, "world_reward", lambda seed: by_letters)
+    cohort.materials.cache_clear()
     yield
     patch.undo()
-    study._materials.cache_clear()
+    cohort.materials.cache_clear()
 
 
 def trial(name):

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from trials import TINY, WeightProbe, random_base, trial_of
+from trials import TINY, WeightProbe, probe, random_base, trial_of
 
-from uftlab import study
+from uftlab import cohort, study
+from uftlab.cohort import run_together, run_trial
 from uftlab.errors import InputError
 from uftlab.evaluation import Evaluator
 from uftlab.methods import METHODS
-from uftlab.study import run_trial
 
 
 class Few(Evaluator):
@@ -26,19 +26,20 @@ class Few(Evaluator):
 def probed():
     """Random bases and the probe instead of the evaluator, for the whole module; yields the stages trained."""
     patch, trained = pytest.MonkeyPatch(), []
-    original = study.train_stage
+    original = cohort.lesson
 
-    def counted(policy, stage, *args, **kwargs):
+    def counted(stage, *args, **kwargs):
         trained.append(stage)
-        return original(policy, stage, *args, **kwargs)
+        return original(stage, *args, **kwargs)
 
-    patch.setattr(study, "load_base", random_base)
-    patch.setattr(study, "Evaluator", WeightProbe)
-    patch.setattr(study, "train_stage", counted)
-    study._materials.cache_clear()
+    patch.setattr(cohort, "load_base", random_base)
+    patch.setattr(cohort, "Evaluator", WeightProbe)
+    patch.setattr(cohort, "measure", probe)
+    patch.setattr(cohort, "lesson", counted)
+    cohort.materials.cache_clear()
     yield trained
     patch.undo()
-    study._materials.cache_clear()
+    cohort.materials.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_a_trial_is_one_json_file_that_says_how_it_was_made(everything):
 
 def test_a_finished_trial_is_read_and_not_trained_again(everything, monkeypatch):
     folder, results, _ = everything
-    monkeypatch.setattr(study, "train_stage", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(cohort, "lesson", lambda *args, **kwargs: pytest.fail("trained again"))
     assert run_trial(trial_of("uft"), folder) == results["uft"]
 
 
@@ -109,14 +110,30 @@ def test_the_same_trial_gives_the_same_bits_in_another_folder(everything, probed
     assert again["metrics"] == results["uft"]["metrics"] and again["curves"] == results["uft"]["curves"]
 
 
+def test_in_company_every_trial_comes_out_as_alone_and_shared_stages_are_trained_once(everything, probed, tmp_path):
+    _, results, _ = everything
+    names = ["sft-then-dpo", "sft-then-kto", "uft", "base", "sft"]
+    probed.clear()
+    together = run_together([trial_of(name) for name in names], tmp_path)
+    assert [result["method"] for result in together] == names
+    assert probed.count(METHODS["sft"].stages[0]) == 1 and len(probed) == 4
+    for name, result in zip(names, together, strict=True):
+        alone = results[name]
+        assert {k: v for k, v in result.items() if k in ("steps", "completions", "extra_forwards", "settings")} == {
+            k: v for k, v in alone.items() if k in ("steps", "completions", "extra_forwards", "settings")
+        }
+        assert result["metrics"]["norm"] == pytest.approx(alone["metrics"]["norm"], rel=1e-4)
+        assert [(p["stage"], p["step"]) for p in result["curves"]] == [(p["stage"], p["step"]) for p in alone["curves"]]
+
+
 def test_a_trial_with_the_real_evaluator(monkeypatch, tmp_path):
-    monkeypatch.setattr(study, "load_base", random_base)
-    monkeypatch.setattr(study, "Evaluator", Few)
-    study._materials.cache_clear()
+    monkeypatch.setattr(cohort, "load_base", random_base)
+    monkeypatch.setattr(cohort, "Evaluator", Few)
+    cohort.materials.cache_clear()
     try:
         result = run_trial(trial_of("uft"), tmp_path)
     finally:
-        study._materials.cache_clear()
+        cohort.materials.cache_clear()
     assert [point["step"] for point in result["curves"]] == [0, 2, 4]
     assert {"instruction/strict", "truth/mc2", "plain/free", "retention/excess", "kl/reverse-new"} <= set(
         result["metrics"]

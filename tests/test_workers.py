@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from trials import trial_of
 
-from uftlab import study, workers
+from uftlab import cohort, study, workers
+from uftlab.cohort import run_together
 from uftlab.errors import InputError
 from uftlab.models import load_base
-from uftlab.study import run_trial
-from uftlab.workers import check_folder, run_trials
+from uftlab.workers import check_folder, cohorts, run_trials
 
 
 class OneByOne:
@@ -51,19 +51,18 @@ def in_process(monkeypatch):
     """Trials that only write a file, run without processes; returns (install, names in order of running)."""
     ran = []
 
-    def quick(trial, folder):
-        path = trial.path(folder)
-        if not path.is_file():
+    def quick(trials, folder):
+        for trial in trials:
             ran.append(trial.method)
-            study.write_atomically(path, json.dumps({"schema": study.SCHEMA, "method": trial.method}))
-        return json.loads(path.read_text())
+            study.write_atomically(trial.path(folder), json.dumps({"schema": study.SCHEMA, "method": trial.method}))
+        return [json.loads(trial.path(folder).read_text()) for trial in trials]
 
     def install(cut=None):
         executor = OneByOne(cut)
         monkeypatch.setattr(workers, "ProcessPoolExecutor", executor)
         monkeypatch.setattr(workers, "wait", executor.wait)
 
-    monkeypatch.setattr(workers, "run_trial", quick)
+    monkeypatch.setattr(workers, "run_together", quick)
     return install, ran
 
 
@@ -101,6 +100,33 @@ def test_without_sft_one_pipeline_goes_first_and_all_are_run(in_process, tmp_pat
     assert sorted(ran) == sorted(names)
 
 
+def test_on_a_cpu_a_cohort_is_one_method_and_sft_goes_first():
+    trials = [trial_of(name, seed=seed) for name in ("uft", "sft") for seed in range(7)]
+    made = cohorts(trials, "cpu")
+    assert [(group[0].method, [t.seed for t in group]) for group in made] == [
+        ("sft", [0, 1, 2, 3, 4]),
+        ("sft", [5, 6]),
+        ("uft", [0, 1, 2, 3, 4]),
+        ("uft", [5, 6]),
+    ]
+    assert all(len({t.method for t in group}) == 1 for group in made)
+
+
+def test_on_a_gpu_all_methods_are_one_cohort():
+    trials = [trial_of(name, seed=seed) for name in ("uft", "sft", "base") for seed in range(7)]
+    (made,) = cohorts(trials, "cuda")
+    assert sorted(map(repr, made)) == sorted(map(repr, trials)) and made[0].method == "sft"
+
+
+def test_a_cohort_waits_for_every_model_that_it_starts_from(in_process, tmp_path):
+    install, ran = in_process
+    install()
+    names = ["sft-then-dpo"] * 7 + ["sft"] * 6
+    trials = [trial_of(name, seed=i % 7) for i, name in enumerate(names)]  # seed 6 has no trial of sft
+    list(run_trials(trials, tmp_path, workers=2))
+    assert ran.index("sft-then-dpo") >= 5 and len(ran) == 13
+
+
 def test_every_result_is_announced_once_also_those_of_finished_trials(in_process, tmp_path):
     install, _ = in_process
     install()
@@ -120,8 +146,8 @@ def test_a_missing_base_is_refused_by_name_and_keeps_finished_trials(in_process,
     install, _ = in_process
     install()
     list(run_trials([trial_of("base")], tmp_path))
-    monkeypatch.setattr(workers, "run_trial", run_trial)
-    monkeypatch.setattr(study, "load_base", load_base)
+    monkeypatch.setattr(workers, "run_together", run_together)
+    monkeypatch.setattr(cohort, "load_base", load_base)
     with pytest.raises(InputError, match=r"base model of world 987654 .*uftlab pretrain --world 987654"):
         list(run_trials([trial_of("base"), trial_of("base", seed=987654)], tmp_path))
     assert [p.name for p in tmp_path.glob("trials/*.json")] == [trial_of("base").path(tmp_path).name]

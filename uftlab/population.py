@@ -81,6 +81,7 @@ class _Group:
 
     objective: Objective
     roles: tuple[str, ...]
+    role: Int[Tensor, "completion"]
     members: Int[Tensor, "member"]
     settings: dict[str, Float[Tensor, "member"]]
 
@@ -109,9 +110,9 @@ class _Group:
         if self.objective.tokens:
             both = given.get("policy_logits"), given.get("reference_logits")
             positions = Positions(given["ids"], given["mask"], given["logps"], *both)
-        role = torch.tensor([ROLE_INDEX[role] for role in self.roles], device=given["mask"].device)
-        rows = Rows(given["logps"].sum(-1), given["reference"], given["scores"], role, positions, spans_of(self.roles))
-        counts = self.objective.counts({"completion_mask": given["mask"], "role": role})
+        sums, spans = given["logps"].sum(-1), spans_of(self.roles)
+        rows = Rows(sums, given["reference"], given["scores"], self.role, positions, spans)
+        counts = self.objective.counts({"completion_mask": given["mask"], "role": self.role})
         return self.objective.loss(rows, settings, counts)
 
 
@@ -144,7 +145,8 @@ def _groups(members: Sequence[Member], device: torch.device) -> list[_Group]:
         changed = [{k: v for k, v in members[i].settings.items() if k != "learning_rate"} for i in own]
         full = [objective.with_defaults(settings) for settings in changed]
         settings = {name: torch.tensor([float(s[name]) for s in full], device=device) for name in objective.settings}
-        groups.append(_Group(objective, roles, torch.tensor(own, device=device), settings))
+        role = torch.tensor([ROLE_INDEX[role] for role in roles], device=device)
+        groups.append(_Group(objective, roles, role, torch.tensor(own, device=device), settings))
     return groups
 
 
@@ -303,7 +305,7 @@ def _metrics(
     group: _Group, settings: Mapping[str, float], seen: Sequence[Float[Tensor, "step completion"]]
 ) -> Iterator[dict[str, float]]:
     """The metrics of each step of one member, as `UFTTrainer` logs them."""
-    role = torch.tensor([ROLE_INDEX[role] for role in group.roles])
+    role = group.role.cpu()
     for logps, reference, scores in zip(*seen, strict=True):
         metrics = batch_metrics(Rows(logps, reference, scores, role), settings.get("beta", 1.0))
         if not group.objective.reference:

@@ -1,0 +1,209 @@
+"""How much a stack of models gains over one model after another, and how much of the machine it uses.
+
+    python benchmarks/population.py --json build/population.json            64 members on a GPU, 5 on a CPU
+    python benchmarks/population.py --grid --json build/grid.json           16 settings x 4 worlds of UFT, 1,000 steps
+
+All ratios are medians of rounds that measure their two sides in turn. A measurement, not a test: on a quiet machine.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from uftlab import cohort
+from uftlab.evaluation import measure
+from uftlab.methods import fit, lesson, method_named
+from uftlab.models import frozen_copy, load_base
+from uftlab.packing import pack
+from uftlab.population import Member, memory_per_member, train
+from uftlab.stack import Weights, logits, token_logps
+from uftlab.study import PROFILES, Profile
+from uftlab.trainer import Quiet, UFTTrainer
+
+GRID = [(rate, beta) for rate in (5e-4, 1e-3, 2e-3, 4e-3) for beta in (0.01, 0.03, 0.1, 0.3)]
+WORLDS = (0, 1, 2, 3)
+SEED, WARM = 0, 3
+
+
+def device_name() -> str:
+    """What the numbers were measured on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {torch.get_num_threads()} thread(s)"
+
+
+def wait() -> None:
+    """Until the device has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def members(count: int, steps: int, worlds=(0,), profile: Profile = PROFILES["class"]) -> list[Member]:
+    """UFT members that differ in world, order of data and setting."""
+    made = []
+    stage = method_named("uft").stages[0]
+    for number in range(count):
+        rate, beta = GRID[number // len(worlds) % len(GRID)]
+        own = cohort.materials(worlds[number % len(worlds)], profile, "test")
+        refer = partial(own.refer, own.base)
+        learned = lesson(
+            stage, own.tables, cohort.tokens(), {"learning_rate": rate, "beta": beta}, steps, number, refer
+        )
+        made.append(Member(own.base, learned.objective, learned.settings, learned.order, learned.per_step))
+    return made
+
+
+class Clock(TrainerCallback):
+    """When each step of a trainer ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *args, **kwargs) -> None:
+        """Looks at the clock."""
+        wait()
+        self.ends.append(time.perf_counter())
+
+
+def trainer_seconds(member: Member) -> float:
+    """Seconds per step of `UFTTrainer` on one member, its set-up left out."""
+    policy, clock = frozen_copy(load_base(SEED)).requires_grad_(True).to(cohort.device()), Clock()
+    wanted = {"per_device_train_batch_size": member.per_step, "max_steps": member.steps}
+    with tempfile.TemporaryDirectory() as folder:
+        fit(UFTTrainer, policy, folder, member.order, member.objective, member.settings, 0, [clock, Quiet()], **wanted)
+    return (clock.ends[-1] - clock.ends[WARM - 1]) / (len(clock.ends) - WARM)
+
+
+def stack_seconds(stack: list[Member]) -> float:
+    """Seconds per step of all members in one stack, its set-up left out."""
+    ends: list[float] = []
+
+    def look(*args) -> None:
+        wait()
+        ends.append(time.perf_counter())
+
+    train(stack, cohort.layout(), watch=look, at={WARM, stack[0].steps}, logging_steps=10**9, device=cohort.device())
+    return (ends[1] - ends[0]) / (stack[0].steps - WARM)
+
+
+def limits() -> dict[str, float]:
+    """What this device reaches at best: FLOP/s of a large float32 product, bytes/s of a large copy."""
+    size = 8192 if torch.cuda.is_available() else 2048
+    a, b = torch.randn(2, size, size, device=cohort.device())
+    big, times = torch.empty(2**26, device=cohort.device()), {"flops": [], "bytes": []}
+    for _ in range(5):
+        for name, work in (("flops", lambda: a @ b), ("bytes", lambda: big.clone())):
+            wait()
+            begun = time.perf_counter()
+            work()
+            wait()
+            times[name].append(time.perf_counter() - begun)
+    return {"flops": 2 * size**3 / min(times["flops"]), "bytes": 2 * big.nbytes / min(times["bytes"])}
+
+
+def step_work(stack: list[Member]) -> dict[str, float]:
+    """FLOP of one step of a stack, counted; and bytes that it has to move at least.
+
+    Every number that is kept for the gradient is written once and read once; weights, their gradient and both moments
+    of the optimiser are read, all but the gradient written.
+    """
+    layout = cohort.layout()
+    batch = pack([member.batch(0) for member in stack])
+    weights = torch.stack([member.start.cpu() for member in stack]).requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        token_logps(logits(Weights.of(weights, layout), batch, layout), batch).sum().backward()
+    kept = sum(memory_per_member(member, layout) - 5 * member.start.nbytes for member in stack)
+    return {"flops": float(counter.get_total_flops()), "bytes": float(2 * kept + 7 * weights.nbytes)}
+
+
+def gains(count: int, steps: int, rounds: int) -> dict:
+    """One stack against `UFTTrainer` and against stacks of one, in turn."""
+    stack = members(count, steps)
+    times: dict[str, list[float]] = {"stack": [], "trainer": [], "alone": []}
+    for _ in tqdm(range(rounds), unit="round"):
+        times["stack"].append(stack_seconds(stack))
+        times["trainer"].append(count * trainer_seconds(stack[0]))
+        times["alone"].append(count * stack_seconds(stack[:1]))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    reached, work = limits(), step_work(stack)
+    return {
+        "members": count,
+        "seconds_per_step": medians,
+        "speedup_over_trainer": medians["trainer"] / medians["stack"],
+        "speedup_over_one_by_one": medians["alone"] / medians["stack"],
+        "fraction_of_arithmetic": work["flops"] / medians["stack"] / reached["flops"],
+        "fraction_of_memory": work["bytes"] / medians["stack"] / reached["bytes"],
+        "limits": reached,
+        "work_per_step": work,
+    }
+
+
+def grid(steps: int) -> dict:
+    """The whole grid, measured at the end as trials of the study are: seconds from prepared data to all metrics."""
+    profile = replace(PROFILES["class"], steps=steps)
+    stack = members(len(GRID) * len(WORLDS), steps, WORLDS, profile)
+    evaluators = [cohort.materials(WORLDS[n % len(WORLDS)], profile, "test").full for n in range(len(stack))]
+    wait()
+    begun = time.perf_counter()
+    trained = train(stack, cohort.layout(), device=cohort.device())
+    wait()
+    between = time.perf_counter()
+    metrics = measure(evaluators, cohort.reader(trained.weights))
+    ended = time.perf_counter()
+    best = max(m["instruction/strict"] for m in metrics)
+    return {
+        "members": len(stack),
+        "steps": steps,
+        "train_seconds": between - begun,
+        "evaluate_seconds": ended - between,
+        "seconds": ended - begun,
+        "best_instruction_strict": best,
+    }
+
+
+def main() -> None:
+    """Measure, print, and write JSON on request."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--json", type=Path, help="write the numbers here")
+    options.add_argument("--members", type=int, default=64 if torch.cuda.is_available() else 5)
+    options.add_argument("--steps", type=int, default=23, help="steps of each round, three of them to warm up")
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--threads", type=int, default=1, help="of the CPU")
+    options.add_argument("--grid", action="store_true", help="train and measure the whole grid instead")
+    options.add_argument("--grid-steps", type=int, default=1000)
+    chosen = options.parse_args()
+    torch.set_num_threads(chosen.threads)
+    if chosen.grid:
+        print(f"{len(GRID) * len(WORLDS)} members, {chosen.grid_steps} steps; about an hour without a GPU")
+        result = grid(chosen.grid_steps)
+        print(f"trained in {result['train_seconds']:.1f} s, measured in {result['evaluate_seconds']:.1f} s")
+    else:
+        result = gains(chosen.members, chosen.steps, chosen.rounds)
+        for name, seconds in result["seconds_per_step"].items():
+            print(f"{name:<9}{1000 * seconds:>10.1f} ms for a step of {chosen.members} members")
+        for name in ("speedup_over_trainer", "speedup_over_one_by_one"):
+            print(f"{name:<26}{result[name]:>8.2f} x")
+        for name in ("fraction_of_arithmetic", "fraction_of_memory"):
+            print(f"{name:<26}{result[name]:>8.1%}")
+    result |= {"device": device_name(), "torch": torch.__version__}
+    print(result["device"])
+    if chosen.json:
+        chosen.json.parent.mkdir(parents=True, exist_ok=True)
+        chosen.json.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
