@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,15 +29,17 @@ from datasets import Dataset
 from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
-from transformers import LlamaForCausalLM, TrainerCallback, set_seed
+from transformers import LlamaForCausalLM
 
 from uftlab.errors import InputError
 from uftlab.feedback import from_rows
-from uftlab.logps import fingerprint
-from uftlab.methods import BATCH, Stage, method_named, train_stage
+from uftlab.logps import ReferenceCache, fingerprint
+from uftlab.methods import BATCH, Stage, lesson, method_named
 from uftlab.models import DATA, frozen_copy, load_base, tiny_config, tiny_tokenizer
+from uftlab.population import Member, train
+from uftlab.stack import Layout, flatten, unflatten
 from uftlab.study import Profile, first_stage_settings, tuned_settings
 from uftlab.tokens import Completion, RememberingTokens
 from uftlab.vitals import held_out, read, tokenised
@@ -47,7 +48,7 @@ from uftlab.world import World, pairs
 SCHEMA = 1
 PARTS = 8  # a run of this many parts has one snapshot more: the base comes first
 FOLDER = DATA.parent / "results" / "pulse"
-SECONDS_PER_COMPLETION = 0.0015  # one thread of a laptop, measured; for the estimate alone
+SECONDS_PER_COMPLETION = 0.0007  # one thread of a laptop, measured; for the estimate alone
 
 
 @dataclass(frozen=True)
@@ -197,63 +198,44 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Snapshots(TrainerCallback):
-    """Keeps weights and readings at given steps, moves the progress bar and silences the trainer's printed logs."""
-
-    def __init__(self, take: Callable[[nn.Module, int], None], at: set[int], tick: Callable[[], Any]) -> None:
-        self.take, self.at, self.tick = take, at, tick
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tells the library's printer that this is not its process."""
-        state.is_local_process_zero = False
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Takes a snapshot when its step has come."""
-        self.tick()
-        if state.global_step in self.at:
-            self.take(model, state.global_step)
-
-
 def _train(room: _Room, stretch: _Stretch, tick: Callable[[], Any]) -> None:
     """Train the last stage of a stretch from where the one before it ended, and store its snapshots."""
     index = len(stretch.stages) - 1
     stage, steps, settings = stretch.stages[-1]
-    policy: Any = frozen_copy(room.base).requires_grad_(True)
-    if torch.cuda.is_available():
-        policy.to("cuda")
+    policy: Any = frozen_copy(room.base)
     if index:
         _, _, weights = _stored(room.path(_Stretch(stretch.stages[:-1])))
         policy.load_state_dict(weights[-1], strict=False)
+    layout, cache, pad = Layout.of(tiny_config()), ReferenceCache(), room.tokens.tokenizer.pad_token_id
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     tensors: dict[str, Tensor] = {}
     readings: list[Tensor] = []
     done: list[int] = []
     parts = max(1, round(PARTS * stage.budget))
     at = {max(1, round(steps * (k + 1) / parts)) for k in range(parts)}
 
-    def take(model: nn.Module, step: int) -> None:
-        for name, weight in model.state_dict().items():
-            if name != "lm_head.weight":
-                tensors[f"{len(readings)}/{name}"] = weight.detach().cpu().clone()
-        readings.append(read(model, room.completions))
+    def take(step: int, state: dict[str, Tensor]) -> None:
+        policy.load_state_dict(state, strict=False)
+        tensors.update({f"{len(readings)}/{name}": weight for name, weight in state.items()})
+        readings.append(read(policy, room.completions))
         done.append(stretch.before + step)
 
+    def watch(step: int, _: Sequence[int], weights: Tensor) -> None:
+        tick()
+        if step in at:
+            take(step, unflatten(weights[0].cpu(), layout))
+
+    # order of data and reference as in a trial of the study, whose runs these are
+    made = lesson(
+        stage, room.tables, room.tokens, dict(settings), steps, room.seed * 10 + index,
+        lambda rows: cache.fill(policy, rows, pad),
+    )  # fmt: skip
+    start = flatten(policy.state_dict(), layout)
     if index == 0:
-        take(policy, 0)
-    set_seed(room.seed)  # as in a trial of the study, whose runs these are
-    with tempfile.TemporaryDirectory(prefix="uftlab-") as scratch:
-        trained = train_stage(
-            policy,
-            stage,
-            room.tables,
-            room.tokens,
-            dict(settings),
-            steps,
-            seed=room.seed * 10 + index,
-            folder=scratch,
-            callbacks=[_Snapshots(take, at, tick)],
-            logging_steps=steps,
-        )
-    record = {"steps": done, "settings": trained.settings}
+        take(0, unflatten(start, layout))
+    member = Member(start, made.objective, made.settings, made.order, made.per_step)
+    train([member], layout, watch=watch, at=range(1, steps + 1), logging_steps=steps, device=device)
+    record = {"steps": done, "settings": made.settings}
     path = room.path(stretch)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".part{os.getpid()}")
