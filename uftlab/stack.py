@@ -279,6 +279,35 @@ def logits(
     return project(weights, x, layout.eps)
 
 
+def step(
+    weights: Weights,
+    layout: Layout,
+    ids: Int[Tensor, "member line"],
+    positions: Int[Tensor, "member line"],
+    cache: Cache,
+    column: int,
+    mask: Float[Tensor, "every_line 1 1 columns"],
+) -> Float[Tensor, "member line vocabulary"]:
+    """Logits that predict what follows one more token of each line.
+
+    Args:
+        cache: as `logits` keeps it, with room: keys and values of the new tokens are written into `column`.
+        mask: 0 at the columns up to this one where a line has a token, minus infinity elsewhere.
+    """
+    turn = rotations(layout, positions)
+    x = embed(weights, ids)
+    for layer, (keys, values) in zip(weights.layers, cache, strict=True):
+        h = norm(x, layout.eps)
+        key, value = keys_values(layer, h, turn, layout.heads)
+        keys[:, :, column], values[:, :, column] = key.flatten(0, 1), value.flatten(0, 1)
+        query = queries(layer, h, turn, layout.heads).flatten(0, 1).unsqueeze(2)
+        found = F.scaled_dot_product_attention(
+            query, keys[:, :, : column + 1], values[:, :, : column + 1], attn_mask=mask[..., : column + 1]
+        )
+        x = close(layer, x, found.reshape(x.shape), layout.eps)
+    return project(weights, x, layout.eps)
+
+
 def token_logps(
     logits: Float[Tensor, "member read vocabulary"], batch: Packed
 ) -> Float[Tensor, "member completion pos"]:
