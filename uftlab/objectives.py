@@ -145,7 +145,7 @@ def _var(rows: Rows, settings: Settings) -> Tensor:
 
 def _policy_gradient(rows: Rows, settings: Settings) -> Tensor:
     own = rows.of("scored")
-    return losses.policy_gradient_loss(own.policy_logps, own.reference_logps, own.scores, settings["clip"])
+    return losses.policy_gradient_loss(own.policy_logps, own.reference_logps, own.scores, float(settings["clip"]))
 
 
 # ------------------------------------------------------------------------------------- the registry

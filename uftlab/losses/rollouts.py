@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from uftlab.rewards import Scalar
-
 MAX_LOG_RATIO = 10.0  # nats; beyond this a completion is so much likelier than when it was sampled that exp overflows
 
 
@@ -29,7 +27,7 @@ def policy_gradient_loss(
     policy_logps: Float[Tensor, "completion"],
     rollout_logps: Float[Tensor, "completion"],
     advantages: Float[Tensor, "completion"],
-    clip: Scalar,
+    clip: float,
 ) -> Float[Tensor, "completion"]:
     """REINFORCE on sampled completions, weighted and clipped as in PPO where they were sampled a while ago.
 
