@@ -137,7 +137,16 @@ def test_what_does_not_fit_is_trained_in_parts_with_a_message(monkeypatch):
     parts = train(members, LAYOUT, say=said.append, watch=lambda step, own, _: seen.append(list(own)), at={1})
     assert_close(parts.weights, whole.weights, atol=2e-4, rtol=0)
     assert len(parts.histories) == 3 and seen == [[0, 1], [2]]
-    assert len(said) == 1 and "3 members need" in said[0] and "in 2 parts of at most 2" in said[0]
+    assert len(said) == 1 and "3 members need" in said[0] and "in parts of at most 2" in said[0]
+
+
+def test_on_a_cpu_a_stack_stays_as_small_as_the_cache_wants_it(monkeypatch):
+    members = [member_of("una-score", seed) for seed in range(3)]
+    whole, said, seen = train(members, LAYOUT), [], []
+    monkeypatch.setattr(population, "CPU_TOKENS", 1)
+    parts = train(members, LAYOUT, say=said.append, watch=lambda step, own, _: seen.append(list(own)), at={1})
+    assert_close(parts.weights, whole.weights, atol=2e-4, rtol=0)
+    assert seen == [[0], [1], [2]] and said == []
 
 
 def test_memory_grows_with_what_a_step_keeps_for_the_gradient():
