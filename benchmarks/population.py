@@ -13,8 +13,10 @@ import statistics
 import tempfile
 import time
 from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,7 +35,7 @@ from uftlab.trainer import Quiet, UFTTrainer
 
 GRID = [(rate, beta) for rate in (5e-4, 1e-3, 2e-3, 4e-3) for beta in (0.01, 0.03, 0.1, 0.3)]
 WORLDS = (0, 1, 2, 3)
-SEED, WARM = 0, 3
+SEED, WARM = 0, 3  # the world; steps before the clock starts
 
 
 def device_name() -> str:
@@ -51,11 +53,11 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def members(count: int, steps: int, worlds=(0,), profile: Profile = PROFILES["class"]) -> list[Member]:
+def members(count: int, steps: int, profile: Profile, worlds: Sequence[int] = (SEED,)) -> list[Member]:
     """UFT members that differ in world, order of data and setting."""
     made = []
     stage = method_named("uft").stages[0]
-    for number in range(count):
+    for number in tqdm(range(count), unit="member", desc="data", leave=False):
         rate, beta = GRID[number // len(worlds) % len(GRID)]
         own = cohort.materials(worlds[number % len(worlds)], profile, "test")
         refer = partial(own.refer, own.base)
@@ -129,9 +131,9 @@ def step_work(stack: list[Member]) -> dict[str, float]:
     return {"flops": float(counter.get_total_flops()), "bytes": float(2 * kept + 7 * weights.nbytes)}
 
 
-def gains(count: int, steps: int, rounds: int) -> dict:
+def gains(count: int, steps: int, rounds: int, profile: Profile) -> dict[str, Any]:
     """One stack against `UFTTrainer` and against stacks of one, in turn."""
-    stack = members(count, steps)
+    stack = members(count, steps, profile)
     times: dict[str, list[float]] = {"stack": [], "trainer": [], "alone": []}
     for _ in tqdm(range(rounds), unit="round"):
         times["stack"].append(stack_seconds(stack))
@@ -151,10 +153,10 @@ def gains(count: int, steps: int, rounds: int) -> dict:
     }
 
 
-def grid(steps: int) -> dict:
+def grid(steps: int, profile: Profile) -> dict[str, Any]:
     """The whole grid, measured at the end as trials of the study are: seconds from prepared data to all metrics."""
-    profile = replace(PROFILES["class"], steps=steps)
-    stack = members(len(GRID) * len(WORLDS), steps, WORLDS, profile)
+    profile = replace(profile, steps=steps)
+    stack = members(len(GRID) * len(WORLDS), steps, profile, WORLDS)
     evaluators = [cohort.materials(WORLDS[n % len(WORLDS)], profile, "test").full for n in range(len(stack))]
     wait()
     begun = time.perf_counter()
@@ -174,7 +176,7 @@ def grid(steps: int) -> dict:
     }
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Measure, print, and write JSON on request."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--json", type=Path, help="write the numbers here")
@@ -184,14 +186,20 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=1, help="of the CPU")
     options.add_argument("--grid", action="store_true", help="train and measure the whole grid instead")
     options.add_argument("--grid-steps", type=int, default=1000)
-    chosen = options.parse_args()
+    options.add_argument("--profile", choices=list(PROFILES), default="class", help="how much data there is")
+    chosen = options.parse_args(words)
+    profile = PROFILES[chosen.profile]
     torch.set_num_threads(chosen.threads)
     if chosen.grid:
-        print(f"{len(GRID) * len(WORLDS)} members, {chosen.grid_steps} steps; about an hour without a GPU")
-        result = grid(chosen.grid_steps)
+        count = len(GRID) * len(WORLDS)
+        line = f"{count} members, {chosen.grid_steps} steps"
+        if not torch.cuda.is_available():
+            line += f"; without a GPU about {count * chosen.grid_steps * 0.014 / 60:.0f} minutes"
+        print(line)
+        result = grid(chosen.grid_steps, profile)
         print(f"trained in {result['train_seconds']:.1f} s, measured in {result['evaluate_seconds']:.1f} s")
     else:
-        result = gains(chosen.members, chosen.steps, chosen.rounds)
+        result = gains(chosen.members, chosen.steps, chosen.rounds, profile)
         for name, seconds in result["seconds_per_step"].items():
             print(f"{name:<9}{1000 * seconds:>10.1f} ms for a step of {chosen.members} members")
         for name in ("speedup_over_trainer", "speedup_over_one_by_one"):
