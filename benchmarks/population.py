@@ -12,8 +12,8 @@ import platform
 import statistics
 import tempfile
 import time
-from dataclasses import replace
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
