@@ -29,8 +29,8 @@ CONDA_NAMES = {"pytorch": "torch"}  # where conda-forge calls a package of PyPI 
 LAYERS = """
 errors feedback wording instructions world models tokens logps rewards losses.family losses.pairs losses.completions
 losses.rollouts losses terms objectives trainer catalogue methods generation reward_functions runs alternation merging
-online recipes evaluation study overoptimisation cards workers results pages vitals pulse tuning pretrain training
-bandit algebra theme figures report widgets paint checks beliefs world_figures reading
+online recipes evaluation study overoptimisation cards workers results tables pages vitals pulse tuning pretrain
+training bandit algebra theme figures report widgets paint checks beliefs world_figures reading
 exercises.implicit_reward exercises.losses exercises.tiny_world exercises.forgetting exercises.reward_margins
 notebooks export cli
 """.split()
