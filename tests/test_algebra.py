@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from torch.testing import assert_close
 
 from uftlab import algebra, losses, rewards
 from uftlab.errors import InputError
+from uftlab.notebooks import NOTEBOOKS, explorer_of
 from uftlab.objectives import OBJECTIVES, Objective, Term
 
 X = torch.linspace(-30, 30, 25, dtype=torch.float64)
@@ -268,3 +270,89 @@ def test_unknown_choices_are_refused():
         at("squared error", 0.0, normalisation="softmax")
     with pytest.raises(InputError, match="kind"):
         algebra.registered_curve("dpo", X, "label")
+
+
+# ------------------------------------------------------------------------------ drawn as lines
+
+
+def missed(found, curve):
+    """The largest distance of straight lines from the curve, as a share of the curve's height."""
+    x = torch.linspace(float(found.logratio[0]), float(found.logratio[-1]), 977, dtype=torch.float64)
+    true, misses = curve(x), []
+    for lines, values in ((found.loss, true.loss), (found.pull, true.pull)):
+        gap = abs(np.interp(x, found.logratio, lines) - values.numpy())
+        misses.append(gap.max() / max(float(values.max() - values.min()), 1e-300))
+    return max(misses)
+
+
+@every_distance
+@pytest.mark.parametrize("score", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("beta", [0.01, 0.1, 1.0])
+def test_lines_between_the_places_are_the_curve(distance, score, beta):
+    def curve(x):
+        return algebra.family_curve(x, score, beta, distance, 7.0)
+
+    assert missed(algebra.drawn(curve, -60.0, 40.0), curve) < 0.003
+
+
+def test_a_jump_is_drawn_upright_and_where_it_is():
+    """Score 0.7, beta 0.1: the absolute error turns at 10 log(7 / 3) nats, and its pull goes from 0.021 to -0.021."""
+    found = algebra.drawn(lambda x: algebra.family_curve(x, 0.7, 0.1, "absolute error"), -60.0, 40.0)
+    at = int((found.pull > 0).sum())
+    left, right = found.logratio[at - 1 : at + 1].tolist()
+    assert left <= 10 * math.log(7 / 3) <= right < left + 0.01
+    assert_close(found.pull[at - 1 : at + 1], 0.021 * torch.tensor([1.0, -1.0], dtype=torch.float64), rtol=1e-2, atol=0)
+
+
+def test_places_are_few_and_rise():
+    straight = algebra.drawn(lambda x: algebra.registered_curve("sft-sum", x, reference_logps=-40.0), -60.0, 40.0)
+    bent = algebra.drawn(lambda x: algebra.registered_curve("una-score", x, beta=1.0), -60.0, 20.0, most=40)
+    assert (len(straight.logratio), len(bent.logratio)) == (25, 40)
+    assert (bent.logratio.diff() > 0).all() and bent.logratio[[0, -1]].tolist() == [-60, 20]
+
+
+@pytest.fixture(scope="module")
+def explorer():
+    return explorer_of(NOTEBOOKS / "02_losses.ipynb", profile="smoke")
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        {},
+        {"as_reward": True, "beta": 0.01},
+        {"score": 0.7, "overlay": ("una-score-absolute-error", "scored")},
+        {"score": 0.0, "baseline": 13.0, "beta": 1.0},
+        {"overlay": ("dft", "demonstration"), "tokens": 2},
+    ],
+    ids=lambda moved: ", ".join(moved) or "at first",
+)
+def test_the_explorer_of_notebook_2_draws_the_functions(explorer, moved):
+    chosen = {name: control.value for name, control in explorer.controls.items()} | moved
+    traces = explorer.picture(**chosen).data
+    most, scale = -2.5 * chosen["tokens"], chosen["beta"] if chosen["as_reward"] else 1.0
+    common = {
+        "score": chosen["score"],
+        "beta": chosen["beta"],
+        "tokens": chosen["tokens"],
+        "baseline": chosen["baseline"],
+    }
+    family = {"distance": chosen["distance"], "normalisation": chosen["normalisation"]}
+
+    def built(x):
+        return algebra.family_curve(x, reference_logps=most, **common, **family)
+
+    def over(x):
+        return algebra.registered_curve(chosen["overlay"][0], x, chosen["overlay"][1], reference_logps=most, **common)
+
+    for name, curve in (("what you built", built), ("laid over it", over)):
+        loss, pull = (torch.tensor(np.array(t.y)) for t in traces if t.name == name)
+        (x, _) = (torch.tensor(np.array(t.x)) / scale for t in traces if t.name == name)
+        assert missed(algebra.Curve(x, loss, pull), curve) < 0.005
+    assert all(t.line.shape is None for t in traces)  # straight lines: a spline bends where the function does not
+
+
+def test_explorers_factor_is_the_one_of_the_curves(explorer):
+    chosen = {name: control.value for name, control in explorer.controls.items()}
+    assert "the same curve (factor 1)" in explorer.words(**chosen)
+    assert "another curve" in explorer.words(**chosen | {"baseline": -5.0})

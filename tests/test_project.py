@@ -30,8 +30,8 @@ LAYERS = """
 errors feedback wording instructions world models tokens logps rewards losses.family losses.pairs losses.completions
 losses.rollouts losses terms objectives trainer packing stack population catalogue methods generation
 reward_functions runs alternation merging online recipes readers evaluation study cohort overoptimisation cards
-workers results pages vitals pulse tuning pretrain training bandit algebra theme figures report widgets paint checks
-beliefs world_figures reading exercises.implicit_reward exercises.losses exercises.tiny_world exercises.forgetting
+workers results tables pages vitals pulse tuning pretrain training bandit algebra theme figures report widgets paint
+checks beliefs world_figures reading exercises.implicit_reward exercises.losses exercises.tiny_world exercises.forgetting
 exercises.reward_margins notebooks export cli
 """.split()
 

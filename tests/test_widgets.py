@@ -1,9 +1,14 @@
 """Widgets without a browser: a moved control changes exactly what the pure function says."""
 
+import gc
+import weakref
+from types import SimpleNamespace
+
 import ipywidgets
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from IPython.core.events import EventManager, available_events
 
 from uftlab import theme, widgets
 from uftlab.errors import InputError
@@ -134,6 +139,49 @@ def test_the_readers_zoom_and_hidden_traces_survive(box):
     box.controls["beta"].value = 5.0
     assert box.figure.layout.yaxis.range == (0.2, 0.4)
     assert box.figure.data[1].visible == "legendonly"
+
+
+def test_the_defaults_that_the_page_sends_back_are_not_worked_through(box):
+    """plotly.py would look for the trace and raise; for a true one it would take 0.3 s, while a reader moves on."""
+    message = {"trace_deltas": [{"uid": "nobody", "opacity": 1}], "trace_edit_id": box.figure._last_trace_edit_id}
+    box.figure._js2py_traceDeltas = message
+    box.controls["beta"].value = 5.0
+    assert_drawn_alike(box.figure, curve(5.0, 2))
+
+
+class Thing:
+    """Something that can be in a circle and be watched."""
+
+
+def circle():
+    """A watch on something that only the collector of garbage can remove."""
+    thing = Thing()
+    thing.itself = thing
+    return thing, weakref.ref(thing)
+
+
+def test_a_kernel_sets_apart_what_lives_after_each_cell_and_frees_it_when_the_explorer_is_made_again(monkeypatch):
+    events = EventManager(None, available_events)
+    monkeypatch.setattr(widgets, "get_ipython", lambda: SimpleNamespace(events=events))
+    try:
+        widgets.explore(curve, controls(), say)
+        events.trigger("post_run_cell", None)
+        assert gc.get_freeze_count() > 10_000
+        kept, watch = circle()
+        events.trigger("post_run_cell", None)
+        del kept
+        gc.collect()
+        assert watch() is not None  # set apart
+        widgets.explore(curve, controls(), say)
+        events.trigger("post_run_cell", None)
+        assert watch() is None
+        assert events.callbacks["post_run_cell"] == [widgets._set_apart]
+    finally:
+        gc.unfreeze()
+
+
+def test_outside_a_kernel_the_collector_is_left_alone(box):
+    assert gc.get_freeze_count() == 0
 
 
 # ------------------------------------------------------------------------------ predict

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import warnings
@@ -12,9 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from uftlab.errors import InputError
 
@@ -26,6 +23,7 @@ app = typer.Typer(
 )
 console, errors = Console(), Console(stderr=True)
 As_json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
@@ -71,7 +69,7 @@ def run(
 
     Every loss that `uftlab methods` lists can be named too; one that nobody has tuned runs with its defaults.
     """
-    from uftlab import results, study
+    from uftlab import results, study, tables
     from uftlab.methods import METHODS, method_named
     from uftlab.models import check_worlds
     from uftlab.workers import check_folder
@@ -104,7 +102,8 @@ def run(
             indent=1,
         ),
     )
-    _print_summary(frame)
+    table = tables.summary_table(frame, console.width if console.is_terminal else 100)
+    (console if console.is_terminal else Console(width=tables.width_of(table))).print(table)
     _write_report(folder, stored)
 
 
@@ -157,40 +156,6 @@ def _run_with_progress(trials: list, folder: Path, workers: int, estimate: float
             pass
 
 
-def _print_summary(frame: Any) -> None:
-    from uftlab.methods import all_methods
-    from uftlab.results import HEADLINES, summary
-
-    seeds = frame["seed"].nunique()
-    spread = " ± half of the 95 % interval" if seeds > 2 else f"; {seeds} seed(s) are too few for intervals"
-    table = Table(
-        title=f"mean over seeds{spread}, test creatures",
-        box=SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
-    table.add_column("method", no_wrap=True)
-    shown = [m for m in HEADLINES if m in set(frame["metric"])]
-    for metric in shown:
-        skill, _, part = metric.partition("/")
-        table.add_column(f"{skill}\n{part}\n{HEADLINES[metric][1]}", justify="right")
-    cells = {(r["method"], r["metric"]): r for r in summary(frame).to_dict("records")}
-    for method in all_methods():
-        if (method, shown[0]) not in cells:
-            continue
-        table.add_row(method, *(_cell(cells.get((method, metric))) for metric in shown))
-    wide = console if console.is_terminal else Console(width=150)
-    wide.print(table)
-
-
-def _cell(row: dict | None) -> str:
-    if row is None:
-        return ""
-    if row["seeds"] < 3:  # the interval of two seeds is nearly all t distribution
-        return f"{row['mean']:.2f}"
-    return f"{row['mean']:.2f}±{row['high'] - row['mean']:.2f}"
-
-
 def _write_report(folder: Path, trials: list[dict]) -> None:
     try:
         from uftlab.report import write_report
@@ -211,14 +176,16 @@ def report(
     _write_report(found if Path(folder).is_dir() else Path("results") / folder, load(found))
 
 
-@command(example="uftlab results --study class --json")
+@command(example="uftlab results --study class --only truth --json")
 def results(
     study: Annotated[str, typer.Option(help="A stored study (data/results) or a results folder.")] = "class",
+    only: Annotated[str, typer.Option(help="Part of the name of a method or a metric: what has it is shown.")] = "",
     as_json: As_json = False,
     page: Annotated[Path | None, typer.Option(help="Write the page of the study pipelines here instead.")] = None,
 ) -> None:
-    """The comparisons that were named before anything was run, from stored results."""
+    """The comparisons that were named before anything was run, from stored results. Those of the README come first."""
     from uftlab import results as stored
+    from uftlab import tables
 
     trials = stored.load(stored.results_folder(study))
     if page is not None:
@@ -226,16 +193,14 @@ def results(
 
         console.print(f"wrote {write_page(page, trials)}", highlight=False)
         return
-    frame = stored.tidy(trials)
-    rows = stored.compare(frame)
+    rows = tables.about(stored.compare(stored.tidy(trials)), only)
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    for name, group in itertools.groupby(rows, key=lambda row: row["comparison"]):
-        own = list(group)
-        console.print(f"[bold]{name}[/]: {own[0]['why']}", highlight=False, soft_wrap=True)
-        for row in own:
-            console.print("- " + stored.sentence(row), highlight=False, soft_wrap=True)
+    for heading, sentences in tables.comparisons(rows):
+        console.print(f"[bold]{heading}[/]", highlight=False, soft_wrap=True)
+        for line in sentences:
+            console.print(f"- {line}", highlight=False, soft_wrap=True)
 
 
 @command(example="uftlab methods --json")
@@ -245,6 +210,7 @@ def methods(
 ) -> None:
     """The methods: what they are, what rows they eat, what they need, where they come from."""
     from uftlab.methods import all_methods
+    from uftlab.tables import methods_table
 
     if cards is not None:
         from uftlab.cards import write_cards
@@ -256,14 +222,7 @@ def methods(
         print(json.dumps(rows, indent=1))
         return
     wide = console.width >= 110
-    table = Table("method", "group", "what it is", *(("learns from", "reference", "verified") if wide else ()))
-    table.columns[0].no_wrap = True  # names are there to be copied
-    for row in rows:
-        needs = "full, each step" if row["distributions"] else "once" if row["reference"] else "no"
-        letters = " ".join(sorted(set(" ".join(row["verification"].values()).split())))
-        more = (", ".join(row["data"]), needs, letters) if wide else ()
-        table.add_row(row["name"], row["group"], row["summary"], *more)
-    console.print(table)
+    console.print(methods_table(rows, wide))
     if not wide:
         console.print("a wider window, --json or docs/methods say what each learns from and needs")
         return
@@ -275,12 +234,21 @@ def sweep(
     methods: Annotated[str, typer.Option(help="Names with commas, or all: those of the study.")] = "all",
     out: Annotated[Path, typer.Option(help="Results folder of the sweep.")] = Path("results/sweep"),
     workers: Annotated[int, typer.Option(help="Processes of one thread; 0: one per core, at most 8.")] = 0,
+    force: Force = False,
 ) -> None:
-    """Tune every method with the same twelve trials and the written rule, and write data/tuned.json."""
-    from uftlab import tuning
+    """Tune every method with the same twelve trials and the written rule.
+
+    Writes the trials into --out and the chosen settings into data/tuned.json, which every study reads and which ships
+    with the settings of the stored results. Methods that are in there are refused without --force.
+    """
+    from uftlab import study, tuning
     from uftlab.methods import METHODS, method_named
 
     names = list(METHODS) if methods == "all" else [method_named(n.strip()).name for n in methods.split(",")]
+    there = [name for name in names if name in study.chosen_settings()]
+    if there and not force:
+        remedy = "Name other --methods, or add --force to replace them"
+        raise InputError(f"Methods to tune in {study.TUNED}", "not be there yet", ", ".join(there), remedy)
     for phase in tuning.phases(names):
         trials = tuning.trials(phase)
         _run_with_progress(trials, out, workers, None)
@@ -289,12 +257,23 @@ def sweep(
 
 
 @command(example="uftlab pretrain --world 7")
-def pretrain(world: Annotated[int, typer.Option(help="The seed of the world; 0 is data/tiny itself.")] = 0) -> None:
-    """Build the base model of a world from its text: about six minutes on one core."""
+def pretrain(
+    world: Annotated[int, typer.Option(help="The seed of the world; 0 is data/tiny itself.")] = 0, force: Force = False
+) -> None:
+    """Build the base model of a world from its text: about six minutes on one core.
+
+    Writes data/tiny/worlds/N.safetensors, and for world 0 the checkpoint folder data/tiny. A model that is there (six
+    ship with the package, and the stored results are theirs) is refused without --force.
+    """
     from rich.progress import Progress
 
     from uftlab import pretrain as building
+    from uftlab.models import world_weights
 
+    path = world_weights(world)
+    if path.is_file() and not force:
+        remedy = "Name another --world, or add --force to replace it"
+        raise InputError(f"The base model of world {world}", "not be there yet", path, remedy)
     with Progress(console=console) as bar:
         task = bar.add_task(f"world {world}", total=building.STEPS)
         model = building.pretrain(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 from uftlab.errors import InputError
 from uftlab.instructions import VOCABULARY
@@ -108,6 +110,22 @@ def load_base(world_seed: int = 0) -> LlamaForCausalLM:
     return model.eval()
 
 
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """No "Loading weights" within: it would stand between a command and its refusal. Downloads keep their bar."""
+    shown, downloads = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    logging.disable_progress_bar()  # this and its contrary switch both
+    if downloads:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+        if not downloads:
+            disable_progress_bars()
+
+
 def load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer from a local folder in the hub's layout or from a hub name.
 
@@ -119,8 +137,9 @@ def load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     path = str(TINY) if name == "tiny" else name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        with _without_progress_bar():
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         remedy = "Give a folder with config.json, weights and tokenizer, a hub name, or tiny"

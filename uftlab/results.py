@@ -52,6 +52,18 @@ COMPARISONS: tuple[tuple[str, str, str], ...] = (
     ("uft-cross-entropy", "sft-plus-dpo", "the unified loss with cross-entropy, when both mix"),
 )
 
+# What came out, in short: comparison and metric of each sentence in the README, in its order.
+IN_SHORT: tuple[tuple[str, str], ...] = (
+    ("sft-then-dpo minus sft", "instruction/strict"),
+    ("sft-then-dpo minus sft", "truth/mc2"),
+    ("uft minus sft-then-dpo", "truth/mc2"),
+    ("uft minus sft-then-dpo", "instruction/strict"),
+    ("uft minus sft-plus-dpo", "instruction/strict"),
+    ("uft minus sft-plus-dpo", "truth/mc2"),
+    ("sft-plus-dpo minus sft-then-dpo", "retention/excess"),
+    ("uft minus sft-plus-dpo", "retention/excess"),
+)
+
 # Of the 2 x 2, beside the comparisons above: the name that the stored summaries carry, and what a table calls it.
 INTERACTION = "mixing under uft minus mixing under sft and dpo"
 _INTERACTION_IN_WORDS = "what mixing adds: unified loss minus separate losses"

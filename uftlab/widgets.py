@@ -9,6 +9,7 @@ A FigureWidget carries 5 MB of JavaScript: one per notebook, everything else as 
 
 from __future__ import annotations
 
+import gc
 import html
 import math
 import sys
@@ -20,6 +21,7 @@ import ipywidgets
 import numpy as np
 import plotly.graph_objects as go
 import traitlets
+from IPython import get_ipython
 from plotly.basedatatypes import BaseFigure
 
 from uftlab import theme
@@ -208,10 +210,15 @@ def _figure_widget(fig: go.Figure) -> BaseFigure:
     if hide:
         sys.modules[grammar] = None  # type: ignore[assignment]
     try:
-        return theme.quiet(go.FigureWidget(fig))
+        made = theme.quiet(go.FigureWidget(fig))
     finally:
         if hide:
             del sys.modules[grammar]
+    # After each change the page sends back every default that plotly.js filled in, and plotly.py looks each of them up
+    # in its grammar of figures: 0.3 s the first time, 0.06 s ever after, and a key pressed meanwhile waits for it.
+    # Zoom and hidden traces come back by other messages; defaults are of use to `on_edits_completed` and `on_change`.
+    made.unobserve_all("_js2py_traceDeltas")
+    return made
 
 
 def redraw(fig: BaseFigure, old: go.Figure, new: go.Figure) -> None:
@@ -232,6 +239,26 @@ def redraw(fig: BaseFigure, old: go.Figure, new: go.Figure) -> None:
         for trace, was, drawn in zip(fig.data, old.data, new.data, strict=True):
             trace.update(_changes(was.to_plotly_json(), drawn.to_plotly_json()), overwrite=True)
         fig.layout.update(_changes(old.layout.to_plotly_json(), new.layout.to_plotly_json()), overwrite=True)
+
+
+def _set_apart(_: object = None) -> None:
+    """Collect garbage now, and take everything else that lives out of the sight of later collections."""
+    gc.collect()
+    gc.freeze()
+
+
+def _spare_the_collector() -> None:
+    """In a kernel, from the end of this cell on: no full collection of garbage falls into a move.
+
+    torch, transformers, plotly and the tables of a notebook make half a million objects that stay. A full collection
+    walks over all of them, a pause of 0.3 s, and the garbage of thirty moves is enough to start one. So at the end of
+    each cell what is new is walked over once and set apart; what moves leave behind is then collected in a few
+    milliseconds. What is set apart and becomes garbage later stays until the cell of the explorer runs again.
+    """
+    shell = get_ipython()
+    if shell is not None:
+        gc.unfreeze()
+        shell.events.register("post_run_cell", _set_apart)  # of a second time IPython takes no notice
 
 
 def explore(
@@ -286,6 +313,7 @@ def explore(
     grid = ipywidgets.GridBox(rows, layout={"grid_template_columns": width, "grid_gap": "8px 32px"})
     box = _box(ipywidgets.HTML(STYLE), grid, spoken, fig, names)
     box.figure, box.controls, box.spoken = fig, dict(controls), spoken
+    _spare_the_collector()
     return box
 
 
