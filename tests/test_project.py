@@ -31,8 +31,8 @@ errors feedback wording instructions world models tokens logps rewards losses.fa
 losses.rollouts losses terms objectives trainer packing stack population catalogue methods generation
 reward_functions runs alternation merging online recipes readers evaluation study cohort overoptimisation cards
 workers results tables pages vitals pulse tuning pretrain training bandit algebra theme figures report widgets paint
-checks beliefs world_figures reading exercises.implicit_reward exercises.losses exercises.tiny_world exercises.forgetting
-exercises.reward_margins notebooks export cli
+checks beliefs world_figures reading exercises.implicit_reward exercises.losses exercises.tiny_world
+exercises.forgetting exercises.reward_margins notebooks export cli
 """.split()
 
 
