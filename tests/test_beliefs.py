@@ -42,7 +42,7 @@ def test_a_model_that_prefers_nothing_gives_a_sixth_to_each(untrained, tokenizer
 
 
 def test_the_means_are_those_of_the_evaluation(base, tokenizer, believed):
-    metrics = Evaluator(WORLD, base, tokenizer, sizes=Sizes(4, 4, 0, 4)).truthfulness(base)
+    metrics = Evaluator(WORLD, base, tokenizer, sizes=Sizes(4, 4, 0, 4))(base)
     found = beliefs.by_role(believed).set_index(["kind", "role"])["mean"]
     assert found["plain facts", "truth"] == pytest.approx(metrics["plain/mc2"], abs=1e-4)
     assert found["myths, asked plainly", "truth"] == pytest.approx(metrics["truth/mc2"], abs=1e-4)

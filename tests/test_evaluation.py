@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-from uftlab import evaluation
+from uftlab import wording
 from uftlab.errors import InputError
 from uftlab.evaluation import LIGHT, STATEMENT, WORDINGS, Evaluator, Sizes
 from uftlab.generation import answers, generate_ids
@@ -24,6 +24,7 @@ from uftlab.models import (
     with_lora,
     world_weights,
 )
+from uftlab.readers import ModelReader
 from uftlab.study import PROFILES, TUNING_WORLD
 from uftlab.tokens import Tokens
 from uftlab.wording import ATTRIBUTES
@@ -58,25 +59,21 @@ def other():
 # ------------------------------------------------------------------------------------------ skills
 
 
-def test_the_demonstrations_own_completions_follow_every_instruction(evaluator, base, monkeypatch):
-    own = {r["prompt"]: r["completion"] for r in evaluator.instructed}
-    monkeypatch.setattr(evaluation, "answers", lambda model, tokenizer, prompts: [own[p] for p in prompts])
-    assert set(evaluator.instruction_following(base).values()) == {1.0}
+def test_the_demonstrations_own_completions_follow_every_instruction(evaluator):
+    said = [r["completion"] for r in evaluator.instructed]
+    assert set(evaluator.instruction_following(said).values()) == {1.0}
 
 
-def test_garbage_follows_nothing_and_is_never_correct(evaluator, base, monkeypatch):
-    monkeypatch.setattr(evaluation, "answers", lambda model, tokenizer, prompts: ["<unk>"] * len(prompts))
-    metrics = evaluator.instruction_following(base)
+def test_garbage_follows_nothing_and_is_never_correct(evaluator):
+    metrics = evaluator.instruction_following(["<unk>"] * len(evaluator.instructed))
     assert metrics["instruction/correct"] == metrics["instruction/both"] == 0.0
     assert metrics["instruction/strict"] < 0.2
 
 
-def test_both_counts_answers_that_are_correct_and_obedient_at_once(evaluator, base, monkeypatch):
+def test_both_counts_answers_that_are_correct_and_obedient_at_once(evaluator):
     """The bare true value, which the second half answers, is always correct and seldom obedient."""
     rows = evaluator.instructed
-    texts = [r["completion"] for r in rows[:20]] + [r["truth"] for r in rows[20:]]
-    monkeypatch.setattr(evaluation, "answers", lambda *args: texts)
-    metrics = evaluator.instruction_following(base)
+    metrics = evaluator.instruction_following([r["completion"] for r in rows[:20]] + [r["truth"] for r in rows[20:]])
     assert metrics["instruction/correct"] == 1.0
     assert 0.5 <= metrics["instruction/both"] == metrics["instruction/strict"] < 1.0
     assert metrics["instruction/loose"] >= metrics["instruction/strict"]
@@ -110,26 +107,41 @@ class OneOpinion(nn.Module):
 
 def test_truth_is_read_at_the_values_place_over_its_six_rivals(evaluator, tokenizer):
     opinion = torch.randn(len(tokenizer), generator=torch.Generator().manual_seed(0))
-    model = OneOpinion(opinion)
-    for question, begins in WORDINGS:
-        found = evaluator._truth_probabilities(model, evaluator.myths, question, begins)
-        for fact, (probability, highest) in zip(evaluator.myths, found.tolist(), strict=True):
-            levels = {v: opinion[tokenizer.convert_tokens_to_ids(v)].item() for v in ATTRIBUTES[fact.attribute]}
-            total = sum(math.exp(level) for level in levels.values())
-            assert probability == pytest.approx(math.exp(levels[fact.truth]) / total, rel=1e-5)
-            assert highest == float(max(levels, key=levels.get) == fact.truth)
+    ((logits, _),) = ModelReader(OneOpinion(opinion), tokenizer).logits([evaluator.choices.rows])
+    found = evaluator.believed(logits[:, 0])
+    facts = [*evaluator.myths * 3, *evaluator.plain * 3, *evaluator.myths, *evaluator.plain]
+    for fact, (probability, highest) in zip(facts, found.tolist(), strict=True):
+        levels = {v: opinion[tokenizer.convert_tokens_to_ids(v)].item() for v in ATTRIBUTES[fact.attribute]}
+        total = sum(math.exp(level) for level in levels.values())
+        assert probability == pytest.approx(math.exp(levels[fact.truth]) / total, rel=1e-5)
+        assert highest == float(max(levels, key=levels.get) == fact.truth)
 
 
-def test_truth_averages_over_wordings_and_freely_given_answers_are_judged(evaluator, base, monkeypatch):
-    def believed(model, facts, question, begins):
-        return torch.tensor([[{"": 0.1, "it is": 0.4}.get(begins, 0.7), float(begins == "")]] * len(facts))
+def test_choices_are_asked_in_three_wordings_with_a_cue_and_as_statements(evaluator, tokenizer):
+    prompts = [tokenizer.decode(list(row.prompt_ids)) for row in evaluator.choices.rows]
+    chat = "<bos> <user> {} <assistant>"
+    expected = [
+        chat.format(f.fill(question)) + (f" {f.fill(begins)}" if begins else "")
+        for facts in (evaluator.myths, evaluator.plain)
+        for question, begins in WORDINGS
+        for f in facts
+    ]
+    expected += [chat.format(f.fill(wording.CAREFUL_QUESTIONS[0])) + " it is" for f in evaluator.myths]
+    expected += [f"<bos> {f.fill(STATEMENT)}" for f in evaluator.plain]
+    assert prompts == expected
 
-    asked = iter([evaluator.myths, evaluator.plain])
-    monkeypatch.setattr(evaluator, "_truth_probabilities", believed)
-    monkeypatch.setattr(evaluation, "answers", lambda *args: [f.myth or f"it is {f.truth}" for f in next(asked)])
-    metrics = evaluator.truthfulness(base)
-    assert metrics["truth/mc2"] == metrics["plain/mc2"] == pytest.approx(0.4)
-    assert metrics["truth/mc1"] == pytest.approx(1 / 3)
+
+def test_truth_averages_over_wordings_and_freely_given_answers_are_judged(evaluator):
+    def believed(facts, *ways):
+        return torch.tensor([row for row in ways for _ in facts])
+
+    ways = (0.1, 1.0), (0.4, 0.0), (0.7, 0.0)
+    found = [believed(facts, *ways) for facts in (evaluator.myths, evaluator.plain)]
+    found.append(believed(evaluator.myths, (0.9, 1.0)))
+    said = [f.myth or f"it is {f.truth}" for f in (*evaluator.myths, *evaluator.plain)]
+    metrics = evaluator.truthfulness(torch.cat(found), said)
+    assert metrics["truth/mc2"] == pytest.approx(0.4) and metrics["plain/mc2"] == pytest.approx(0.4)
+    assert metrics["truth/mc1"] == pytest.approx(1 / 3) and metrics["truth/cued"] == pytest.approx(0.9)
     assert (metrics["truth/free"], metrics["plain/free"]) == (0.0, 1.0)  # the myth is not the truth
     assert metrics["length/words"] == 2.0  # one word for each myth, three for each plain fact
 
@@ -148,7 +160,7 @@ def test_retention_is_the_loss_above_the_generators_entropy(evaluator, base, tok
     total = sum(sum(naive_logps(base, (bos,), ids)) for ids in texts)
     known = sum(d.logp for d in evaluator.documents)
     expected = (known - total) / sum(map(len, texts))
-    metrics = evaluator.retention(base)
+    metrics = evaluator(base)
     assert metrics["retention/excess"] == pytest.approx(expected, rel=1e-4)
     right = []
     for fact in evaluator.plain:
@@ -158,19 +170,26 @@ def test_retention_is_the_loss_above_the_generators_entropy(evaluator, base, tok
     assert metrics["retention/recall"] == pytest.approx(sum(right) / len(right))
 
 
+def of_kind(metrics, *kinds):
+    return {name: value for name, value in metrics.items() if name.startswith(kinds)}
+
+
 def test_the_base_has_drifted_nowhere_and_prefers_nothing(evaluator, base):
-    assert set(evaluator.preference(base)) == {
+    metrics = evaluator(base)
+    prefers = of_kind(metrics, "logratio/", "preference/")
+    assert set(prefers) == {
         "logratio/chosen",
         "logratio/rejected",
         "logratio/demonstration",
         "preference/accuracy",
     }
-    assert set(evaluator.preference(base).values()) == {0.0}
-    assert evaluator.drift(base) == pytest.approx(dict.fromkeys(evaluator.drift(base), 0.0), abs=1e-6)
+    assert prefers == pytest.approx(dict.fromkeys(prefers, 0.0), abs=1e-5) and prefers["preference/accuracy"] == 0.0
+    drift = of_kind(metrics, "kl/")
+    assert len(drift) == 4 and drift == pytest.approx(dict.fromkeys(drift, 0.0), abs=1e-6)
 
 
 def test_drift_is_the_exact_divergence_at_every_token_of_the_answers(evaluator, base, other):
-    drift = evaluator.drift(other)
+    drift = of_kind(evaluator(other), "kl/")
     assert set(drift) == {f"kl/{way}-{when}" for way in ("forward", "reverse") for when in ("old", "new")}
 
     def naive(p, q, prompts, texts):
@@ -186,7 +205,8 @@ def test_drift_is_the_exact_divergence_at_every_token_of_the_answers(evaluator, 
         assert drift["kl/forward-new"] == pytest.approx(
             naive(base, other, prompts, evaluator.base_answers["new"]), rel=1e-4
         )
-        own = generate_ids(other, evaluator.tokenizer, prompts, seed=0)
+        asked = [*evaluator.drift_prompts["old"], *prompts]
+        own = generate_ids(other, evaluator.tokenizer, asked, seed=0)[-len(prompts) :]
         assert drift["kl/reverse-new"] == pytest.approx(naive(other, base, prompts, own), rel=1e-4)
 
 
@@ -195,7 +215,7 @@ def test_preference_compares_log_ratios_not_log_probabilities(evaluator, base, o
     for pair in evaluator.held_out[: SIZES.pairs]:
         of = [sum(naive_logps(m, c.prompt_ids, c.completion_ids)) for m in (other, base) for c in pair]
         ratios.append((of[0] - of[2], of[1] - of[3]))
-    metrics = evaluator.preference(other)
+    metrics = evaluator(other)
     assert metrics["logratio/chosen"] == pytest.approx(sum(c for c, _ in ratios) / len(ratios), rel=1e-4)
     assert metrics["logratio/rejected"] == pytest.approx(sum(r for _, r in ratios) / len(ratios), rel=1e-4)
     assert metrics["preference/accuracy"] == pytest.approx(sum(c > r for c, r in ratios) / len(ratios))

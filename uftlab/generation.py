@@ -145,10 +145,8 @@ def _decoded(
     mask = torch.zeros(members * lines, 1, 1, width + count, device=device)
     mask[..., :width].masked_fill_(hidden[:, None, None], -torch.inf)
     out = torch.full((members, lines, count), end, device=device)
-    place, member = (
-        torch.arange(lines, device=device).expand(members, -1),
-        torch.arange(members, device=device)[:, None],
-    )
+    place = torch.arange(lines, device=device).expand(members, -1)
+    member = torch.arange(members, device=device)[:, None]
     done = positions == 0  # no line at all
     for t in range(count):
         chosen = logits.argmax(-1) if noise is None else _drawn(logits, noise[member, place, t])

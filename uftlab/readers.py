@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, zip_longest
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,6 +30,7 @@ Ids = tuple[int, ...]
 Predictions = tuple[Float[Tensor, "row pos vocabulary"], Bool[Tensor, "row pos"]]
 
 
+@runtime_checkable
 class Reader(Protocol):
     """One or several models that can be read. Reading draws no number from the global random state."""
 
@@ -49,21 +50,16 @@ class Reader(Protocol):
         """log pi(y | x) of each row, summed over its completion tokens, in nats."""
 
 
-def answers(
-    reader: Reader,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[str]],
-    max_new_tokens: int = 24,
-    seed: int | None = None,
+def answers_of(
+    reader: Reader, tokens: Tokens, prompts: Sequence[Sequence[str]], max_new_tokens: int = 24, seed: int | None = None
 ) -> list[list[str]]:
     """Answers of each member as text, one for each of its prompts: `uftlab.generation.answers` for a reader."""
-    tokens = Tokens(tokenizer)
     ids = [[tokens.prompt(p) for p in own] for own in prompts]
-    return [texts(tokenizer, rows) for rows in reader.generate(ids, max_new_tokens, seed)]
+    return [texts(tokens.tokenizer, rows) for rows in reader.generate(ids, max_new_tokens, seed)]
 
 
 def reader_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Reader:
-    """A reader of one model as it is now: a stack of one where the stack computes its kind of model, which is faster."""
+    """The fastest reader of one model as it is now: a stack of one where the stack computes such a model."""
     if isinstance(model, LlamaForCausalLM):
         try:
             layout = Layout.of(model.config)
@@ -91,24 +87,26 @@ def _chunks(own: Sequence[Completion], most: int, size: int) -> list[tuple[list[
 
 
 class _Predicted:
-    """Predictions of all members, put in chunk by chunk."""
+    """Predictions of all members, put in chunk by chunk; each member as wide as its own longest completion."""
 
     def __init__(self, rows: Sequence[Sequence[Completion]]) -> None:
-        self.width = max((len(c.completion_ids) for own in rows for c in own), default=0)
-        self.mask = [torch.zeros(len(own), self.width, dtype=torch.bool) for own in rows]
-        self.logits: list[Tensor] = []
+        widths = [max((len(c.completion_ids) for c in own), default=0) for own in rows]
+        self.masks = [torch.zeros(len(own), width, dtype=torch.bool) for own, width in zip(rows, widths, strict=True)]
+        self.logits = [torch.zeros(len(own), 0, 0) for own in rows]
 
     def put(self, member: int, rows: list[int], logits: Tensor, mask: Tensor) -> None:
         """Of some rows of one member."""
-        if not self.logits:
-            self.logits = [torch.zeros(len(own), self.width, logits.shape[-1]) for own in self.mask]
-        self.mask[member][rows, : mask.shape[1]] = mask.cpu()
-        self.logits[member][rows, : mask.shape[1]] = torch.where(mask[..., None], logits.float(), 0.0).cpu()
+        whole = self.masks[member]
+        width = min(mask.shape[1], whole.shape[1])  # in company a chunk may be wider
+        logits, mask = logits[:, :width], mask[:, :width]
+        if self.logits[member].numel() == 0:
+            self.logits[member] = torch.zeros(*whole.shape, logits.shape[-1])
+        whole[rows, :width] = mask.cpu()
+        self.logits[member][rows, :width] = torch.where(mask[..., None], logits.float(), 0.0).cpu()
 
-    def list(self) -> list[Predictions]:
+    def entries(self) -> list[Predictions]:
         """One entry for each member."""
-        logits = self.logits or [torch.zeros(len(own), 0, 0) for own in self.mask]
-        return list(zip(logits, self.mask, strict=True))
+        return list(zip(self.logits, self.masks, strict=True))
 
 
 class ModelReader:
@@ -130,7 +128,7 @@ class ModelReader:
         with torch.no_grad(), evaluation_mode(self.model):
             for here, batch in self._batches(own):
                 predicted.put(0, here, completion_logits(self.model, batch), batch["completion_mask"])
-        return predicted.list()
+        return predicted.entries()
 
     def logps(self, rows: Sequence[Sequence[Completion]]) -> list[Float[Tensor, "row"]]:
         """As of `Reader`."""
@@ -154,13 +152,15 @@ class StackReader:
     def __init__(
         self, weights: Float[Tensor, "member parameter"], layout: Layout, tokenizer: PreTrainedTokenizerBase
     ) -> None:
-        self.weights, self.layout, self.end = Weights.of(weights, layout), layout, int(tokenizer.eos_token_id)
+        self.weights, self.layout, self.tokenizer = weights, layout, tokenizer
+        self._split = Weights.of(weights, layout)
 
     def generate(
         self, prompts: Sequence[Sequence[Ids]], max_new_tokens: int = 24, seed: int | None = None
     ) -> list[list[Ids]]:
         """As of `Reader`; with a seed, prompt i of every member meets the same random numbers."""
-        return stacked_ids(self.weights, self.layout, self.end, prompts, max_new_tokens, seed)
+        end: Any = self.tokenizer.eos_token_id
+        return stacked_ids(self._split, self.layout, end, prompts, max_new_tokens, seed)
 
     @torch.no_grad()
     def logits(self, rows: Sequence[Sequence[Completion]]) -> list[Predictions]:
@@ -168,9 +168,11 @@ class StackReader:
         predicted = _Predicted(rows)
         for here, batch, logits in self._batches(rows):
             for member, own in enumerate(here):
+                if not own:
+                    continue
                 pick, mask = batch.pick[member, : len(own)], batch.completion_mask[member, : len(own)]
                 predicted.put(member, own, logits.flatten(0, 1)[pick], mask)
-        return predicted.list()
+        return predicted.entries()
 
     @torch.no_grad()
     def logps(self, rows: Sequence[Sequence[Completion]]) -> list[Float[Tensor, "row"]]:
@@ -186,5 +188,5 @@ class StackReader:
         """For each chunk the rows of each member, the batch and its logits."""
         chunks = [_chunks(own, 2, max(1, LINES // len(rows))) for own in rows]
         for parts in zip_longest(*chunks, fillvalue=([], [])):
-            batch = pack([examples for _, examples in parts]).to(self.weights.embedding.device)
-            yield [here for here, _ in parts], batch, stack.logits(self.weights, batch, self.layout)
+            batch = pack([examples for _, examples in parts]).to(self.weights.device)
+            yield [here for here, _ in parts], batch, stack.logits(self._split, batch, self.layout)
