@@ -10,7 +10,7 @@ from trials import TINY, WeightProbe, probe, random_base, trial_of
 from uftlab import cohort, study
 from uftlab.cohort import run_together, run_trial
 from uftlab.errors import InputError
-from uftlab.evaluation import Evaluator
+from uftlab.evaluation import Evaluator, measure
 from uftlab.methods import METHODS
 
 
@@ -129,6 +129,7 @@ def test_in_company_every_trial_comes_out_as_alone_and_shared_stages_are_trained
 def test_a_trial_with_the_real_evaluator(monkeypatch, tmp_path):
     monkeypatch.setattr(cohort, "load_base", random_base)
     monkeypatch.setattr(cohort, "Evaluator", Few)
+    monkeypatch.setattr(cohort, "measure", measure)
     cohort.materials.cache_clear()
     try:
         result = run_trial(trial_of("uft"), tmp_path)

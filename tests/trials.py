@@ -45,4 +45,4 @@ def probe(evaluators, reader):
     assert reader.weights.isfinite().all()
     digests = [hashlib.blake2b(row.cpu().numpy().tobytes(), digest_size=6).hexdigest() for row in reader.weights]
     norms = [float(row.norm()) for row in reader.weights]
-    return [{"digest": int(d, 16), "norm": n} for d, n in zip(digests, norms, strict=True)]
+    return [{"digest": float(int(d, 16)), "norm": n} for d, n in zip(digests, norms, strict=True)]

@@ -108,7 +108,7 @@ class _Run:
     materials: Materials
     weights: torch.Tensor
     stages: list[dict[str, Any]] = field(default_factory=list)
-    curves: list[dict[str, float]] = field(default_factory=list)
+    curves: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def done(self) -> int:
@@ -223,7 +223,7 @@ def _finish(job: _Job, weights: torch.Tensor, record: dict[str, Any]) -> None:
         run.stages.append(dict(kept))
 
 
-def _recorded(trained: TrainedStage, job: _Job, points: list[dict[str, float]]) -> dict[str, Any]:
+def _recorded(trained: TrainedStage, job: _Job, points: list[dict[str, Any]]) -> dict[str, Any]:
     return {**asdict(trained), "demonstrations": job.stage.demonstrations, "curve": points}
 
 
@@ -242,7 +242,7 @@ def _train_together(jobs: Sequence[_Job]) -> list[tuple[torch.Tensor, dict[str, 
         Member(job.first.weights, own.objective, own.settings, own.order, own.per_step)
         for job, own in zip(jobs, lessons, strict=True)
     ]
-    points: list[list[dict[str, float]]] = [[] for _ in jobs]
+    points: list[list[dict[str, Any]]] = [[] for _ in jobs]
 
     def watch(step: int, own: Sequence[int], weights: torch.Tensor) -> None:
         for m, metrics in zip(own, measure([jobs[m].first.materials.light for m in own], reader(weights)), strict=True):
@@ -262,7 +262,7 @@ class _Curve(TrainerCallback):
 
     def __init__(self, evaluate: Callable[[Any], dict[str, float]], at: frozenset[int]) -> None:
         self.evaluate, self.at = evaluate, at
-        self.points: list[dict[str, float]] = []
+        self.points: list[dict[str, Any]] = []
         self.done = 0  # counted here: a stage may be several trainers, each of which counts from 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
