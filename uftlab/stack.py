@@ -176,6 +176,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, eps):  # type: ignore[no-untyped-def, override]
+        """The normed state."""
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         y = x * scale
         ctx.save_for_backward(y, scale)
@@ -183,6 +184,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
+        """(g - y mean(g y)) times the scale that was found on the way forward."""
         y, scale = ctx.saved_tensors
         return torch.addcmul(grad, y, (grad * y).mean(-1, keepdim=True), value=-1).mul_(scale), None
 
