@@ -225,7 +225,7 @@ def measure(
     for done in range(total):
         name, threads = key = list(entered)[done % len(entered)]
         left = f", {(time.perf_counter() - begun) / done * (total - done):.0f} s left" if done else ""
-        say(f"repeat {done // len(entered) + 1} of {repeats}: {name}, {threads} threads{left}")
+        say(f"repeat {done // len(entered) + 1} of {repeats}: {name}, threads: {threads}{left}")
         gc.collect()  # what the last one left is not the next one's to clear
         torch.set_num_threads(threads)
         seconds[key].append(statistics.mean(entered[key]()))

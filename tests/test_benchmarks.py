@@ -75,7 +75,7 @@ def test_all_run_in_turn_and_a_repeat_counts_by_its_mean():
     said = []
     assert against_trl.measure(entered, 2, said.append) == {("a", 1): [2.5, 2.5], ("b", 1): [2.5, 2.5]}
     assert order == ["a", "b", "a", "b"]
-    assert len(said) == 4 and said[0].startswith("repeat 1 of 2: a, 1 threads")
+    assert len(said) == 4 and said[0].startswith("repeat 1 of 2: a, threads: 1")
 
 
 def test_the_engine_and_the_bare_step_give_one_number_for_each_step_after_the_warm_up():
