@@ -45,12 +45,15 @@ from transformers import TrainerCallback
 from uftlab.catalogue import Stage
 from uftlab.errors import InputError
 from uftlab.feedback import from_rows
-from uftlab.logps import ReferenceCache, completion_logps
-from uftlab.methods import fit, sources
-from uftlab.models import load_base, tiny_tokenizer
+from uftlab.logps import ReferenceCache
+from uftlab.methods import sources
+from uftlab.models import load_base, tiny_config, tiny_tokenizer
 from uftlab.objectives import objective_named
-from uftlab.tokens import Example, Tokens, collate, interleave
-from uftlab.trainer import Quiet, UFTTrainer
+from uftlab.packing import pack
+from uftlab.population import Member, train
+from uftlab.stack import Layout, Weights, flatten, logits, token_logps
+from uftlab.tokens import Example, Tokens, interleave
+from uftlab.trainer import Quiet
 from uftlab.world import World, pairs
 
 COMPLETIONS = 64  # of every contestant in every step
@@ -67,8 +70,9 @@ TRL: dict[str, dict[str, Any]] = {
         "train_sampling_strategy": "sequential",
     },
 }
-ENGINE = "UFTTrainer, in place of the vectorised engine"  # goes with the body of engine_seconds
-BARE = "padded batches"  # goes with the body of bare_seconds
+LAYOUT = Layout.of(tiny_config())
+ENGINE = "uftlab.population with one member"
+BARE = "uftlab.stack on packed batches, forward, backward and fused AdamW"
 Seconds = dict[tuple[str, int], list[float]]  # (contestant, threads) -> seconds a step, one number for each repeat
 
 
@@ -163,33 +167,31 @@ def trl_seconds(changes: dict[str, Any], table: Dataset, examples: Sequence[Exam
 
 
 def engine_seconds(objective_name: str, examples: Sequence[Example], per_step: int, steps: int) -> list[float]:
-    """Seconds of each of `steps` steps of `per_step` examples, after the warm-up.
+    """Seconds of each of `steps` steps of `per_step` examples, after the warm-up, by a population of one.
 
-    For now with UFTTrainer. To be replaced by the engine, and ENGINE with it:
-
-        from uftlab.population import Member, train
+    What it logs it works out at the end: that time is dealt out to the steps.
     """
-    objective, clock = objective_named(objective_name), Clock()
-    settings = {"learning_rate": objective.learning_rate, **objective.with_defaults({})}
-    wanted = {"max_steps": WARM_UP + steps, "per_device_train_batch_size": per_step, "use_cpu": True}
-    with tempfile.TemporaryDirectory() as folder:
-        policy, pad = load_base(0), tiny_tokenizer().pad_token_id
-        fit(UFTTrainer, policy, folder, examples, objective, settings, pad, [clock, Quiet()], **wanted)
-    return clock.seconds()
+    objective, ends = objective_named(objective_name), []
+    settings = {"learning_rate": objective.learning_rate}
+    member = Member(flatten(load_base(0).state_dict(), LAYOUT), objective, settings, examples, per_step)
+    at = range(1, WARM_UP + steps + 1)
+    train([member], LAYOUT, watch=lambda *_: ends.append(time.perf_counter()), at=at)
+    logging = (time.perf_counter() - ends[-1]) / len(ends)
+    return (np.diff(ends[WARM_UP - 1 :]) + logging).tolist()
 
 
 def bare_seconds(examples: Sequence[Example], per_step: int, steps: int) -> list[float]:
-    """Seconds of forward, backward and AdamW on the same completions and nothing else: what no trainer undercuts.
+    """Seconds of forward, backward and AdamW on the same tokens and nothing else: what no engine undercuts.
 
-    For now on padded batches, made beforehand: transformers' Llama cannot leave the padding out on a CPU. To be
-    replaced by the same on the unpadded tokens, and BARE with it.
+    The lean Llama of the engine on batches packed beforehand, so that the ratio is what losses, data, metrics and an
+    optimiser of many learning rates cost on top.
     """
-    model, pad, ends = load_base(0).train(), tiny_tokenizer().pad_token_id, []
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    weights = flatten(load_base(0).state_dict(), LAYOUT)[None].requires_grad_()
+    optimiser, ends = torch.optim.AdamW([weights], lr=1e-6, fused=True), []
     starts = range(0, (WARM_UP + steps) * per_step, per_step)
-    batches = [collate(examples[start : start + per_step], pad) for start in starts]
-    for batch in batches:
-        (-completion_logps(model, batch).mean()).backward()
+    for batch in [pack([examples[start : start + per_step]]) for start in starts]:
+        logps = token_logps(logits(Weights.of(weights, LAYOUT), batch, LAYOUT), batch)
+        (-logps.sum() / COMPLETIONS).backward()
         optimiser.step()
         optimiser.zero_grad()
         ends.append(time.perf_counter())
