@@ -243,8 +243,10 @@ class Evaluator:
 
     def divergence(self, way: str, p: Predictions, q: Predictions) -> dict[str, float]:
         """Mean over answers drawn from p of the summed per-token KL(p||q): exact per token, sampled over prefixes."""
-        per_answer = token_kl(p[0], q[0], p[1]).sum(-1)
-        parts = per_answer.split([len(prompts) for prompts in self.drift_prompts.values()])
+        mask = p[1]
+        per_token = torch.zeros(mask.shape)
+        per_token[mask] = token_kl(p[0][mask][None], q[0][mask][None], mask[mask][None])[0]
+        parts = per_token.sum(-1).split([len(prompts) for prompts in self.drift_prompts.values()])
         return {f"kl/{way}-{name}": part.mean().item() for name, part in zip(self.drift_prompts, parts, strict=True)}
 
     # ------------------------------------------------------------------------------------- helpers

@@ -19,7 +19,7 @@ from uftlab.packing import pack
 from uftlab.stack import Layout, Weights
 from uftlab.tokens import Completion, Tokens
 
-LINES = 1024  # that are decoded at a time, over all members
+LINES = 512  # that are decoded at a time, over all members
 SHRINK = 0.8  # finished lines are dropped when no member has more than this share of its lines left
 
 

@@ -94,15 +94,16 @@ class _Predicted:
         self.masks = [torch.zeros(len(own), width, dtype=torch.bool) for own, width in zip(rows, widths, strict=True)]
         self.logits = [torch.zeros(len(own), 0, 0) for own in rows]
 
-    def put(self, member: int, rows: list[int], logits: Tensor, mask: Tensor) -> None:
-        """Of some rows of one member."""
-        whole = self.masks[member]
-        width = min(mask.shape[1], whole.shape[1])  # in company a chunk may be wider
-        logits, mask = logits[:, :width], mask[:, :width]
+    def put(
+        self, member: int, rows: list[int], logits: Float[Tensor, "token vocabulary"], mask: Bool[Tensor, "row pos"]
+    ) -> None:
+        """Of the completion tokens of some rows of one member, row by row."""
         if self.logits[member].numel() == 0:
-            self.logits[member] = torch.zeros(*whole.shape, logits.shape[-1])
-        whole[rows, :width] = mask.cpu()
-        self.logits[member][rows, :width] = torch.where(mask[..., None], logits.float(), 0.0).cpu()
+            self.logits[member] = torch.zeros(*self.masks[member].shape, logits.shape[-1])
+        row, column = mask.cpu().nonzero(as_tuple=True)
+        row = torch.tensor(rows)[row]
+        self.masks[member][row, column] = True
+        self.logits[member][row, column] = logits.float().cpu()
 
     def entries(self) -> list[Predictions]:
         """One entry for each member."""
@@ -127,7 +128,8 @@ class ModelReader:
         (own,), predicted = rows, _Predicted(rows)
         with torch.no_grad(), evaluation_mode(self.model):
             for here, batch in self._batches(own):
-                predicted.put(0, here, completion_logits(self.model, batch), batch["completion_mask"])
+                mask = batch["completion_mask"]
+                predicted.put(0, here, completion_logits(self.model, batch)[mask], mask)
         return predicted.entries()
 
     def logps(self, rows: Sequence[Sequence[Completion]]) -> list[Float[Tensor, "row"]]:
@@ -171,7 +173,7 @@ class StackReader:
                 if not own:
                     continue
                 pick, mask = batch.pick[member, : len(own)], batch.completion_mask[member, : len(own)]
-                predicted.put(member, own, logits.flatten(0, 1)[pick], mask)
+                predicted.put(member, own, logits.flatten(0, 1)[pick[mask]], mask)
         return predicted.entries()
 
     @torch.no_grad()
