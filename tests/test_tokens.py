@@ -107,6 +107,12 @@ def test_chat_messages_and_strings_give_the_same_ids(tokenizer):
     assert tokens.completion(prompt, "blue") == tokens.completion("what is it ?", completion)
 
 
+def test_many_prompts_at_once_have_the_ids_of_each(tokenizer):
+    tokens, asked = Tokens(tokenizer), ["what is the food of babo ?", [{"role": "user", "content": "hello"}]]
+    assert tokens.prompts(asked) == [tokens.prompt(prompt) for prompt in asked]
+    assert tokens.prompts([]) == []
+
+
 def test_earlier_turns_belong_to_the_prompt(tokenizer):
     prompt = [
         {"role": "user", "content": "hello"},

@@ -124,7 +124,7 @@ class Evaluator:
     def prompts(self) -> list[tuple[int, ...]]:
         """To be answered greedily: with instructions, then on myths, then on plain facts."""
         free = [f.fill(wording.QUESTIONS[3]) for f in (*self.myths, *self.plain)]
-        return [self.tokens.prompt(text) for text in (*(r["prompt"] for r in self.instructed), *free)]
+        return self.tokens.prompts([*(r["prompt"] for r in self.instructed), *free])
 
     @cached_property
     def choices(self) -> Choices:
@@ -132,7 +132,8 @@ class Evaluator:
         asked = [(f, *w) for facts in (self.myths, self.plain) for w in WORDINGS for f in facts]
         asked += [(f, wording.CAREFUL_QUESTIONS[0], "it is") for f in self.myths]
         begun = self._ids([f.fill(begins) for f, _, begins in asked])
-        prompts = [(*self.tokens.prompt(f.fill(q)), *begin) for (f, q, _), begin in zip(asked, begun, strict=True)]
+        questions = self.tokens.prompts([f.fill(question) for f, question, _ in asked])
+        prompts = [(*question, *begin) for question, begin in zip(questions, begun, strict=True)]
         bos: Any = self.tokenizer.bos_token_id
         prompts += [(bos, *ids) for ids in self._ids([f.fill(STATEMENT) for f in self.plain])]
         facts = [f for f, _, _ in asked] + self.plain

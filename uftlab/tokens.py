@@ -86,6 +86,13 @@ class Tokens:
         """Ids of a prompt, up to where the model starts to speak."""
         return self._ids(self._prompt_text(prompt))
 
+    def prompts(self, prompts: Sequence[str | list[dict]]) -> list[tuple[int, ...]]:
+        """The same for many at once, which takes half the time."""
+        lines = [self._prompt_text(prompt) for prompt in prompts]
+        if not lines:
+            return []  # what the library's tokenizers do not take
+        return [tuple(ids) for ids in self.tokenizer(lines, add_special_tokens=False)["input_ids"]]
+
     def completion(self, prompt: str | list[dict], completion: str | list[dict]) -> tuple[int, ...]:
         """Ids of a completion with the token that ends it, tokenised on its own: the boundary is exact."""
         if self.tokenizer.chat_template is None:
