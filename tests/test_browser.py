@@ -138,3 +138,17 @@ def test_nothing_overlaps_in_a_wide_or_narrow_window(running, width):
     tracks = page.locator(".uftlab:has(.js-plotly-plot) .noUi-base")
     assert tracks.evaluate_all("all => all.filter((e) => e.clientWidth < 100).length") == 0
     page.set_viewport_size({"width": 1280, "height": 720})
+
+
+HEIGHTS = "() => [...document.querySelectorAll('.js-plotly-plot')].map((e) => e.getBoundingClientRect().height)"
+
+
+def test_figures_stay_when_the_window_changes_its_height_alone(running):
+    page, _, _ = running
+    before = page.evaluate(HEIGHTS)
+    assert len(before) > 2 and min(before) > 400
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.wait_for_timeout(1500)  # longer than JupyterLab waits before it resizes
+    after = page.evaluate(HEIGHTS)
+    page.set_viewport_size({"width": 1280, "height": 720})
+    assert after == pytest.approx(before, abs=1)

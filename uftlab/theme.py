@@ -155,7 +155,9 @@ def bundle(fig: go.Figure) -> dict[str, Any]:
         "</script>"
     )
     title = (fig.layout.title.text or "figure without a title").replace("<br>", " ")
-    stored = {**json.loads(fig.to_json()), "config": CONFIG}
+    # JupyterLab resizes what it draws; were plotly.js to do so as well, a window that changes its height alone would
+    # leave the figure without any
+    stored = {**json.loads(fig.to_json()), "config": {**CONFIG, "responsive": False}}
     return {MIMETYPE: stored, "text/html": library + drawing, "text/plain": title}
 
 
