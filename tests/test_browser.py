@@ -152,3 +152,20 @@ def test_figures_stay_when_the_window_changes_its_height_alone(running):
     after = page.evaluate(HEIGHTS)
     page.set_viewport_size({"width": 1280, "height": 720})
     assert after == pytest.approx(before, abs=1)
+
+
+FILLED = """() => { const plot = document.querySelector(".uftlab .js-plotly-plot");
+  return plot.clientWidth > 0 && Math.abs(plot.clientWidth - plot.querySelector(".main-svg").clientWidth) <= 1; }"""
+
+
+def test_the_figure_of_the_explorer_has_the_width_that_there_is(running):
+    """When it is first seen, and when there is more or less room though the window stays."""
+    page, _, _ = running
+    page.wait_for_function(FILLED)
+    width = page.locator(driver.PLOT).evaluate("(plot) => plot.clientWidth")
+    page.keyboard.press("Control+b")  # the list of files
+    page.wait_for_function(f"(width) => document.querySelector('{driver.PLOT}').clientWidth > width + 100", arg=width)
+    page.wait_for_function(FILLED)
+    page.keyboard.press("Control+b")
+    page.wait_for_function(f"(width) => document.querySelector('{driver.PLOT}').clientWidth === width", arg=width)
+    page.wait_for_function(FILLED)
