@@ -103,6 +103,11 @@ def lines(text: str, width: int = 48) -> str:
     return text if "<br>" in text else "<br>".join(textwrap.wrap(text, width, break_long_words=False))
 
 
+def _title(text: str) -> dict[str, Any]:
+    """A title lower by half a line for every further line: plotly would move the first one up to the edge."""
+    return {"text": text, "pad": {"t": 20 + 15 * text.count("<br>")}}
+
+
 def figure(*traces: Any, title: str = "", x: str = "", y: str = "", **layout: Any) -> go.Figure:
     """A plain figure in the house template: traces, a title that says what to see, axes with their units.
 
@@ -112,7 +117,7 @@ def figure(*traces: Any, title: str = "", x: str = "", y: str = "", **layout: An
     fig, title = go.Figure(list(traces)), lines(title)
     more = 30 * title.count("<br>")  # the room of every further line of the title
     room = {"height": HEIGHT + more, "margin_t": 75 + more}
-    fig.update_layout(template="uftlab", title_text=title, **room, autosize=True, uirevision="keep")
+    fig.update_layout(template="uftlab", title=_title(title), **room, autosize=True, uirevision="keep")
     fig.update_xaxes(title_text=x)
     fig.update_yaxes(title_text=y)
     return fig.update_layout(**layout)
@@ -139,7 +144,7 @@ def panels(
     top = 110 if title else 50
     layout = {
         "template": "uftlab",
-        "title_text": lines(title),
+        "title": _title(lines(title)),
         "height": HEIGHT + top - 70,
         "autosize": True,
         "uirevision": "keep",
