@@ -138,3 +138,34 @@ def test_nothing_overlaps_in_a_wide_or_narrow_window(running, width):
     tracks = page.locator(".uftlab:has(.js-plotly-plot) .noUi-base")
     assert tracks.evaluate_all("all => all.filter((e) => e.clientWidth < 100).length") == 0
     page.set_viewport_size({"width": 1280, "height": 720})
+
+
+HEIGHTS = "() => [...document.querySelectorAll('.js-plotly-plot')].map((e) => e.getBoundingClientRect().height)"
+
+
+def test_figures_stay_when_the_window_changes_its_height_alone(running):
+    page, _, _ = running
+    before = page.evaluate(HEIGHTS)
+    assert len(before) > 2 and min(before) > 400
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.wait_for_timeout(1500)  # longer than JupyterLab waits before it resizes
+    after = page.evaluate(HEIGHTS)
+    page.set_viewport_size({"width": 1280, "height": 720})
+    assert after == pytest.approx(before, abs=1)
+
+
+FILLED = """() => { const plot = document.querySelector(".uftlab .js-plotly-plot");
+  return plot.clientWidth > 0 && Math.abs(plot.clientWidth - plot.querySelector(".main-svg").clientWidth) <= 1; }"""
+
+
+def test_the_figure_of_the_explorer_has_the_width_that_there_is(running):
+    """When it is first seen, and when there is more or less room though the window stays."""
+    page, _, _ = running
+    page.wait_for_function(FILLED)
+    width = page.locator(driver.PLOT).evaluate("(plot) => plot.clientWidth")
+    page.keyboard.press("Control+b")  # the list of files
+    page.wait_for_function(f"(width) => document.querySelector('{driver.PLOT}').clientWidth > width + 100", arg=width)
+    page.wait_for_function(FILLED)
+    page.keyboard.press("Control+b")
+    page.wait_for_function(f"(width) => document.querySelector('{driver.PLOT}').clientWidth === width", arg=width)
+    page.wait_for_function(FILLED)

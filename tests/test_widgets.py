@@ -237,6 +237,13 @@ def test_series_differ_without_colour():
     assert len({line.line.dash for line in lines}) == len({line.marker.symbol for line in lines}) == len(theme.COLOURS)
 
 
+def test_a_long_title_takes_lines_and_room_and_a_broken_one_stays():
+    long = theme.figure(title="UFT on demonstrations: instructions followed at each value of beta")
+    assert long.layout.title.text == "UFT on demonstrations: instructions followed at<br>each value of beta"
+    assert (long.layout.height, long.layout.title.pad.t) == (theme.HEIGHT + 30, 35)
+    assert theme.panels(["a"], ["x"], ["y"], "short<br>and broken").layout.title.text == "short<br>and broken"
+
+
 def test_importing_the_theme_leaves_plotlys_default_alone():
     import plotly.io as pio
 

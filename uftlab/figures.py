@@ -118,10 +118,10 @@ def before_after(summary: pd.DataFrame, metric: str = "instruction/strict") -> g
     )
 
 
-def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str) -> go.Figure:
+def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str, title: str = "") -> go.Figure:
     """Mean over seeds of one metric along training, one line per method; `curves` is `results.curve_summary`."""
     fig = theme.figure(
-        title=f"Along training: {label_of(metric)}",
+        title=title or f"Along training: {label_of(metric).split(' (')[0]}",
         x="optimiser steps of 32 completions<br>(stage two begins half-way in pipelines)",
         y=_axis(metric),
     )

@@ -30,7 +30,7 @@ EDGES = np.linspace(-4, 8, 25)  # of the bins of rewards; what lies beyond is co
 WALL = 5.0  # where the panel of pairs ends; what lies beyond is drawn at the wall
 FULL = 3.0  # nats at which a colour is as strong as it gets
 NOTHING, GREY = 0.005, "#9A9A9A"  # nats below which two decimals are 0.00, and the frame of such a word
-LEGEND = "▲ solid: likelier than under the reference. ▼ dashed: less likely. Grey: unmoved. Numbers: nats of each word."
+LEGEND = "▲ solid: likelier than under the reference. ▼ dashed: less likely. Grey: unmoved. Numbers: nats."
 
 
 def bars(found: Sequence[Interval]) -> dict[str, Any]:
@@ -43,7 +43,12 @@ def bars(found: Sequence[Interval]) -> dict[str, Any]:
 def grouped_bars(found: Mapping[str, Mapping[str, Interval]], title: str, x: str, y: str, **layout: Any) -> go.Figure:
     """Bars with their intervals: `found` maps a series to category -> interval; all have the same categories."""
     traces = [
-        go.Bar(x=list(own), y=[i.mean for i in own.values()], error_y=bars(list(own.values())), name=name)
+        go.Bar(
+            x=[theme.lines(name, 10) for name in own],
+            y=[i.mean for i in own.values()],
+            error_y=bars(list(own.values())),
+            name=name,
+        )
         for name, own in found.items()
     ]
     return theme.figure(*traces, title=title, x=x, y=y, **layout)
@@ -228,7 +233,7 @@ def desk(
     for control in controls.values():
         control.style.description_width = "110px"
     for name in ("row", "prompt", "completion"):
-        controls[name].layout.width = "min(100%, 900px)"
+        controls[name].layout.width = "min(calc(100% - 4px), 900px)"  # less the margins
     for name in ("run", "own"):
         controls[name].style.button_width = "auto"
     spoken, painting = Spoken(), ipywidgets.HTML()

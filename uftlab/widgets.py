@@ -69,6 +69,9 @@ class _Names(anywidget.AnyWidget):
     slider's handle gets its name and its value (of a logarithmic one the page would know the exponent only), a row
     of buttons its name and which of them is pressed.
 
+    A figure that was drawn where nobody saw it is 700 pixels wide, and plotly.js looks again only when the window
+    changes: this tells it so whenever there is more room or less.
+
     It looks at the page and never at messages: a page that is busy with plotly.js for more than two seconds may
     cut anywidget's off. For the same reason it is made before the figure.
     """
@@ -91,7 +94,7 @@ class _Names(anywidget.AnyWidget):
       }
     }
     export default { render({ el }) {
-      let observer = null;
+      let observer = null, sizes = null;
       const find = () => {
         const box = el.closest(".uftlab");
         const [controls, line] = [".uftlab-controls", ".uftlab-line .widget-html-content"].map(
@@ -100,10 +103,15 @@ class _Names(anywidget.AnyWidget):
         observer = new MutationObserver(() => requestAnimationFrame(() => name(controls, line)));
         observer.observe(controls, { subtree: true, childList: true, attributeFilter: ["class"] });
         observer.observe(line, { childList: true });
+        sizes = new ResizeObserver(() => {
+          const plot = box.querySelector(".js-plotly-plot"), drawn = plot?.querySelector(".main-svg");
+          if (drawn && Math.abs(plot.clientWidth - drawn.clientWidth) > 1) dispatchEvent(new Event("resize"));
+        });
+        sizes.observe(box);
         name(controls, line);
       };
       find();
-      return () => observer?.disconnect();
+      return () => { observer?.disconnect(); sizes?.disconnect(); };
     } };
     """
 

@@ -33,14 +33,15 @@ def _marker(role: str) -> dict:
 def probabilities_by_role(by_role: pd.DataFrame) -> go.Figure:
     """`beliefs.by_role` as grouped bars: truth, myth and the other values for each kind of question."""
     fig = theme.figure(
-        title="Plain questions get the myth, careful ones the truth",
-        y="probability among six values",
+        title="Plain questions get the myth,<br>careful ones the truth",
+        y="probability<br>among six values",
         yaxis_range=[0, 1.09],
         barmode="group",
     )
     for role in ROLES:
         rows = by_role[by_role["role"] == role]
-        bar = go.Bar(x=rows["kind"], y=rows["mean"], error_y=_bars(rows), name=ROLE_NAMES[role], marker=_marker(role))
+        kinds = [theme.lines(kind, 16) for kind in rows["kind"]]
+        bar = go.Bar(x=kinds, y=rows["mean"], error_y=_bars(rows), name=ROLE_NAMES[role], marker=_marker(role))
         fig.add_trace(bar)
     return fig
 
@@ -50,7 +51,8 @@ def six_values(rows: pd.DataFrame, title: str) -> go.Figure:
 
     Four traces always, some of them empty: truth, myth, other values, and the text as a diamond.
     """
-    fig = theme.figure(title=title, x="value, and its probability", y="probability", barmode="overlay")
+    room = {"height": theme.HEIGHT + 30, "margin_t": 105}  # of two lines, so that nothing jumps with the title
+    fig = theme.figure(title=title, x="value, and its probability", y="probability", barmode="overlay", **room)
     for role in ROLES:
         heights = [p if r == role else None for p, r in zip(rows["probability"], rows["role"], strict=True)]
         fig.add_trace(go.Bar(x=rows["value"], y=heights, name=ROLE_NAMES[role]).update(marker=_marker(role)))
@@ -73,7 +75,7 @@ def followed(shares: pd.DataFrame) -> go.Figure:
     return theme.figure(
         worlds,
         mean,
-        title="Untrained, the base never obeys from the first word on",
+        title="Untrained, the base never obeys<br>from the first word on",
         x="share of answers accepted strictly",
         xaxis_range=[-0.04, 1.04],
         yaxis={"categoryorder": "array", "categoryarray": order[::-1]},
@@ -95,7 +97,7 @@ def lengths(words: Mapping[str, Sequence[int]], title: str) -> go.Figure:
 def scores_by_length(scores: pd.DataFrame) -> go.Figure:
     """Mean score of short and long answers for each claim; rows (claim, length, mean, low, high)."""
     fig = theme.figure(
-        title="A long answer scores a little more, whatever it claims",
+        title="A long answer scores a little more,<br>whatever it claims",
         x="what the answer claims",
         y="mean score",
         yaxis_range=[0, 1.09],
