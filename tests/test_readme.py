@@ -79,3 +79,15 @@ def test_the_python_example_prints_a_scored_row():
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert "'score': 1.0" in ended.stdout
+
+
+def test_how_fast_is_what_was_measured():
+    section = README.split("## How fast")[1].split("\n## ")[0]
+    stored = ROOT / "data" / "results" / "benchmarks"
+    trl, stack = (json.loads((stored / f"{name}.json").read_text()) for name in ("against_trl", "population"))
+    found = [float(text) for text in re.findall(r"\*\*([\d.]+)\*\*", section)]
+    keys = ("speedup_default", "speedup_precomputed", "speedup_matched", "over_bare_step")
+    assert found == [round(trl[key], 1 if key != "over_bare_step" else 2) for key in keys] + [
+        round(stack["speedup_over_trainer"], 1)
+    ]
+    assert trl["cpu"].split(",")[0] in section and "no GPU" in section
