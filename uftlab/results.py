@@ -60,6 +60,11 @@ IN_SHORT: tuple[tuple[str, str], ...] = (
     ("uft minus sft-then-dpo", "instruction/strict"),
     ("uft minus sft-plus-dpo", "instruction/strict"),
     ("uft minus sft-plus-dpo", "truth/mc2"),
+    ("uft-then-una minus sft-then-dpo", "truth/mc2"),
+    ("sft-plus-dpo minus sft-then-dpo", "instruction/strict"),
+    ("uft minus uft-then-una", "instruction/strict"),
+    ("uft minus uft-then-una", "truth/mc2"),
+    ("sft-plus-dpo minus sft-then-dpo", "truth/mc2"),
     ("sft-plus-dpo minus sft-then-dpo", "retention/excess"),
     ("uft minus sft-plus-dpo", "retention/excess"),
 )
