@@ -20,7 +20,7 @@ from transformers import get_scheduler
 from uftlab.errors import InputError
 from uftlab.packing import Packed, pack
 from uftlab.stack import Layout, Weights, logits, token_logps
-from uftlab.terms import Objective, Positions, Rows, batch_metrics
+from uftlab.terms import Objective, Positions, Rows, mean_metrics
 from uftlab.tokens import ROLE_INDEX, Example
 from uftlab.trainer import training_arguments
 
@@ -81,14 +81,14 @@ class _Group:
     """Members that share an objective and the places of the roles: their losses are one function, mapped."""
 
     objective: Objective
-    roles: tuple[str, ...]
     role: Int[Tensor, "completion"]
+    spans: dict[str, slice]
     members: Int[Tensor, "member"]
     settings: dict[str, Float[Tensor, "member"]]
 
     def losses(self, logps: Tensor, batch: Packed, policy: Tensor, reference: Tensor | None) -> Float[Tensor, "member"]:
         """The scalar that each member minimises."""
-        own, width = self.members, len(self.roles)
+        own, width = self.members, len(self.role)
         given = {
             "logps": logps[own, :width],
             "mask": batch.completion_mask[own, :width],
@@ -111,8 +111,8 @@ class _Group:
         if self.objective.tokens:
             both = given.get("policy_logits"), given.get("reference_logits")
             positions = Positions(given["ids"], given["mask"], given["logps"], *both)
-        sums, spans = given["logps"].sum(-1), spans_of(self.roles)
-        rows = Rows(sums, given["reference"], given["scores"], self.role, positions, spans)
+        sums = given["logps"].sum(-1)
+        rows = Rows(sums, given["reference"], given["scores"], self.role, positions, self.spans)
         counts = self.objective.counts({"completion_mask": given["mask"], "role": self.role})
         return self.objective.loss(rows, settings, counts)
 
@@ -135,19 +135,17 @@ def spans_of(roles: Sequence[str]) -> dict[str, slice]:
 
 
 def _groups(members: Sequence[Member], device: torch.device) -> list[_Group]:
-    keys = [(member.objective, member.roles()) for member in members]
-    distinct: list[tuple[Objective, tuple[str, ...]]] = []
-    for key in keys:
-        if not any(key[0] is other[0] and key[1] == other[1] for other in distinct):
-            distinct.append(key)
+    alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+    for number, member in enumerate(members):
+        alike.setdefault((id(member.objective), member.roles()), []).append(number)
     groups = []
-    for objective, roles in distinct:
-        own = [i for i, key in enumerate(keys) if key[0] is objective and key[1] == roles]
+    for (_, roles), own in alike.items():
+        objective = members[own[0]].objective
         changed = [{k: v for k, v in members[i].settings.items() if k != "learning_rate"} for i in own]
         full = [objective.with_defaults(settings) for settings in changed]
         settings = {name: torch.tensor([float(s[name]) for s in full], device=device) for name in objective.settings}
         role = torch.tensor([ROLE_INDEX[role] for role in roles], device=device)
-        groups.append(_Group(objective, roles, role, torch.tensor(own, device=device), settings))
+        groups.append(_Group(objective, role, spans_of(roles), torch.tensor(own, device=device), settings))
     return groups
 
 
@@ -300,7 +298,7 @@ def _train(
     for group in groups:
         for m, index in enumerate(group.members.tolist()):
             settings = {name: float(value[m]) for name, value in group.settings.items()}
-            made = _metrics(group, settings, [part[:, index, : len(group.roles)] for part in stacked])
+            made = _metrics(group, settings, [part[:, index, : len(group.role)] for part in stacked])
             rate = members[index].settings["learning_rate"]
             histories[index] = _history(values[:, index], made, [rate * f for f in factors], logging_steps)
     return Trained(weights.detach(), histories)
@@ -308,28 +306,20 @@ def _train(
 
 def _metrics(
     group: _Group, settings: Mapping[str, float], seen: Sequence[Float[Tensor, "step completion"]]
-) -> Iterator[dict[str, float]]:
+) -> Iterator[dict[str, Tensor]]:
     """The metrics of each step of one member, as `UFTTrainer` logs them."""
     role = group.role.cpu()
     for logps, reference, scores in zip(*seen, strict=True):
-        metrics = batch_metrics(Rows(logps, reference, scores, role), settings.get("beta", 1.0))
-        if not group.objective.reference:
-            metrics = {name: value for name, value in metrics.items() if not name.startswith("reward/")}
-        yield {name: float(value) for name, value in metrics.items()}
+        yield group.objective.metrics(Rows(logps, reference, scores, role), settings)
 
 
 def _history(
-    losses: Float[Tensor, "step"], metrics: Iterator[dict[str, float]], rates: Sequence[float], every: int
+    losses: Float[Tensor, "step"], metrics: Iterator[dict[str, Tensor]], rates: Sequence[float], every: int
 ) -> list[dict[str, float]]:
     """Means over windows of so many steps; what does not fill a window is left out, as the library does."""
     history = []
     for end in range(every, len(losses) + 1, every):
-        window = list(islice(metrics, every))
-        names = sorted({name for entry in window for name in entry})
-        means = {}
-        for name in names:
-            values = [entry[name] for entry in window if name in entry]
-            means[name] = sum(values) / len(values)
-        entry = {"loss": float(losses[end - every : end].mean()), "learning_rate": rates[end - 1], **means}
-        history.append({**entry, "epoch": end / len(losses), "step": float(end)})
+        entry = {"loss": float(losses[end - every : end].mean()), "learning_rate": rates[end - 1]}
+        means = mean_metrics(list(islice(metrics, every)))
+        history.append({**entry, **means, "epoch": end / len(losses), "step": float(end)})
     return history

@@ -217,6 +217,20 @@ class Objective:
             total = total + weight * term.loss(rows, settings).sum() / count.clamp(min=1)
         return total
 
+    def metrics(self, rows: Rows, settings: Mapping[str, float]) -> dict[str, Float[Tensor, ""]]:
+        """What is logged of a batch: `batch_metrics`, but no rewards (NaN, and an accuracy of 0) where no reference is read."""
+        metrics = batch_metrics(rows, settings.get("beta", 1.0))
+        return {name: value for name, value in metrics.items() if self.reference or not name.startswith("reward/")}
+
+
+def mean_metrics(entries: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """The mean of each metric over the batches that have it, by name. {a: 1}, {a: 2, b: 5}: a 1.5, b 5."""
+    found: dict[str, list[Tensor]] = {}
+    for entry in entries:
+        for name, value in entry.items():
+            found.setdefault(name, []).append(value)
+    return {name: torch.stack(values).mean().item() for name, values in sorted(found.items())}
+
 
 def batch_metrics(rows: Rows, beta: float) -> dict[str, Float[Tensor, ""]]:
     """Rewards (beta included) and log-probabilities of a batch, under the same names for every objective.

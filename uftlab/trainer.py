@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from uftlab.logps import as_reference, completion_ids, completion_logits, completion_logps, gather_logps
 from uftlab.models import frozen_copy
-from uftlab.terms import Objective, Positions, Rows, batch_metrics
+from uftlab.terms import Objective, Positions, Rows, mean_metrics
 from uftlab.tokens import Example, collate
 
 logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
@@ -121,10 +121,7 @@ class UFTTrainer(Trainer):
         counts = self.objective.counts(inputs) if num_items_in_batch is None else num_items_in_batch
         # gradients are averaged over processes while the counts are global, hence the factor
         loss = self.objective.loss(rows, self.settings, counts) * self.args.world_size
-        metrics = batch_metrics(rows, self.settings.get("beta", 1.0))
-        if not self.objective.reference:  # rewards need one: NaN would be logged, and an accuracy of 0
-            metrics = {name: value for name, value in metrics.items() if not name.startswith("reward/")}
-        self._metrics.append(metrics)
+        self._metrics.append(self.objective.metrics(rows, self.settings))
         return (loss, {"logps": logps}) if return_outputs else loss
 
     def _positions(self, model: nn.Module, inputs: dict[str, Tensor]) -> Positions:
@@ -140,9 +137,6 @@ class UFTTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means of the batch metrics since the last call."""
-        names = {name for metrics in self._metrics for name in metrics}
-        for name in sorted(names):
-            values = [metrics[name] for metrics in self._metrics if name in metrics]
-            logs[name] = torch.stack(values).mean().item()
+        logs.update(mean_metrics(self._metrics))
         self._metrics.clear()
         super().log(logs, *args, **kwargs)
