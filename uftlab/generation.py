@@ -138,7 +138,7 @@ def _decoded(
     kept: stack.Cache = []
     logits = stack.logits(weights, batch, layout, kept)
     positions = torch.tensor([[*map(len, own), *[0] * (lines - len(own))] for own in prompts], device=device)
-    width = batch.mask.shape[-1]
+    width = batch.columns
     # new keys, values and places in the mask lie after the widest prompt; the mask ends at each line's own prompt
     cache = [(F.pad(keys, (0, 0, 0, count)), F.pad(values, (0, 0, 0, count))) for keys, values in kept]
     hidden = (torch.arange(width, device=device) >= positions[..., None]).flatten(0, 1)

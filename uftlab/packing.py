@@ -35,8 +35,9 @@ class Packed:
         ids, positions: of each token; 0 where a member has fewer tokens than the longest.
         content: which token lies at each place of the rectangle of lines and columns; any where there is none.
         place: where each token lies in the rectangle.
-        mask: 0 where a token may look, minus infinity elsewhere.
-        reads: the tokens that predict completion tokens; `read_content`, `read_place` and `read_mask` are theirs.
+        prompt, fork: the column after the prompt of each line, and the one where its second completion begins.
+        reads: the tokens that predict completion tokens; `read_content` and `read_place` are theirs.
+        read_column: where in its line each token of the rectangle of reads lies.
         targets: the completion tokens.
         pick: for each completion and column the read that predicts it; `completion_mask` says where there is one.
         scores, reference_logps: of each completion, as in `uftlab.tokens.collate`; NaN where there is none.
@@ -46,16 +47,40 @@ class Packed:
     positions: Int[Tensor, "member token"]
     content: Int[Tensor, "places"]
     place: Int[Tensor, "tokens"]
-    mask: Float[Tensor, "line 1 column column"]
+    prompt: Int[Tensor, "line"]
+    fork: Int[Tensor, "line"]
     reads: Int[Tensor, "reads"]
     read_content: Int[Tensor, "read_places"]
     read_place: Int[Tensor, "reads"]
-    read_mask: Float[Tensor, "line 1 read_column column"]
+    read_column: Int[Tensor, "line read_width"]
     targets: Int[Tensor, "member read"]
     pick: Int[Tensor, "member completion pos"]
     completion_mask: Bool[Tensor, "member completion pos"]
     scores: Float[Tensor, "member completion"]
     reference_logps: Float[Tensor, "member completion"]
+
+    @property
+    def columns(self) -> int:
+        """Of the rectangle of lines."""
+        return len(self.content) // len(self.prompt)
+
+    @property
+    def mask(self) -> Float[Tensor, "line 1 column column"]:
+        """0 where a token may look, minus infinity elsewhere."""
+        return self._hidden(torch.arange(self.columns, device=self.ids.device).expand(len(self.prompt), -1))
+
+    @property
+    def read_mask(self) -> Float[Tensor, "line 1 read_width column"]:
+        """The same for the tokens that predict."""
+        return self._hidden(self.read_column)
+
+    def _hidden(self, asking: Int[Tensor, "line asking"]) -> Float[Tensor, "line 1 asking column"]:
+        """Hidden are later columns, and across the fork. Made where it is used: it is the largest part of a batch."""
+        column = torch.arange(self.columns, device=self.ids.device)
+        prompt, fork = self.prompt[:, None], self.fork[:, None]
+        across = (asking >= fork)[..., None] & ((column >= prompt) & (column < fork))[:, None]
+        hidden = (column > asking[..., None]) | across
+        return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)[:, None]
 
     def to(self, device: torch.device | str) -> Packed:
         """The same on another device."""
@@ -113,13 +138,6 @@ class _Lines:
         self.width = int(self.length.max())
         self.starts, self.tokens = _rows(self.length, self.members)
 
-    def mask(self, asking: np.ndarray) -> Float[Tensor, "line 1 asking column"]:
-        """What the tokens in some columns of each line may not look at: later ones, and across the fork."""
-        column, fork, prompt = np.arange(self.width), self.fork[:, None], self.prompt[:, None]
-        across = (asking >= fork)[..., None] & ((column >= prompt) & (column < fork))[:, None]
-        hidden = torch.from_numpy((column > asking[..., None]) | across)
-        return torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[:, None]
-
 
 def pack(members: Sequence[Sequence[Example]]) -> Packed:
     """The examples of one step of each member as one batch.
@@ -142,7 +160,8 @@ def _tokens(lines: _Lines) -> dict[str, Tensor]:
         "positions": _scattered(size, token, np.where(column < fork, column, column - fork + prompt)),
         "content": _scattered((math.prod(places),), place, token),
         "place": _scattered((math.prod(size),), token, place),
-        "mask": lines.mask(np.broadcast_to(np.arange(lines.width), places)),
+        "prompt": torch.from_numpy(lines.prompt),
+        "fork": torch.from_numpy(lines.fork),
     }
 
 
@@ -158,7 +177,6 @@ def _reads(lines: _Lines) -> dict[str, Tensor]:
     read, place = starts[line] + column, line * width + column
     targets = np.array([i for own in lines.completions for c in own for i in c.completion_ids])
     size, places = (lines.members, reads), (len(lines.completions), width)
-    asking = _scattered(places, place, seen).numpy()
     own = lines.each.reshape(lines.members, -1)
     completions = [row[row > 0] for row in own]  # a completion has at least the token that ends it
     lengths = np.zeros((lines.members, max(map(len, completions))), dtype=int)
@@ -171,7 +189,7 @@ def _reads(lines: _Lines) -> dict[str, Tensor]:
         "reads": _scattered((math.prod(size),), read, lines.starts[line] + seen),
         "read_content": _scattered((math.prod(places),), place, read),
         "read_place": _scattered((math.prod(size),), read, place),
-        "read_mask": lines.mask(asking),
+        "read_column": _scattered(places, place, seen),
         "targets": _scattered(size, read, targets),
         "pick": torch.from_numpy(pick),
         "completion_mask": torch.from_numpy(there),

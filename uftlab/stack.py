@@ -257,7 +257,7 @@ def logits(
     """
     members = len(batch.ids)
     turn = rotations(layout, batch.positions)
-    lines, _, _, columns = batch.mask.shape
+    lines, columns = len(batch.prompt), batch.columns
     x = embed(weights, batch.ids)
     content, place, mask, asked = batch.content, batch.place, batch.mask, turn
     for depth, layer in enumerate(weights.layers):
@@ -274,7 +274,9 @@ def logits(
         )
         if keep is not None:
             keep.append((key, value))
-        query = take(query.flatten(2), content).view(lines, mask.shape[2], layout.heads, -1).transpose(1, 2)
+        query = (
+            take(query.flatten(2), content).view(lines, -1, layout.heads, layout.width // layout.heads).transpose(1, 2)
+        )
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         found = found.transpose(1, 2).reshape(1, -1, layout.width)
         x = close(layer, x, take(found, place).view(members, -1, layout.width), layout.eps)

@@ -218,7 +218,7 @@ class Objective:
         return total
 
     def metrics(self, rows: Rows, settings: Mapping[str, float]) -> dict[str, Float[Tensor, ""]]:
-        """What is logged of a batch: `batch_metrics`, but no rewards (NaN, and an accuracy of 0) where no reference is read."""
+        """What is logged of a batch: `batch_metrics`, without rewards (NaN, accuracy 0) where no reference is read."""
         metrics = batch_metrics(rows, settings.get("beta", 1.0))
         return {name: value for name, value in metrics.items() if self.reference or not name.startswith("reward/")}
 
