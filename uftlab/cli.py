@@ -262,8 +262,8 @@ def pretrain(
 ) -> None:
     """Build the base model of a world from its text: about six minutes on one core.
 
-    Writes data/tiny/worlds/N.safetensors, and for world 0 the checkpoint folder data/tiny. A model that is there (six
-    ship with the package, and the stored results are theirs) is refused without --force.
+    Writes data/tiny/worlds/N.safetensors, and for world 0 the checkpoint folder data/tiny. A model that is there
+    (seventeen ship with the package, and the stored results are theirs) is refused without --force.
     """
     from rich.progress import Progress
 

@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, TrainerCallback, set_seed
 
 from uftlab.evaluation import LIGHT, Evaluator, measure
-from uftlab.feedback import from_rows
 from uftlab.logps import ReferenceCache
 from uftlab.methods import Stage, TrainedStage, lesson, method_named
 from uftlab.models import frozen_copy, load_base, tiny_config, tiny_tokenizer
@@ -34,10 +32,20 @@ from uftlab.readers import StackReader, answers_of
 from uftlab.recipes import train_stage
 from uftlab.reward_functions import world_reward
 from uftlab.stack import Layout, flatten, unflatten
-from uftlab.study import SCHEMA, Profile, Trial, is_tuned, read_trial, write_atomically
+from uftlab.study import (
+    SCHEMA,
+    Profile,
+    Trial,
+    is_tuned,
+    lesson_tables,
+    plan,
+    read_trial,
+    save_atomically,
+    write_atomically,
+)
 from uftlab.tokens import Completion, Example, RememberingTokens
 from uftlab.trainer import Quiet
-from uftlab.world import World, pairs
+from uftlab.world import World
 
 
 @lru_cache(maxsize=1)
@@ -59,7 +67,7 @@ def device() -> str:
 
 def reader(weights: torch.Tensor) -> StackReader:
     """Reads a stack of tiny models."""
-    return StackReader(weights, layout(), tiny_tokenizer())
+    return StackReader(weights, layout(), tokens().tokenizer)
 
 
 class Materials:
@@ -67,15 +75,11 @@ class Materials:
 
     def __init__(self, seed: int, profile: Profile, split: str) -> None:
         world = World(seed)
-        shown = world.demonstrations(profile.demonstrations)
-        self.tables = {
-            "demonstrations": from_rows([{"prompt": r["prompt"], "completion": r["completion"]} for r in shown]),
-            "feedback": from_rows(pairs(world.feedback(profile.prompts))),
-        }
+        self.tables = lesson_tables(world, profile)
         base = frozen_copy(load_base(seed))
         small = LIGHT if profile.steps > 50 else replace(LIGHT, instructions=24)
-        self.full = Evaluator(world, base, tiny_tokenizer(), split, profile.sizes)
-        self.light = Evaluator(world, base, tiny_tokenizer(), split, small)
+        self.full = Evaluator(world, base, tokens().tokenizer, split, profile.sizes)
+        self.light = Evaluator(world, base, tokens().tokenizer, split, small)
         self.base = flatten(base.state_dict(), layout()).to(device())
         self.references = ReferenceCache()
 
@@ -84,14 +88,16 @@ class Materials:
         """The light metrics of the base, where every curve begins."""
         return measure([self.light], reader(self.base[None]))[0]
 
-    def refer(self, weights: torch.Tensor, rows: Sequence[Example]) -> list[Example]:
-        """The examples with log pi_ref of these weights."""
 
-        def read(missing: Sequence[Completion]) -> list[float]:
-            return reader(weights[None]).logps([missing])[0].tolist()
+def refer(cache: ReferenceCache, weights: torch.Tensor, rows: Sequence[Example]) -> list[Example]:
+    """The examples with log pi_ref of these weights, which the cache remembers."""
+    asked = reader(weights[None])
 
-        digest = hashlib.blake2b(weights.cpu().numpy().tobytes(), digest_size=16).hexdigest()
-        return self.references.fill_from(digest, read, rows)
+    def read(missing: Sequence[Completion]) -> list[float]:
+        return asked.logps([missing])[0].tolist()
+
+    digest = hashlib.blake2b(weights.cpu().numpy().tobytes(), digest_size=16).hexdigest()
+    return cache.fill_from(digest, read, rows)
 
 
 @lru_cache(maxsize=8)
@@ -161,8 +167,10 @@ def run_together(trials: Sequence[Trial], folder: Path) -> list[dict[str, Any]]:
 def _run(trials: Sequence[Trial], folder: Path) -> None:
     started = time.perf_counter()
     runs = []
+    keys = dict.fromkeys((trial.seed, trial.profile, trial.split) for trial in trials)
+    made = {key: materials(*key) for key in keys}  # all at once: a cohort may have more seeds than are remembered
     for trial in trials:
-        own = materials(trial.seed, trial.profile, trial.split)
+        own = made[trial.seed, trial.profile, trial.split]
         curves = [{"stage": 0, "step": 0, **own.start}] if trial.curves else []
         runs.append(_Run(trial, own, own.base, curves=curves))
     for index in range(max(len(method_named(trial.method).stages) for trial in trials)):
@@ -193,14 +201,11 @@ def _jobs(runs: Sequence[_Run], index: int, folder: Path) -> list[_Job]:
     """The stages number `index`: what several runs have in common is one job."""
     jobs: dict[Any, _Job] = {}
     for run in runs:
-        trial, stages = run.trial, method_named(run.trial.method).stages
+        trial = run.trial
+        stages = plan(method_named(trial.method), trial.profile, dict(trial.settings), dict(trial.stage_one))
         if index >= len(stages):
             continue
-        stage, last = stages[index], index == len(stages) - 1
-        steps = max(1, round(trial.profile.steps * stage.budget))
-        settings = dict(trial.settings if last else trial.stage_one)
-        if last and "demonstrations" in settings:
-            stage = replace(stage, demonstrations=settings["demonstrations"])
+        stage, steps, settings = stages[index]
         # an SFT stage of half the budget is stage one of several methods; the sft method is that stage alone
         shared = stage.budget == 0.5 and stage.demonstrations == 1.0
         saved = _stage_one_path(folder, trial, tuple(sorted(settings.items())), stage, steps) if shared else None
@@ -231,16 +236,12 @@ def _train_together(jobs: Sequence[_Job]) -> list[tuple[torch.Tensor, dict[str, 
     """Stages of equal length as one population: the weights and the record of each."""
     lessons = []
     for job in jobs:
-        run = job.first
-
-        def refer(rows: Sequence[Example], run: _Run = run) -> list[Example]:
-            return run.materials.refer(run.weights, rows)
-
-        made = lesson(job.stage, run.materials.tables, tokens(), job.settings, job.steps, job.seed, refer)
-        lessons.append(made)
+        own, weights = job.first.materials, job.first.weights
+        referred = partial(refer, own.references, weights)
+        lessons.append(lesson(job.stage, own.tables, tokens(), job.settings, job.steps, job.seed, referred))
     members = [
-        Member(job.first.weights, own.objective, own.settings, own.order, own.per_step)
-        for job, own in zip(jobs, lessons, strict=True)
+        Member(job.first.weights, made.objective, made.settings, made.order, made.per_step)
+        for job, made in zip(jobs, lessons, strict=True)
     ]
     points: list[list[dict[str, Any]]] = [[] for _ in jobs]
 
@@ -251,8 +252,8 @@ def _train_together(jobs: Sequence[_Job]) -> list[tuple[torch.Tensor, dict[str, 
     every = max(1, jobs[0].steps // 20)
     trained = train(members, layout(), watch=watch, at=jobs[0].points(), logging_steps=every, device=device())
     records = [
-        _recorded(own.record(history), job, curve)
-        for job, own, history, curve in zip(jobs, lessons, trained.histories, points, strict=True)
+        _recorded(made.record(history), job, curve)
+        for job, made, history, curve in zip(jobs, lessons, trained.histories, points, strict=True)
     ]
     return list(zip(trained.weights, records, strict=True))
 
@@ -312,10 +313,7 @@ def _record_of(saved: Path) -> dict[str, Any]:
 
 
 def _save_stage(weights: torch.Tensor, path: Path, record: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".part{os.getpid()}")
-    save_file({name: weight.contiguous() for name, weight in unflatten(weights.cpu(), layout()).items()}, str(part))
-    os.replace(part, path)
+    save_atomically(path, unflatten(weights.cpu(), layout()))
     write_atomically(path.with_suffix(".json"), json.dumps(record))  # written last: it says the weights are whole
 
 

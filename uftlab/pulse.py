@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +27,21 @@ import torch
 from datasets import Dataset
 from jaxtyping import Float
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
+from uftlab.cohort import device, layout, refer, tokens
 from uftlab.errors import InputError
-from uftlab.feedback import from_rows
 from uftlab.logps import ReferenceCache, fingerprint
 from uftlab.methods import BATCH, Stage, lesson, method_named
-from uftlab.models import DATA, frozen_copy, load_base, tiny_config, tiny_tokenizer
+from uftlab.models import DATA, frozen_copy, load_base, tiny_config
 from uftlab.population import Member, train
-from uftlab.stack import Layout, flatten, unflatten
-from uftlab.study import Profile, first_stage_settings, tuned_settings
-from uftlab.tokens import Completion, RememberingTokens
+from uftlab.stack import flatten, unflatten
+from uftlab.study import Profile, first_stage_settings, lesson_tables, plan, save_atomically, tuned_settings
+from uftlab.tokens import Completion
 from uftlab.vitals import held_out, read, tokenised
-from uftlab.world import World, pairs
+from uftlab.world import World
 
 SCHEMA = 1
 PARTS = 8  # a run of this many parts has one snapshot more: the base comes first
@@ -145,15 +143,9 @@ def _stretches(run: Run, profile: Profile) -> list[_Stretch]:
     definition = method_named(run.method)
     if not definition.stages:
         raise InputError("A method with a pulse", "be trained", run.method, "Choose another, see `uftlab methods`")
-    stages = []
-    for index, stage in enumerate(definition.stages):
-        last = index == len(definition.stages) - 1
-        settings = dict(first_stage_settings(definition))
-        if last:
-            settings = {**tuned_settings(run.method), **dict(run.changes)}
-        if last and "demonstrations" in settings:
-            stage = replace(stage, demonstrations=settings["demonstrations"])
-        stages.append((stage, max(1, round(profile.steps * stage.budget)), tuple(sorted(settings.items()))))
+    last = {**tuned_settings(run.method), **dict(run.changes)}
+    planned = plan(definition, profile, last, dict(first_stage_settings(definition)))
+    stages = [(stage, steps, tuple(sorted(settings.items()))) for stage, steps, settings in planned]
     return [_Stretch(tuple(stages[: index + 1])) for index in range(len(stages))]
 
 
@@ -163,18 +155,14 @@ class _Room:
     def __init__(self, profile: Profile, seed: int, folder: Path) -> None:
         self.profile, self.seed, self.world = profile, seed, World(seed)
         self.base = frozen_copy(load_base(seed))  # type: ignore[arg-type]
-        self.tokens = RememberingTokens(tiny_tokenizer())
+        self.references = ReferenceCache()
         key = repr((SCHEMA, PARTS, seed, profile, fingerprint(self.base)))
         self.folder = Path(folder) / hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
 
     @cached_property
     def tables(self) -> dict[str, Dataset]:
         """The training rows, as a trial of the study has them."""
-        shown = self.world.demonstrations(self.profile.demonstrations)
-        return {
-            "demonstrations": from_rows([{"prompt": r["prompt"], "completion": r["completion"]} for r in shown]),
-            "feedback": from_rows(pairs(self.world.feedback(self.profile.prompts))),
-        }
+        return lesson_tables(self.world, self.profile)
 
     @cached_property
     def completions(self) -> list[Completion]:
@@ -206,8 +194,7 @@ def _train(room: _Room, stretch: _Stretch, tick: Callable[[], Any]) -> None:
     if index:
         _, _, weights = _stored(room.path(_Stretch(stretch.stages[:-1])))
         policy.load_state_dict(weights[-1], strict=False)
-    layout, cache, pad = Layout.of(tiny_config()), ReferenceCache(), room.tokens.tokenizer.pad_token_id
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    start = flatten(policy.state_dict(), layout())
     tensors: dict[str, Tensor] = {}
     readings: list[Tensor] = []
     done: list[int] = []
@@ -223,24 +210,18 @@ def _train(room: _Room, stretch: _Stretch, tick: Callable[[], Any]) -> None:
     def watch(step: int, _: Sequence[int], weights: Tensor) -> None:
         tick()
         if step in at:
-            take(step, unflatten(weights[0].cpu(), layout))
+            take(step, unflatten(weights[0].cpu(), layout()))
 
     # order of data and reference as in a trial of the study, whose runs these are
-    made = lesson(
-        stage, room.tables, room.tokens, dict(settings), steps, room.seed * 10 + index,
-        lambda rows: cache.fill(policy, rows, pad),
-    )  # fmt: skip
-    start = flatten(policy.state_dict(), layout)
+    referred = partial(refer, room.references, start)
+    made = lesson(stage, room.tables, tokens(), dict(settings), steps, room.seed * 10 + index, referred)
     if index == 0:
-        take(0, unflatten(start, layout))
+        take(0, unflatten(start, layout()))
     member = Member(start, made.objective, made.settings, made.order, made.per_step)
-    train([member], layout, watch=watch, at=range(1, steps + 1), logging_steps=steps, device=device)
+    train([member], layout(), watch=watch, at=range(1, steps + 1), logging_steps=steps, device=device())
     record = {"steps": done, "settings": made.settings}
-    path = room.path(stretch)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".part{os.getpid()}")
-    save_file({"token_logps": torch.stack(readings), **tensors}, str(part), {"record": json.dumps(record)})
-    os.replace(part, path)
+    kept = {"token_logps": torch.stack(readings), **tensors}
+    save_atomically(room.path(stretch), kept, {"record": json.dumps(record)})
 
 
 def _stored(path: Path) -> tuple[dict[str, Any], Tensor, list[dict[str, Tensor]]]:

@@ -13,14 +13,20 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+from safetensors.torch import save_file
+from torch import Tensor
+
 from uftlab.errors import InputError
 from uftlab.evaluation import Sizes
-from uftlab.methods import Method, default_settings, method_named
+from uftlab.feedback import from_rows
+from uftlab.methods import Method, Stage, default_settings, method_named
 from uftlab.models import DATA
+from uftlab.world import World, pairs
 
 SCHEMA = 1  # of a trial file; a folder with another one is refused
 TUNING_WORLD = 1000  # no reported seed: tuning never sees a world that results come from
@@ -81,6 +87,36 @@ def write_atomically(path: Path, text: str) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
+
+
+def save_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".part{os.getpid()}")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(part), metadata)
+    os.replace(part, path)
+
+
+def lesson_tables(world: World, profile: Profile) -> dict[str, Dataset]:
+    """What all methods learn from in a world: the tables `demonstrations` and `feedback`."""
+    shown = world.demonstrations(profile.demonstrations)
+    return {
+        "demonstrations": from_rows([{"prompt": r["prompt"], "completion": r["completion"]} for r in shown]),
+        "feedback": from_rows(pairs(world.feedback(profile.prompts))),
+    }
+
+
+def plan(
+    method: Method, profile: Profile, last: Mapping[str, float], first: Mapping[str, float]
+) -> list[tuple[Stage, int, dict[str, float]]]:
+    """The stages of a method, each with its optimiser steps and its settings: `last` of the last one, else `first`."""
+    planned = []
+    for index, stage in enumerate(method.stages):
+        settings = dict(last if index == len(method.stages) - 1 else first)
+        if "demonstrations" in settings:
+            stage = replace(stage, demonstrations=settings["demonstrations"])
+        planned.append((stage, max(1, round(profile.steps * stage.budget)), settings))
+    return planned
 
 
 def read_trial(path: Path) -> dict[str, Any]:
