@@ -39,8 +39,8 @@ import datasets
 import numpy as np
 import torch
 import transformers
+from clock import WARM_UP, Clock, cpu_name
 from datasets import Dataset
-from transformers import TrainerCallback
 
 from uftlab.catalogue import Stage
 from uftlab.errors import InputError
@@ -57,7 +57,6 @@ from uftlab.trainer import Quiet
 from uftlab.world import World, pairs
 
 COMPLETIONS = 64  # of every contestant in every step
-WARM_UP = 3  # steps before the clock starts
 BUSY = 0.5  # load average above which the numbers are not to be reported
 STAGES = {"dpo": Stage("dpo", 0.0), "uft": Stage("una-score", 0.5)}
 TRL: dict[str, dict[str, Any]] = {
@@ -120,21 +119,6 @@ def check_tokens(theirs: Dataset, ours: Sequence[Example]) -> None:
 
 
 # ------------------------------------------------------------------------------------------ the contestants
-
-
-class Clock(TrainerCallback):
-    """Notes when each step of a trainer ended."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The optimiser has stepped; what the trainer logs after this counts for the next step."""
-        self.ends.append(time.perf_counter())
-
-    def seconds(self) -> list[float]:
-        """Seconds of each step after the warm-up."""
-        return np.diff(self.ends[WARM_UP - 1 :]).tolist()
 
 
 def trl_seconds(changes: dict[str, Any], table: Dataset, examples: Sequence[Example], steps: int) -> list[float]:
@@ -271,14 +255,6 @@ def summary(seconds: Seconds, threads: int) -> dict[str, Any]:
         rows.append(row | {"repeats": values})
     top = {name: pick(parts[part][name] for part in STAGES) for name, pick in worse.items()}
     return {**top, **parts, "trl_threads": best, "contestants": rows}
-
-
-def cpu_name() -> str:
-    """What the processor calls itself."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def table_of(result: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ All ratios are medians of rounds that measure their two sides in turn. A measure
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from clock import WARM_UP, Clock, cpu_name, wait
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from transformers import TrainerCallback
 
 from uftlab import cohort
 from uftlab.evaluation import measure
@@ -35,22 +34,14 @@ from uftlab.trainer import Quiet, UFTTrainer
 
 GRID = [(rate, beta) for rate in (5e-4, 1e-3, 2e-3, 4e-3) for beta in (0.01, 0.03, 0.1, 0.3)]
 WORLDS = (0, 1, 2, 3)
-SEED, WARM = 0, 3  # the world; steps before the clock starts
+SEED = 0  # of the world
 
 
 def device_name() -> str:
     """What the numbers were measured on."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name}, {torch.get_num_threads()} thread(s)"
-
-
-def wait() -> None:
-    """Until the device has done what it was told."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    return f"{cpu_name()}, {torch.get_num_threads()} thread(s)"
 
 
 def members(count: int, steps: int, profile: Profile, worlds: Sequence[int] = (SEED,)) -> list[Member]:
@@ -60,24 +51,12 @@ def members(count: int, steps: int, profile: Profile, worlds: Sequence[int] = (S
     for number in tqdm(range(count), unit="member", desc="data", leave=False):
         rate, beta = GRID[number // len(worlds) % len(GRID)]
         own = cohort.materials(worlds[number % len(worlds)], profile, "test")
-        refer = partial(own.refer, own.base)
+        refer = partial(cohort.refer, own.references, own.base)
         learned = lesson(
             stage, own.tables, cohort.tokens(), {"learning_rate": rate, "beta": beta}, steps, number, refer
         )
         made.append(Member(own.base, learned.objective, learned.settings, learned.order, learned.per_step))
     return made
-
-
-class Clock(TrainerCallback):
-    """When each step of a trainer ended."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, *args, **kwargs) -> None:
-        """Looks at the clock."""
-        wait()
-        self.ends.append(time.perf_counter())
 
 
 def trainer_seconds(member: Member) -> float:
@@ -86,7 +65,7 @@ def trainer_seconds(member: Member) -> float:
     wanted = {"per_device_train_batch_size": member.per_step, "max_steps": member.steps}
     with tempfile.TemporaryDirectory() as folder:
         fit(UFTTrainer, policy, folder, member.order, member.objective, member.settings, 0, [clock, Quiet()], **wanted)
-    return (clock.ends[-1] - clock.ends[WARM - 1]) / (len(clock.ends) - WARM)
+    return statistics.mean(clock.seconds())
 
 
 def stack_seconds(stack: list[Member]) -> float:
@@ -97,9 +76,9 @@ def stack_seconds(stack: list[Member]) -> float:
         wait()
         ends.append(time.perf_counter())
 
-    train(stack, cohort.layout(), watch=look, at={WARM, stack[0].steps}, logging_steps=10**9, device=cohort.device())
+    train(stack, cohort.layout(), watch=look, at={WARM_UP, stack[0].steps}, logging_steps=10**9, device=cohort.device())
     parts = zip(ends[::2], ends[1::2], strict=True)
-    return sum(end - begin for begin, end in parts) / (stack[0].steps - WARM)
+    return sum(end - begin for begin, end in parts) / (stack[0].steps - WARM_UP)
 
 
 def limits() -> dict[str, float]:

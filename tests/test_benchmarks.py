@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -132,4 +133,5 @@ def test_without_trl_one_sentence_says_what_to_install(monkeypatch):
 
 def test_trl_is_imported_only_to_run_it():
     code = f"import runpy, sys; runpy.run_path({str(FOLDER / 'against_trl.py')!r}); assert 'trl' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parent).returncode == 0
+    beside = {**os.environ, "PYTHONPATH": str(FOLDER)}  # as for a script, which finds what lies in its folder
+    assert subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parent, env=beside).returncode == 0
