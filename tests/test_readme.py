@@ -88,6 +88,6 @@ def test_how_fast_is_what_was_measured():
     found = [float(text) for text in re.findall(r"\*\*([\d.]+)\*\*", section)]
     keys = ("speedup_default", "speedup_precomputed", "speedup_matched", "over_bare_step")
     assert found == [round(trl[key], 1 if key != "over_bare_step" else 2) for key in keys] + [
-        round(stack["speedup_over_trainer"], 1)
+        round(stack[key], 1) for key in ("speedup_over_trainer", "speedup_over_one_tall_stack")
     ]
     assert trl["cpu"].split(",")[0] in section and "no GPU" in section

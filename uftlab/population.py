@@ -25,7 +25,7 @@ from uftlab.tokens import ROLE_INDEX, Example
 from uftlab.trainer import training_arguments
 
 Watch = Callable[[int, Sequence[int], Float[Tensor, "member parameter"]], Any]
-CPU_TOKENS = 1000  # of a step, over all members; more at a time leave the cache of a core: a third slower, measured
+CPU_TOKENS = 1000  # of a step, over all members; more at a time leave the cache of a core (benchmarks/population.py)
 SPARE = 0.6  # share of the free memory that training may fill; packed batches and evaluations need some too
 
 
