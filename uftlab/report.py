@@ -28,6 +28,7 @@ body { font: 18px/1.5 "Open Sans", "DejaVu Sans", Verdana, sans-serif; color: #2
        margin: 2rem auto; padding: 0 1rem; background: white; }
 table { border-collapse: collapse; font-size: 15px; display: block; overflow-x: auto; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid #bbb; text-align: right; white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 td small { color: #555; }
 li { margin: .25rem 0; }
