@@ -93,14 +93,15 @@ pio.templates["uftlab"] = _template()
 
 
 def lines(text: str, width: int = 48) -> str:
-    """Text in lines of whole words, as plotly breaks them; what is broken already stays as it is.
+    """Text in lines of whole words, as plotly breaks them; where it is broken already it stays broken.
 
     A title of 48 letters fits the narrowest figure, 600 pixels.
 
     >>> lines("sft-then-dpo", 9)
     'sft-then-<br>dpo'
     """
-    return text if "<br>" in text else "<br>".join(textwrap.wrap(text, width, break_long_words=False))
+    parts = (textwrap.wrap(part, width, break_long_words=False) or [""] for part in text.split("<br>"))
+    return "<br>".join(line for part in parts for line in part)
 
 
 def _title(text: str) -> dict[str, Any]:
