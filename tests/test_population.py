@@ -140,6 +140,15 @@ def test_what_does_not_fit_is_trained_in_parts_with_a_message(monkeypatch):
     assert len(said) == 1 and "3 members need" in said[0] and "in parts of at most 2" in said[0]
 
 
+def test_the_hungriest_member_decides_how_many_fit(monkeypatch):
+    members, said = [member_of("sft", 0), member_of("tdpo", 1), member_of("sft", 2)], []
+    need = memory_per_member(members[1], LAYOUT)
+    assert need > 1.2 * memory_per_member(members[0], LAYOUT)
+    monkeypatch.setattr(population, "free_memory", lambda device: 2.1 * need / 0.6)
+    train(members, LAYOUT, say=said.append)
+    assert "in parts of at most 2" in said[0]
+
+
 def test_on_a_cpu_a_stack_stays_as_small_as_the_cache_wants_it(monkeypatch):
     members = [member_of("una-score", seed) for seed in range(3)]
     whole, said, seen = train(members, LAYOUT), [], []

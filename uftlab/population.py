@@ -223,7 +223,8 @@ def train(
     """
     _check(members)
     device = torch.device(device)
-    each, free = memory_per_member(members[0], layout), free_memory(device)
+    kinds = {(id(member.objective), member.per_step): member for member in members}.values()  # the hungriest counts
+    each, free = max(memory_per_member(member, layout) for member in kinds), free_memory(device)
     fit = max(1, int(SPARE * free / each))
     if fit < len(members):
         need = f"{len(members)} members need {each * len(members) / 2**30:.1f} GiB"
