@@ -56,7 +56,7 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
     """Every method on several skills: one panel per skill, a dot per method, a bar for the 95 % interval."""
     columns = 3 if len(metrics) > 2 else len(metrics)
     lines = -(-len(metrics) // columns)
-    titles = [theme.lines(_axis(m), 16) for m in metrics]
+    titles = [_axis(m) for m in metrics]
     fig = make_subplots(
         lines, columns, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.03, vertical_spacing=0.22 / lines
     )
@@ -83,12 +83,12 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
             fig.update_xaxes(range=[-0.04, 1.06], **place)
     names = [n for n in all_methods() if n in set(summary["method"])]
     fig.update_yaxes(categoryorder="array", categoryarray=names[::-1])
-    height = 160 + lines * (90 + 30 * len(names))
+    height = 140 + lines * (90 + 30 * len(names))
     fig.update_layout(
         template="uftlab",
         title_text="What each method can do at equal budget<br>(mean and 95 % interval over seeds)",
         height=height,
-        margin={"t": 150},
+        margin={"t": 130},
         font_size=17,
     )
     fig.update_annotations(font_size=16)
