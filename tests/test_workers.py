@@ -112,10 +112,11 @@ def test_on_a_cpu_a_cohort_is_one_method_and_sft_goes_first():
     assert all(len({t.method for t in group}) == 1 for group in made)
 
 
-def test_on_a_gpu_all_methods_are_one_cohort():
+def test_on_a_gpu_all_methods_of_a_world_are_one_cohort():
     trials = [trial_of(name, seed=seed) for name in ("uft", "sft", "base") for seed in range(7)]
-    (made,) = cohorts(trials, "cuda")
-    assert sorted(map(repr, made)) == sorted(map(repr, trials)) and made[0].method == "sft"
+    made = cohorts(trials, "cuda")
+    assert sorted(repr(t) for group in made for t in group) == sorted(map(repr, trials)) and len(made) == 7
+    assert all({t.seed for t in group} == {seed} and group[0].method == "sft" for seed, group in enumerate(made))
 
 
 def test_a_cohort_waits_for_every_model_that_it_starts_from(in_process, tmp_path):

@@ -76,7 +76,7 @@ class Materials:
     def __init__(self, seed: int, profile: Profile, split: str) -> None:
         world = World(seed)
         self.tables = lesson_tables(world, profile)
-        base = frozen_copy(load_base(seed))
+        base = frozen_copy(load_base(seed)).to(device())
         small = LIGHT if profile.steps > 50 else replace(LIGHT, instructions=24)
         self.full = Evaluator(world, base, tokens().tokenizer, split, profile.sizes)
         self.light = Evaluator(world, base, tokens().tokenizer, split, small)

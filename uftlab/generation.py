@@ -19,7 +19,8 @@ from uftlab.packing import pack
 from uftlab.stack import Layout, Weights
 from uftlab.tokens import Completion, Tokens
 
-LINES = 512  # that are decoded at a time, over all members
+LINES = 512  # that are decoded at a time on a CPU, over all members
+LOOKS = {"cpu": 1, "cuda": 8}  # tokens between two looks for the end: on a GPU a look waits for it
 SHRINK = 0.8  # finished lines are dropped when no member has more than this share of its lines left
 
 
@@ -103,7 +104,12 @@ def stacked_ids(
             that members differ by their weights only.
     """
     made: list[list[tuple[int, ...]]] = [[()] * len(own) for own in prompts]
-    longest, size = max(map(len, prompts)), max(1, LINES // len(prompts))
+    longest, device = max(map(len, prompts)), weights.embedding.device
+    most = LINES
+    if device.type == "cuda":
+        columns = max((len(p) for own in prompts for p in own), default=0) + max_new_tokens
+        most = stack.lines_at_once(layout, columns, 1, device)
+    size = max(1, most // len(prompts))
     noise = None
     if seed is not None:
         noise = torch.rand(longest, max_new_tokens, generator=torch.Generator().manual_seed(seed))
@@ -115,7 +121,7 @@ def stacked_ids(
         if noise is not None:
             height = max(map(len, here))
             index = torch.tensor([[*picked, *[0] * (height - len(picked))] for picked in here])
-            own_noise = noise[index].to(weights.embedding.device)
+            own_noise = noise[index].to(device)
         rows = _decoded(weights, layout, end, lines, max_new_tokens, own_noise).tolist()
         for member, picked in enumerate(here):
             for i, row in zip(picked, rows[member], strict=False):
@@ -136,7 +142,7 @@ def _decoded(
     lines = max(map(len, prompts))
     batch = pack([[(Completion(p, (end,), "demonstration"),) for p in own] for own in prompts]).to(device)
     kept: stack.Cache = []
-    logits = stack.logits(weights, batch, layout, kept)
+    logits = stack.logits(weights, batch, layout, kept)[:, :lines]  # each line's last token is its only read
     positions = torch.tensor([[*map(len, own), *[0] * (lines - len(own))] for own in prompts], device=device)
     width = batch.columns
     # new keys, values and places in the mask lie after the widest prompt; the mask ends at each line's own prompt
@@ -153,8 +159,12 @@ def _decoded(
         chosen = torch.where(done, end, chosen)
         out[member, place, t] = chosen
         done = done | (chosen == end)
-        left = int((~done).sum(1).max())
-        if left == 0 or t == count - 1:
+        if t == count - 1:
+            break
+        left = done.shape[1]
+        if (t + 1) % LOOKS[device.type] == 0:
+            left = int((~done).sum(1).max())
+        if left == 0:
             break
         if left <= SHRINK * done.shape[1]:
             keep = done.int().argsort(dim=1, stable=True)[:, :left]

@@ -6,26 +6,28 @@ and losses (a test compares trajectories). The losses are those of the registry 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Any
 
-import psutil
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import get_scheduler
 
 from uftlab.errors import InputError
-from uftlab.packing import Packed, pack
-from uftlab.stack import Layout, Weights, logits, token_logps
-from uftlab.terms import Objective, Positions, Rows, mean_metrics
+from uftlab.packing import Lines, Packed, Shape, pack
+from uftlab.stack import MOST_LINES, Layout, Weights, free_memory, logits, token_logps
+from uftlab.terms import Objective, Positions, Rows
 from uftlab.tokens import ROLE_INDEX, Example
 from uftlab.trainer import training_arguments
 
 Watch = Callable[[int, Sequence[int], Float[Tensor, "member parameter"]], Any]
 CPU_TOKENS = 1000  # of a step, over all members; more at a time leave the cache of a core (benchmarks/population.py)
+GRAPHS = True  # on a GPU a step is captured once and replayed
 SPARE = 0.6  # share of the free memory that training may fill; packed batches and evaluations need some too
 
 
@@ -78,17 +80,20 @@ class Trained:
 
 @dataclass(frozen=True)
 class _Group:
-    """Members that share an objective and the places of the roles: their losses are one function, mapped."""
+    """Members that share an objective and the places of the roles: their losses are one function, mapped.
+
+    `own` says where they stand, next to each other.
+    """
 
     objective: Objective
     role: Int[Tensor, "completion"]
     spans: dict[str, slice]
-    members: Int[Tensor, "member"]
+    own: slice
     settings: dict[str, Float[Tensor, "member"]]
 
     def losses(self, logps: Tensor, batch: Packed, policy: Tensor, reference: Tensor | None) -> Float[Tensor, "member"]:
         """The scalar that each member minimises."""
-        own, width = self.members, len(self.role)
+        own, width = self.own, len(self.role)
         given = {
             "logps": logps[own, :width],
             "mask": batch.completion_mask[own, :width],
@@ -97,11 +102,11 @@ class _Group:
         }
         if self.objective.tokens:
             pick = batch.pick[own, :width]
-            given["ids"] = batch.targets.reshape(-1)[pick]
+            given["ids"] = _picked(batch.targets.reshape(-1), pick)
             if self.objective.distributions and reference is not None:
                 given |= {
-                    "policy_logits": policy.flatten(0, 1)[pick],
-                    "reference_logits": reference.flatten(0, 1)[pick],
+                    "policy_logits": _picked(policy.flatten(0, 1), pick),
+                    "reference_logits": _picked(reference.flatten(0, 1), pick),
                 }
         return torch.func.vmap(self._loss)(given, self.settings)
 
@@ -115,6 +120,11 @@ class _Group:
         rows = Rows(sums, given["reference"], given["scores"], self.role, positions, self.spans)
         counts = self.objective.counts({"completion_mask": given["mask"], "role": self.role})
         return self.objective.loss(rows, settings, counts)
+
+
+def _picked(values: Tensor, pick: Int[Tensor, "member completion pos"]) -> Tensor:
+    """The entry of each completion and column."""
+    return values.index_select(0, pick.flatten()).view(*pick.shape, *values.shape[1:])
 
 
 def spans_of(roles: Sequence[str]) -> dict[str, slice]:
@@ -134,19 +144,22 @@ def spans_of(roles: Sequence[str]) -> dict[str, slice]:
     return spans
 
 
-def _groups(members: Sequence[Member], device: torch.device) -> list[_Group]:
+def _alike(members: Sequence[Member]) -> list[list[int]]:
+    """Which members share an objective and the places of the roles."""
     alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
     for number, member in enumerate(members):
         alike.setdefault((id(member.objective), member.roles()), []).append(number)
-    groups = []
-    for (_, roles), own in alike.items():
-        objective = members[own[0]].objective
-        changed = [{k: v for k, v in members[i].settings.items() if k != "learning_rate"} for i in own]
-        full = [objective.with_defaults(settings) for settings in changed]
-        settings = {name: torch.tensor([float(s[name]) for s in full], device=device) for name in objective.settings}
-        role = torch.tensor([ROLE_INDEX[role] for role in roles], device=device)
-        groups.append(_Group(objective, role, spans_of(roles), torch.tensor(own, device=device), settings))
-    return groups
+    return list(alike.values())
+
+
+def _group(members: Sequence[Member], first: int, device: torch.device) -> _Group:
+    """Members that are alike; `first` is where they begin in the stack."""
+    objective, roles = members[0].objective, members[0].roles()
+    changed = [{k: v for k, v in member.settings.items() if k != "learning_rate"} for member in members]
+    full = [objective.with_defaults(settings) for settings in changed]
+    settings = {name: torch.tensor([float(s[name]) for s in full], device=device) for name in objective.settings}
+    role = torch.tensor([ROLE_INDEX[role] for role in roles], device=device)
+    return _Group(objective, role, spans_of(roles), slice(first, first + len(members)), settings)
 
 
 def _check(members: Sequence[Member]) -> None:
@@ -175,7 +188,8 @@ class Adam:
     def __init__(self, weights: Float[Tensor, "member parameter"]) -> None:
         arguments = training_arguments("unused")
         self.betas, self.eps = (arguments.adam_beta1, arguments.adam_beta2), arguments.adam_epsilon
-        self.mean, self.square, self.steps = torch.zeros_like(weights), torch.zeros_like(weights), 0
+        self.mean, self.square = torch.zeros_like(weights), torch.zeros_like(weights)
+        self.steps = torch.zeros((), dtype=torch.float64, device=weights.device)  # a tensor: a graph can count it up
 
     @torch.no_grad()
     def step(
@@ -189,14 +203,33 @@ class Adam:
         first, second = self.betas
         self.mean.lerp_(grad, 1 - first)
         self.square.mul_(second).addcmul_(grad, grad, value=1 - second)
-        root = self.square.sqrt().mul_((1 - second**self.steps) ** -0.5).add_(self.eps)
+        root = self.square.sqrt().mul_((1 - second**self.steps).rsqrt()).add_(self.eps)
         weights.addcdiv_(self.mean * (learning_rates / -(1 - first**self.steps)), root)
 
 
-def batches(members: Sequence[Member], device: torch.device) -> Iterator[Packed]:
-    """The packed batch of each step. On a GPU all of them lie there before the first step."""
-    made = (pack([member.batch(step) for member in members]) for step in range(members[0].steps))
-    return made if device.type == "cpu" else iter([batch.to(device) for batch in made])
+class Batches:
+    """The batches of all steps of some members, alike in shape if they are to lie in one place of a GPU's memory."""
+
+    def __init__(self, members: Sequence[Member], alike: bool) -> None:
+        steps = members[0].steps
+        examples = {id(example): example for member in members for example in member.order}
+        number = {key: index for index, key in enumerate(examples)}
+        self.lines = Lines(list(examples.values()))
+        rows = []
+        for member in members:
+            used = member.order[: steps * member.per_step]
+            order = np.fromiter((number[id(e)] for e in used), dtype=np.int64, count=len(used)).reshape(steps, -1)
+            rows += [self.lines.chosen(step) for step in order]
+        self.rows = self.lines.table(rows).reshape(len(members), steps, -1).swapaxes(0, 1)
+        self.shape: Shape | None = None
+        if alike:  # a column without a token in each rectangle, and widths that a GPU reads whole
+            most = self.lines.shape(self.rows)
+            wide = {name: -(-(getattr(most, name) + 1) // 8) * 8 for name in ("columns", "read_columns")}
+            self.shape = replace(most, **wide)
+
+    def at(self, step: int) -> Packed:
+        """The batch of a step."""
+        return self.lines.pack(self.rows[step], self.shape)
 
 
 def train(
@@ -229,17 +262,13 @@ def train(
     if fit < len(members):
         need = f"{len(members)} members need {each * len(members) / 2**30:.1f} GiB"
         say(f"{need}, {free / 2**30:.1f} GiB are free: trained in parts of at most {fit}")
+    first = pack([members[0].batch(0)])
+    fit = min(fit, max(1, MOST_LINES // len(first.prompt)))
     if device.type == "cpu":
-        tokens = pack([members[0].batch(0)]).ids.shape[1]
-        fit = min(fit, max(1, CPU_TOKENS // tokens))
+        fit = min(fit, max(1, CPU_TOKENS // first.ids.shape[1]))
     parts = [range(i, min(i + fit, len(members))) for i in range(0, len(members), fit)]
     trained = [_train([members[m] for m in part], layout, part, watch, at, logging_steps, device) for part in parts]
     return Trained(torch.cat([t.weights for t in trained]), [h for t in trained for h in t.histories])
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def memory_per_member(member: Member, layout: Layout) -> int:
@@ -259,6 +288,118 @@ def memory_per_member(member: Member, layout: Layout) -> int:
     return forwards * sum(kept.values()) + held.nbytes + 5 * weights.nbytes
 
 
+class _Stack:
+    """Members in training. All that changes is a tensor that stays where it is, so that a graph can hold a step."""
+
+    def __init__(self, members: Sequence[Member], layout: Layout, device: torch.device) -> None:
+        alike = _alike(members)
+        self.order = [number for own in alike for number in own]  # those of a group stand next to each other
+        self.members = [members[number] for number in self.order]
+        ends = list(accumulate(map(len, alike)))
+        self.groups = [
+            _group([members[n] for n in own], end - len(own), device) for own, end in zip(alike, ends, strict=True)
+        ]
+        self.layout, self.steps = layout, members[0].steps
+        self.start = torch.stack([member.start for member in self.members]).to(device)
+        self.weights = self.start.clone().requires_grad_()
+        self.compared = any(group.objective.distributions for group in self.groups)
+        self.rates = torch.tensor([[member.settings["learning_rate"]] for member in self.members], device=device)
+        self.factors = learning_rates(self.steps)
+        self.factor = torch.tensor(self.factors, device=device)
+        self.adam, self.clock = Adam(self.start), torch.zeros(1, dtype=torch.long, device=device)
+        completions = max(len(group.role) for group in self.groups)
+        self.losses = torch.zeros(self.steps, len(members), device=device)
+        self.logps = torch.zeros(self.steps, len(members), completions, device=device)
+
+    def step(self, batch: Packed) -> None:
+        """One optimiser step of all members."""
+        reference = None
+        if self.compared:
+            with torch.no_grad():
+                reference = logits(Weights.of(self.start, self.layout), batch, self.layout)
+        policy = logits(Weights.of(self.weights, self.layout), batch, self.layout)
+        logps = token_logps(policy, batch)
+        losses = torch.cat([group.losses(logps, batch, policy, reference) for group in self.groups])
+        (grad,) = torch.autograd.grad(losses.sum(), self.weights)
+        self.adam.step(self.weights, grad, self.rates * self.factor[self.clock])
+        self.losses.index_copy_(0, self.clock, losses.detach()[None])
+        self.logps.index_copy_(0, self.clock, logps.detach().sum(-1)[None])
+        self.clock += 1
+
+    @torch.no_grad()
+    def rewind(self) -> None:
+        """Back to before the first step."""
+        self.weights.copy_(self.start)
+        for state in (self.adam.mean, self.adam.square, self.adam.steps, self.clock):
+            state.zero_()
+
+    def histories(self, seen: Sequence[Float[Tensor, "step member completion"]], every: int) -> list[list[dict]]:
+        """What each member logged; `seen` are reference log-probabilities and scores."""
+        losses, logps = self.losses.cpu(), self.logps.cpu()
+        made = []
+        for group in self.groups:
+            for m, index in enumerate(range(group.own.start, group.own.stop)):
+                settings = {name: float(value[m]) for name, value in group.settings.items()}
+                own = [part[:, index, : len(group.role)] for part in (logps, *seen)]
+                metrics = group.objective.metrics(Rows(*own, group.role.cpu()), settings)
+                rate = self.members[index].settings["learning_rate"]
+                made.append(_history(losses[:, index], metrics, [rate * f for f in self.factors], every))
+        return made
+
+
+class _Slot:
+    """A place in a GPU's memory for batches of one shape; a captured graph always reads the same place.
+
+    Numbers travel as 32 bits in one piece, from memory that the GPU can read by itself while the next batch is made.
+    """
+
+    def __init__(self, batch: Packed, device: torch.device) -> None:
+        self.kinds = {f.name: getattr(batch, f.name) for f in fields(batch)}
+        size = sum(tensor.numel() for tensor in self.kinds.values())
+        self.memory = torch.empty(size, dtype=torch.int32, device=device)
+        self.hosts = [torch.empty(size, dtype=torch.int32).pin_memory() for _ in range(4)]
+        self.sent = [torch.cuda.Event() for _ in self.hosts]
+        self.turn = 0
+
+    def put(self, batch: Packed) -> None:
+        """Sends a batch, without waiting for what the GPU still does."""
+        host, sent = self.hosts[self.turn], self.sent[self.turn]
+        self.turn = (self.turn + 1) % len(self.hosts)
+        sent.synchronize()
+        start = 0
+        for name in self.kinds:
+            own = getattr(batch, name).reshape(-1)
+            part = host[start : start + len(own)]
+            (part.view(torch.float32) if own.is_floating_point() else part).copy_(own)
+            start += len(own)
+        self.memory.copy_(host, non_blocking=True)
+        sent.record()
+
+    def batch(self) -> Packed:
+        """The batch that lies there."""
+        made, start = {}, 0
+        for name, kind in self.kinds.items():
+            part = self.memory[start : start + kind.numel()].view(kind.shape)
+            made[name] = part.view(torch.float32) if kind.is_floating_point() else part.to(kind.dtype)
+            start += kind.numel()
+        return Packed(**made)
+
+
+def _captured(stack: _Stack, slot: _Slot) -> Callable[[], Any]:
+    """A step of the stack as one graph of a GPU: no kernel is launched from Python any more."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # libraries set themselves up outside of the graph
+        for _ in range(3):
+            stack.step(slot.batch())
+            stack.rewind()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        stack.step(slot.batch())
+    return graph.replay
+
+
 def _train(
     members: Sequence[Member],
     layout: Layout,
@@ -269,58 +410,44 @@ def _train(
     device: torch.device,
 ) -> Trained:
     """Members that fit into memory at once."""
-    steps = members[0].steps
-    start = torch.stack([member.start for member in members]).to(device)
-    weights, groups = start.clone().requires_grad_(), _groups(members, device)
-    compared = any(group.objective.distributions for group in groups)
-    rates = torch.tensor([[member.settings["learning_rate"]] for member in members], device=device)
-    factors, adam = learning_rates(steps), Adam(start)
-    losses = torch.zeros(steps, len(members), device=device)
-    seen: list[tuple[Tensor, Tensor, Tensor]] = []
-    for step, batch in enumerate(batches(members, device)):
-        reference = None
-        if compared:
-            with torch.no_grad():
-                reference = logits(Weights.of(start, layout), batch, layout)
-        policy = logits(Weights.of(weights, layout), batch, layout)
-        logps = token_logps(policy, batch)
-        total = torch.zeros((), device=device)
-        for group in groups:
-            own = group.losses(logps, batch, policy, reference)
-            losses[step, group.members] = own.detach()
-            total = total + own.sum()
-        (grad,) = torch.autograd.grad(total, weights)
-        adam.step(weights, grad, rates * factors[step])
-        seen.append((logps.detach().sum(-1), batch.reference_logps, batch.scores))
+    stack = _Stack(members, layout, device)
+    batches, seen = Batches(stack.members, alike=device.type == "cuda"), []
+    own = [numbers[number] for number in stack.order]
+    replay: Callable[[], Any] | None = None
+    for step in range(stack.steps):
+        batch = batches.at(step)
+        seen.append((batch.reference_logps, batch.scores))
+        if not (device.type == "cuda" and GRAPHS):
+            stack.step(batch.to(device))
+        else:
+            if replay is None:
+                slot = _Slot(batch, device)
+                slot.put(batch)
+                replay = _captured(stack, slot)
+            else:
+                slot.put(batch)
+            replay()
         if watch is not None and step + 1 in at:
-            watch(step + 1, numbers, weights.detach())
-    histories: list[list[dict[str, float]]] = [[] for _ in members]
-    values, stacked = losses.cpu(), [torch.stack(part).cpu() for part in zip(*seen, strict=True)]
-    for group in groups:
-        for m, index in enumerate(group.members.tolist()):
-            settings = {name: float(value[m]) for name, value in group.settings.items()}
-            made = _metrics(group, settings, [part[:, index, : len(group.role)] for part in stacked])
-            rate = members[index].settings["learning_rate"]
-            histories[index] = _history(values[:, index], made, [rate * f for f in factors], logging_steps)
-    return Trained(weights.detach(), histories)
-
-
-def _metrics(
-    group: _Group, settings: Mapping[str, float], seen: Sequence[Float[Tensor, "step completion"]]
-) -> Iterator[dict[str, Tensor]]:
-    """The metrics of each step of one member, as `UFTTrainer` logs them."""
-    role = group.role.cpu()
-    for logps, reference, scores in zip(*seen, strict=True):
-        yield group.objective.metrics(Rows(logps, reference, scores, role), settings)
+            watch(step + 1, own, stack.weights.detach())
+    histories = stack.histories([torch.stack(part) for part in zip(*seen, strict=True)], logging_steps)
+    place = {number: index for index, number in enumerate(stack.order)}
+    weights = stack.weights.detach()[[place[number] for number in range(len(members))]]
+    return Trained(weights, [histories[place[number]] for number in range(len(members))])
 
 
 def _history(
-    losses: Float[Tensor, "step"], metrics: Iterator[dict[str, Tensor]], rates: Sequence[float], every: int
+    losses: Float[Tensor, "step"],
+    metrics: Mapping[str, Float[Tensor, "step"]],
+    rates: Sequence[float],
+    every: int,
 ) -> list[dict[str, float]]:
     """Means over windows of so many steps; what does not fill a window is left out, as the library does."""
+    windows = len(losses) // every
+    means = {n: v[: windows * every].view(windows, every).nanmean(-1).tolist() for n, v in sorted(metrics.items())}
     history = []
-    for end in range(every, len(losses) + 1, every):
+    for index in range(windows):
+        end = (index + 1) * every
         entry = {"loss": float(losses[end - every : end].mean()), "learning_rate": rates[end - 1]}
-        means = mean_metrics(list(islice(metrics, every)))
-        history.append({**entry, **means, "epoch": end / len(losses), "step": float(end)})
+        own = {name: values[index] for name, values in means.items() if not math.isnan(values[index])}
+        history.append({**entry, **own, "epoch": end / len(losses), "step": float(end)})
     return history

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, zip_longest
+from operator import attrgetter
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -20,11 +22,11 @@ from uftlab.errors import InputError
 from uftlab.generation import generate_ids, stacked_ids, texts
 from uftlab.logps import completion_logits, completion_logps
 from uftlab.models import evaluation_mode
-from uftlab.packing import Packed, pack
+from uftlab.packing import Lines, Packed
 from uftlab.stack import Layout, Weights
 from uftlab.tokens import Completion, Example, Tokens, collate
 
-LINES = 256  # prompts that are read at a time, over all members: bounds memory
+LINES = 256  # prompts that one model reads at a time: bounds memory
 
 Ids = tuple[int, ...]
 Predictions = tuple[Float[Tensor, "row pos vocabulary"], Bool[Tensor, "row pos"]]
@@ -84,6 +86,9 @@ def _chunks(own: Sequence[Completion], most: int, size: int) -> list[tuple[list[
     examples.sort()
     cut = [[rows for _, rows in examples[start : start + size]] for start in range(0, len(examples), size)]
     return [([i for rows in part for i in rows], [tuple(own[i] for i in rows) for rows in part]) for part in cut]
+
+
+_PARTS = (attrgetter("prompt_ids"), attrgetter("completion_ids"))
 
 
 class _Predicted:
@@ -187,8 +192,23 @@ class StackReader:
         return out
 
     def _batches(self, rows: Sequence[Sequence[Completion]]) -> Iterator[tuple[list[list[int]], Packed, Tensor]]:
-        """For each chunk the rows of each member, the batch and its logits."""
-        chunks = [_chunks(own, 2, max(1, LINES // len(rows))) for own in rows]
-        for parts in zip_longest(*chunks, fillvalue=([], [])):
-            batch = pack([examples for _, examples in parts]).to(self.weights.device)
+        """For each chunk the rows of each member, the batch and its logits. Rows of several members are cut once."""
+        distinct = {id(own): own for own in rows}
+        longest = [
+            max((len(c.prompt_ids) + len(c.completion_ids) for c in own), default=0) for own in distinct.values()
+        ]
+        reads = max((len(c.completion_ids) for own in distinct.values() for c in own), default=0)
+        most = stack.lines_at_once(self.layout, max(longest), 2 * reads, self.weights.device)
+        cut = {key: _chunks(own, 2, max(1, most // len(rows))) for key, own in distinct.items()}
+        lines = Lines([example for parts in cut.values() for _, examples in parts for example in examples])
+        chunks: dict[int, list[tuple[list[int], np.ndarray]]] = {}
+        end = 0
+        for key, parts in cut.items():
+            chunks[key] = []
+            for here, examples in parts:
+                end += len(examples)
+                chunks[key].append((here, lines.chosen(np.arange(end - len(examples), end))))
+        nothing: tuple[list[int], np.ndarray] = ([], np.zeros(0, dtype=np.int64))
+        for parts in zip_longest(*(chunks[id(own)] for own in rows), fillvalue=nothing):
+            batch = lines.pack(lines.table([own for _, own in parts])).to(self.weights.device)
             yield [here for here, _ in parts], batch, stack.logits(self._split, batch, self.layout)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 import torch.nn.functional as F
 from jaxtyping import Complex, Float, Int
@@ -22,6 +23,9 @@ from uftlab.errors import InputError
 from uftlab.packing import Packed
 
 REACH = 512  # positions for which rotations are tabled
+MOST_LINES = 32_768  # that attention takes at a time on a GPU (its grid ends at 65,535)
+CPU_LINES = 256  # that are read at a time on a CPU: more leave its cache
+READING = 0.1  # share of the free memory that reading may fill: several processes may share a GPU
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,20 @@ class Weights(NamedTuple):
         parts = flat.split([torch.Size(shape).numel() for shape in shapes], dim=1)
         embedding, *middle, gain = (p.view(len(flat), *shape) for p, shape in zip(parts, shapes, strict=True))
         return cls(embedding, [Layer(*middle[i : i + 7]) for i in range(0, len(middle), 7)], gain)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def lines_at_once(layout: Layout, columns: int, reads: int, device: torch.device) -> int:
+    """How many lines are read together: on a GPU as many as fit into a share of its free memory."""
+    if device.type == "cpu":
+        return CPU_LINES
+    states = columns * (8 * layout.width + 6 * layout.inner)  # the largest layer, nothing kept for a gradient
+    each = 4 * (states + 3 * reads * layout.vocabulary)
+    return max(1, min(MOST_LINES, int(READING * free_memory(device) / each)))
 
 
 # --------------------------------------------------------------------------------- to and from transformers
@@ -198,13 +216,38 @@ def _heads(x: Tensor, turn: Tensor | None, heads: int) -> Tensor:
     shape = (*x.shape[:2], heads, -1)
     if turn is None:
         return x.view(shape)
-    pairs = torch.view_as_complex(x.reshape(*x.shape[:2], heads, -1, 2))
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:2], heads, -1, 2))
     return torch.view_as_real(pairs * turn).reshape(shape)
 
 
 def take(x: Float[Tensor, "member token width"], index: Int[Tensor, "entries"]) -> Float[Tensor, "entries width"]:
     """Tokens by an index that counts over all members."""
     return x.reshape(-1, x.shape[-1]).index_select(0, index)
+
+
+class _Move(torch.autograd.Function):
+    """Entries by an index whose way back is an index too, so that no gradient has to be added up."""
+
+    @staticmethod
+    def forward(ctx, x, there, back):  # type: ignore[no-untyped-def, override]
+        """The entries `there`."""
+        ctx.save_for_backward(back)
+        return x.index_select(0, there)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
+        """The gradient of each entry, from the one place where it went."""
+        return grad.index_select(0, *ctx.saved_tensors), None, None
+
+
+def move(
+    x: Float[Tensor, "*rows width"], there: Int[Tensor, "places"], back: Int[Tensor, "entries"]
+) -> Float[Tensor, "places width"]:
+    """From the rows of members to the rectangle of lines, or the reverse with the indices exchanged.
+
+    Each entry goes to one place at most. What belongs nowhere must have gradient 0, as in `uftlab.packing.Packed`.
+    """
+    return _Move.apply(x.reshape(-1, x.shape[-1]), there, back)
 
 
 def embed(weights: Weights, ids: Int[Tensor, "member token"]) -> Float[Tensor, "member token width"]:
@@ -269,17 +312,16 @@ def logits(
             content, place, mask = batch.read_content, batch.read_place, batch.read_mask
         query = queries(layer, h, asked, layout.heads)
         key, value = (
-            take(t.flatten(2), batch.content).view(lines, columns, layout.heads, -1).transpose(1, 2)
+            move(t.flatten(2), batch.content, batch.place).view(lines, columns, layout.heads, -1).transpose(1, 2)
             for t in (key, value)
         )
         if keep is not None:
             keep.append((key, value))
-        query = (
-            take(query.flatten(2), content).view(lines, -1, layout.heads, layout.width // layout.heads).transpose(1, 2)
-        )
-        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        found = found.transpose(1, 2).reshape(1, -1, layout.width)
-        x = close(layer, x, take(found, place).view(members, -1, layout.width), layout.eps)
+        query = move(query.flatten(2), content, place)
+        query = query.view(lines, -1, layout.heads, layout.width // layout.heads).transpose(1, 2)
+        found = F.scaled_dot_product_attention(query, key, value.to(key.dtype), attn_mask=mask.to(key.dtype))
+        found = found.transpose(1, 2).reshape(-1, layout.width)
+        x = close(layer, x, move(found, place, content).view(members, -1, layout.width), layout.eps)
     return project(weights, x, layout.eps)
 
 

@@ -87,9 +87,9 @@ class Rows:
     and a GPU that is not to be waited for ask.
     """
 
-    policy_logps: Float[Tensor, "completion"]
-    reference_logps: Float[Tensor, "completion"]
-    scores: Float[Tensor, "completion"]
+    policy_logps: Float[Tensor, "*step completion"]
+    reference_logps: Float[Tensor, "*step completion"]
+    scores: Float[Tensor, "*step completion"]
     role: Int[Tensor, "completion"]
     positions: Positions | None = None
     spans: Mapping[str, slice] | None = None
@@ -217,7 +217,7 @@ class Objective:
             total = total + weight * term.loss(rows, settings).sum() / count.clamp(min=1)
         return total
 
-    def metrics(self, rows: Rows, settings: Mapping[str, float]) -> dict[str, Float[Tensor, ""]]:
+    def metrics(self, rows: Rows, settings: Mapping[str, float]) -> dict[str, Float[Tensor, "*step"]]:
         """What is logged of a batch: `batch_metrics`, without rewards (NaN, accuracy 0) where no reference is read."""
         metrics = batch_metrics(rows, settings.get("beta", 1.0))
         return {name: value for name, value in metrics.items() if self.reference or not name.startswith("reward/")}
@@ -232,24 +232,30 @@ def mean_metrics(entries: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     return {name: torch.stack(values).mean().item() for name, values in sorted(found.items())}
 
 
-def batch_metrics(rows: Rows, beta: float) -> dict[str, Float[Tensor, ""]]:
+def batch_metrics(rows: Rows, beta: float) -> dict[str, Float[Tensor, "*step"]]:
     """Rewards (beta included) and log-probabilities of a batch, under the same names for every objective.
 
-    A label or score above one half counts as chosen. Only what the batch holds is reported.
+    A label or score above one half counts as chosen. Only what the batch holds is reported. Rows of many steps, with
+    the same roles in each, may be given at once; then NaN stands where a step lacks what another has.
     """
     rewards = implicit_reward(rows.policy_logps, rows.reference_logps, beta).detach()
     logps = rows.policy_logps.detach()
     real = rows.role != ROLE_INDEX["mismatched"]
-    demonstration = rows.role == ROLE_INDEX["demonstration"]
+    demonstration = (rows.role == ROLE_INDEX["demonstration"]).expand(logps.shape)
     chosen = (rows.role == ROLE_INDEX["chosen"]) | (real & ~demonstration & (rows.scores > 0.5))
     rejected = (rows.role == ROLE_INDEX["rejected"]) | (real & (rows.scores <= 0.5))
     metrics = {}
     for name, here in (("chosen", chosen), ("rejected", rejected), ("demonstration", demonstration)):
         if here.any():
-            metrics[f"reward/{name}"], metrics[f"logps/{name}"] = rewards[here].mean(), logps[here].mean()
+            metrics[f"reward/{name}"], metrics[f"logps/{name}"] = _mean(rewards, here), _mean(logps, here)
     if chosen.any() and rejected.any():
         metrics["reward/margin"] = metrics["reward/chosen"] - metrics["reward/rejected"]
-    pairs = rewards[rows.role == ROLE_INDEX["chosen"]], rewards[rows.role == ROLE_INDEX["rejected"]]
-    if len(pairs[0]):
-        metrics["reward/accuracy"] = (pairs[0] > pairs[1]).float().mean()
+    first, second = (rewards[..., rows.role == ROLE_INDEX[role]] for role in ("chosen", "rejected"))
+    if first.numel():
+        metrics["reward/accuracy"] = (first > second).float().mean(-1)
     return metrics
+
+
+def _mean(values: Float[Tensor, "*step completion"], here: Bool[Tensor, "*step completion"]) -> Float[Tensor, "*step"]:
+    """The mean where `here` is True; NaN where it is nowhere."""
+    return values.where(here, 0.0).sum(-1) / here.sum(-1)

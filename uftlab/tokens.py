@@ -204,19 +204,20 @@ def interleave(
     block are shuffled. The order is data: it depends on the seed alone, and a resumed run finds its place.
     """
     rng = random.Random(f"uftlab order {seed}")
+    lengths = [[max(map(_length, example)) for example in source] for source in sources]
 
-    def epochs(source: Sequence[Example]) -> Iterator[Example]:
+    def epochs(count: int) -> Iterator[int]:
         while True:
-            yield from rng.sample(list(source), len(source))
+            yield from rng.sample(range(count), count)
 
-    streams = [epochs(source) for source in sources]
+    streams = [epochs(len(source)) for source in sources]
     ordered: list[Example] = []
     for start in range(0, steps, bucket):
         size = min(bucket, steps - start)
         columns = []
-        for stream, count in zip(streams, per_step, strict=True):
-            block = sorted(itertools.islice(stream, size * count), key=lambda e: max(map(_length, e)))
-            columns.append([block[i * count : (i + 1) * count] for i in range(size)])
+        for source, length, stream, count in zip(sources, lengths, streams, per_step, strict=True):
+            block = sorted(itertools.islice(stream, size * count), key=length.__getitem__)
+            columns.append([[source[n] for n in block[i * count : (i + 1) * count]] for i in range(size)])
         batches = [list(itertools.chain(*step)) for step in zip(*columns, strict=True)]
         rng.shuffle(batches)
         ordered += itertools.chain(*batches)

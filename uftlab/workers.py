@@ -1,7 +1,8 @@
 """Runs trials in cohorts, in worker processes of one thread each: twice as fast as one process with two threads.
 
 A cohort is trained by one stack. On a CPU it has one method, so that its members wait for each other as little as can
-be, and few members, so that results come in now and then. On a GPU one process trains as many as there are.
+be, and few members, so that results come in now and then. On a GPU a cohort is a world with all its methods: the
+processes share the GPU, which is busy while others prepare data or read answers.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from uftlab.cohort import device, run_together
 from uftlab.errors import InputError
 from uftlab.study import Trial, read_trial
 
-MAX_WORKERS = 8  # each holds about 0.8 GB of libraries
-COHORT = {"cpu": 5, "cuda": 128}  # trials
+MAX_WORKERS = {"cpu": 8, "cuda": 16}  # each holds about 0.8 GB of libraries
+COHORT = {"cpu": 5, "cuda": 64}  # trials
 
 
 def _quiet_worker() -> None:
@@ -85,7 +86,7 @@ def run_trials(
         for trial in groups[number]:
             owner.setdefault(_shared_key(trial), number)
     missing = {number: {owner[_shared_key(t)] for t in group} - {number} for number, group in enumerate(groups)}
-    most = 1 if device() == "cuda" else min(os.cpu_count() or 1, MAX_WORKERS)
+    most = min(os.cpu_count() or 1, MAX_WORKERS[device()])
     count = min(workers or most, len(groups))
     executor = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_quiet_worker)
     running: dict[Future, int] = {}
@@ -121,7 +122,7 @@ def cohorts(trials: Sequence[Trial], device: str) -> list[list[Trial]]:
     """Trials that are run together, those of `sft` first: others wait for its models."""
     alike: dict[Any, list[Trial]] = {}
     for trial in sorted(trials, key=lambda t: t.method != "sft"):
-        alike.setdefault("all" if device == "cuda" else (trial.method, trial.profile), []).append(trial)
+        alike.setdefault(trial.seed if device == "cuda" else (trial.method, trial.profile), []).append(trial)
     size = COHORT[device]
     return [group[i : i + size] for group in alike.values() for i in range(0, len(group), size)]
 
