@@ -267,7 +267,9 @@ def train(
     if device.type == "cpu":
         fit = min(fit, max(1, CPU_TOKENS // first.ids.shape[1]))
     parts = [range(i, min(i + fit, len(members))) for i in range(0, len(members), fit)]
-    trained = [_train([members[m] for m in part], layout, part, watch, at, logging_steps, device) for part in parts]
+    trained = [
+        _train([members[m] for m in part], layout, part, watch, at, logging_steps, device, say) for part in parts
+    ]
     return Trained(torch.cat([t.weights for t in trained]), [h for t in trained for h in t.histories])
 
 
@@ -400,6 +402,31 @@ def _captured(stack: _Stack, slot: _Slot) -> Callable[[], Any]:
     return graph.replay
 
 
+def _runner(stack: _Stack, first: Packed, device: torch.device, say: Callable[[str], Any]) -> Callable[[Packed], Any]:
+    """How a step is run: as it stands, or on a GPU as a graph, unless a loss does what no graph can hold."""
+
+    def plain(batch: Packed) -> None:
+        stack.step(batch.to(device))
+
+    if device.type != "cuda" or not GRAPHS:
+        return plain
+    slot = _Slot(first, device)
+    slot.put(first)
+    try:
+        replay = _captured(stack, slot)
+    except RuntimeError as error:
+        torch.cuda.synchronize()
+        stack.rewind()
+        say(f"steps are launched one by one, twice as slow: no graph can hold them ({str(error).splitlines()[0]})")
+        return plain
+
+    def replayed(batch: Packed) -> None:
+        slot.put(batch)
+        replay()
+
+    return replayed
+
+
 def _train(
     members: Sequence[Member],
     layout: Layout,
@@ -408,25 +435,17 @@ def _train(
     at: Collection[int],
     logging_steps: int,
     device: torch.device,
+    say: Callable[[str], Any],
 ) -> Trained:
     """Members that fit into memory at once."""
     stack = _Stack(members, layout, device)
     batches, seen = Batches(stack.members, alike=device.type == "cuda"), []
     own = [numbers[number] for number in stack.order]
-    replay: Callable[[], Any] | None = None
+    run = _runner(stack, batches.at(0), device, say)
     for step in range(stack.steps):
         batch = batches.at(step)
         seen.append((batch.reference_logps, batch.scores))
-        if not (device.type == "cuda" and GRAPHS):
-            stack.step(batch.to(device))
-        else:
-            if replay is None:
-                slot = _Slot(batch, device)
-                slot.put(batch)
-                replay = _captured(stack, slot)
-            else:
-                slot.put(batch)
-            replay()
+        run(batch)
         if watch is not None and step + 1 in at:
             watch(step + 1, own, stack.weights.detach())
     histories = stack.histories([torch.stack(part) for part in zip(*seen, strict=True)], logging_steps)

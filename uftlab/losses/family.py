@@ -268,7 +268,7 @@ def kto_loss(
     # by the paper's rule the reward is compared with beta * z0, which is the implicit reward of z0
     surprise = reward - implicit_reward(kl_baseline, torch.zeros_like(kl_baseline), beta)
     desirable = labels > 0.5
-    weights = torch.where(desirable, torch.as_tensor(desirable_weight), torch.as_tensor(undesirable_weight))
+    weights = torch.where(desirable, desirable_weight, undesirable_weight)
     return weights * absolute_error(surprise, desirable.to(reward.dtype))
 
 

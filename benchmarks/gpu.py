@@ -1,0 +1,484 @@
+"""The parts of `benchmarks/gpu.sh`: each measures one question and writes one JSON file.
+
+python benchmarks/gpu.py right --out build/gpu            one of right, fast, grid, study, real
+python benchmarks/gpu.py fast --out build/gpu --dry-run   small and on a CPU: does it run?
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from clock import wait
+from population import GRID, WORLDS, device_name, limits, stack_seconds, step_work, trainer_seconds
+
+from uftlab import population
+from uftlab.catalogue import METHODS, Stage
+from uftlab.cohort import Materials, layout, materials, reader, refer, tokens
+from uftlab.evaluation import measure
+from uftlab.generation import generate_ids
+from uftlab.logps import ReferenceCache
+from uftlab.methods import Lesson, fit, lesson, method_named
+from uftlab.models import frozen_copy, load_base
+from uftlab.objectives import OBJECTIVES, ON_SAMPLES
+from uftlab.population import Member, train
+from uftlab.stack import flatten
+from uftlab.study import PROFILES, Profile, read_trial, trial
+from uftlab.trainer import Quiet, UFTTrainer
+from uftlab.workers import run_trials
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def log(line: str) -> None:
+    """A line with the time, so that a cut run shows how far it came."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+class Result(dict):
+    """What a part found so far, on disk after every piece of it: a part that is cut keeps what it has."""
+
+    path: Path
+    started: float
+
+    def save(self) -> None:
+        """Write the file anew."""
+        self["part_seconds"] = round(time.perf_counter() - self.started, 2)
+        self.path.write_text(json.dumps(self, indent=1))
+
+
+@contextmanager
+def attempted(result: Result, name: str) -> Iterator[None]:
+    """A fault within is kept in the result and ends nothing else."""
+    try:
+        yield
+    except Exception as error:  # the reason is the result
+        result["faults"][name] = traceback.format_exc()[-3000:]
+        log(f"FAULT in {name}: {type(error).__name__}: {str(error)[:200]}")
+    result.save()
+
+
+# ------------------------------------------------------------------------------------------ members
+
+
+@cache
+def lesson_of(method: str, world: int, steps: int, profile: Profile, order: int = 0) -> tuple[Materials, Lesson]:
+    """What the last stage of a method learns from in a world, from the base."""
+    own = materials(world, profile, "test")
+    definition = method_named(method)
+    stage = definition.stages[-1] if definition.group == "loss" else replace(definition.stages[-1], recipe="offline")
+    settings = {"learning_rate": 1.5e-3}
+    return own, lesson(stage, own.tables, tokens(), settings, steps, order, partial(refer, own.references, own.base))
+
+
+def member_of(made: tuple[Materials, Lesson], **settings: float) -> Member:
+    """A member that starts from the base of its world."""
+    own, learned = made
+    changed = {**learned.settings, **settings}
+    return Member(own.base, learned.objective, changed, learned.order, learned.per_step)
+
+
+def crowd(count: int, steps: int, profile: Profile) -> list[Member]:
+    """UFT members of one world that differ in setting and, eight at most, in the order of the data."""
+    lessons = [lesson_of("uft", 0, steps, profile, order) for order in range(min(8, count))]
+    settings = [{"learning_rate": rate, "beta": beta} for rate, beta in GRID]
+    return [member_of(lessons[n % len(lessons)], **settings[n // len(lessons) % len(settings)]) for n in range(count)]
+
+
+# -------------------------------------------------------------------------------------------- right?
+
+
+def right(result: Result, profile: Profile, dry: bool) -> None:
+    """The same on both devices, and twice on one."""
+    steps = 4 if dry else 20
+    own = materials(0, profile, "test")
+    made = {}
+    for name, objective in OBJECTIVES.items():
+        if name in ON_SAMPLES:
+            continue
+        mixed = "demonstration" in objective.kinds and len(objective.kinds) > 1
+        share = 0.5 if mixed or name == "una-score" else float("demonstration" in objective.kinds)
+        filled = partial(refer, own.references, own.base)
+        settings = {"learning_rate": 1.5e-3}
+        made[name] = lesson(Stage(name, share), own.tables, tokens(), settings, steps, 0, filled)
+    members = {name: member_of((own, learned)) for name, learned in made.items()}
+    log(f"{len(members)} objectives, {steps} steps each")
+    with attempted(result, "trajectories"):
+        ends = {}
+        for place in ("cpu", DEVICE):
+            started = time.perf_counter()
+            ends[place, place == DEVICE] = train(list(members.values()), layout(), logging_steps=2, device=place)
+            log(f"on {place}: {time.perf_counter() - started:.1f} s")
+        here, there = ends["cpu", DEVICE == "cpu"], ends[DEVICE, True]
+        result["trajectories"] = {
+            name: compared(member, here, there, n) for n, (name, member) in enumerate(members.items())
+        }
+        worst = max(result["trajectories"].values(), key=lambda entry: entry["distance"])
+        log(f"largest distance {worst['distance']:.2e} of the way, limit 0.01")
+    with attempted(result, "trainer"):
+        result["trainer"] = {}
+        for name in ("una-score", "sft-plus-dpo", "kto", "tdpo"):
+            member = members[name]
+            policy = frozen_copy(load_base(0)).requires_grad_(True).to(DEVICE)
+            wanted = {"per_device_train_batch_size": member.per_step, "max_steps": member.steps}
+            with tempfile.TemporaryDirectory() as folder:
+                fit(UFTTrainer, policy, folder, member.order, member.objective, member.settings, 0, [Quiet()], **wanted)
+            weights, number = flatten(policy.state_dict(), layout()).cpu(), list(members).index(name)
+            moved = (here.weights[number] - member.start.cpu()).norm()
+            result["trainer"][name] = float((weights - here.weights[number]).norm() / moved)
+        log(f"UFTTrainer: {result['trainer']}")
+    with attempted(result, "references"):
+        base, rows = frozen_copy(load_base(0)), members["una-score"].order[:512]
+        found = [
+            torch.tensor([c.reference_logps for e in ReferenceCache().fill(m, rows, 0) for c in e])
+            for m in (base, frozen_copy(base).to(DEVICE))
+        ]
+        result["reference_nats"] = float((found[0] - found[1]).abs().max())
+    with attempted(result, "generation"):
+        asked = own.full.prompts[: 40 if dry else 400]
+        weights = here.weights[list(members).index("una-score")]
+        said = {place: reader(weights[None].to(place)).generate([asked])[0] for place in ("cpu", DEVICE)}
+        drawn = {place: reader(weights[None].to(place)).generate([asked], seed=1)[0] for place in ("cpu", DEVICE)}
+        policy = frozen_copy(load_base(0)).to(DEVICE)
+        library = generate_ids(policy, tokens().tokenizer, asked)
+        base_said = reader(own.base[None])
+        result["generation"] = {
+            "greedy_equal": share_equal(said["cpu"], said[DEVICE]),
+            "sampled_equal": share_equal(drawn["cpu"], drawn[DEVICE]),
+            "as_the_library": share_equal(library, base_said.generate([asked])[0]),
+        }
+        log(f"generation: {result['generation']}")
+    with attempted(result, "repeated"):
+        some = [members[name] for name in ("una-score", "sft-plus-dpo", "kto", "tdpo")]
+        runs: dict[str, dict] = {"first": {}, "second": {}, "eager": {}, "deterministic": {}}
+        for name, found in runs.items():
+            torch.use_deterministic_algorithms(name == "deterministic")
+            population.GRAPHS = name != "eager"
+            try:
+                trained = train(some, layout(), logging_steps=2, device=DEVICE)
+                found |= {"weights": trained.weights.cpu(), "histories": trained.histories}
+            except RuntimeError as error:
+                found["fault"] = str(error)[:500]
+        torch.use_deterministic_algorithms(False)
+        population.GRAPHS = True
+        first = runs["first"]
+        result["repeated"] = {
+            name: {
+                "fault": found.get("fault"),
+                "weights_bitwise": "weights" in found and torch.equal(first["weights"], found["weights"]),
+                "histories_bitwise": "weights" in found and first["histories"] == found["histories"],
+                "largest_difference": float((first["weights"] - found["weights"]).abs().max())
+                if "weights" in found
+                else None,
+            }
+            for name, found in runs.items()
+            if name != "first"
+        }
+        asked = own.full.prompts[:40]
+        result["repeated"]["without_a_graph"] = uncaptured(some[0], first["weights"][0])
+        texts = [reader(first["weights"].to(DEVICE)).generate([asked] * len(some)) for _ in range(2)]
+        result["repeated"]["generation_equal"] = texts[0] == texts[1]
+        log(f"repeated: {result['repeated']}")
+
+
+def uncaptured(member: Member, weights: torch.Tensor) -> dict[str, Any]:
+    """A loss that looks at a value on the CPU, which no graph can hold, is trained all the same."""
+    term = member.objective.terms[0]
+
+    def looks(rows: Any, settings: Any) -> torch.Tensor:
+        return term.loss(rows, settings) * torch.as_tensor(1.0).to(rows.policy_logps.device)
+
+    awkward = replace(member, objective=replace(member.objective, terms=(replace(term, loss=looks),)))
+    said: list[str] = []
+    trained = train([awkward], layout(), device=DEVICE, say=said.append)
+    return {"said": said, "largest_difference": float((trained.weights[0].cpu() - weights).abs().max())}
+
+
+def compared(member: Member, here: population.Trained, there: population.Trained, number: int) -> dict[str, float]:
+    """How far two ways of training a member ended apart: as a share of the way, and in what was logged."""
+    moved = (here.weights[number] - member.start.cpu()).norm()
+    apart = (here.weights[number] - there.weights[number].cpu()).norm()
+    logs = [0.0]
+    for ours, theirs in zip(here.histories[number], there.histories[number], strict=True):
+        logs += [abs(ours[k] - theirs[k]) / (0.1 + abs(ours[k])) for k in ours if k in theirs]
+    return {"distance": float(apart / moved), "logs": max(logs)}
+
+
+def share_equal(ours: Sequence, theirs: Sequence) -> float:
+    """The share of equal entries."""
+    return sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(ours)
+
+
+# --------------------------------------------------------------------------------------------- fast?
+
+
+@contextmanager
+def variant(mode: str, precision: str) -> Iterator[None]:
+    """The engine in another mode and precision."""
+    before = population.GRAPHS, population.logits, torch.backends.cuda.matmul.allow_tf32
+    population.GRAPHS = "graph" in mode
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    if "compile" in mode:
+        population.logits = torch.compile(population.logits, dynamic=False)
+    if precision == "bf16":
+        plain = population.logits
+
+        def halved(*args: Any, **kwargs: Any) -> torch.Tensor:
+            with torch.autocast(DEVICE, dtype=torch.bfloat16):
+                made = plain(*args, **kwargs)
+            return made.float()
+
+        population.logits = halved
+    try:
+        yield
+    finally:
+        population.GRAPHS, population.logits, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+VARIANTS = [
+    ("graph", "float32"),
+    ("eager", "float32"),
+    ("graph", "tf32"),
+    ("graph", "bf16"),
+    ("graph and compile", "float32"),
+]
+
+
+def fast(result: Result, profile: Profile, dry: bool) -> None:
+    """Members times steps per second, by members, mode and precision."""
+    result |= {"sizes": {}, "variants": {}}
+    steps = 5 if dry else 43
+    counts = (1, 2) if dry else (1, 16, 64, 256, 1024)
+    with attempted(result, "limits"):
+        result["limits"] = limits() if not dry else {"flops": 1.0, "bytes": 1.0}
+        torch.backends.cuda.matmul.allow_tf32 = True
+        result["limits_tf32"] = limits() if not dry else {"flops": 1.0, "bytes": 1.0}
+        torch.backends.cuda.matmul.allow_tf32 = False
+    trainers: list[float] = []
+    with attempted(result, "trainer"):
+        for _ in range(1 if dry else 3):
+            trainers.append(trainer_seconds(crowd(1, steps, profile)[0]))
+        result["trainer_seconds_per_step"] = statistics.median(trainers)
+        log(f"UFTTrainer: {1000 * result['trainer_seconds_per_step']:.1f} ms a step")
+    alone = None
+    for count in counts:
+        with attempted(result, f"{count} members"):
+            members = crowd(count, steps, profile)
+            rounds = 1 if dry or count > 256 else 3
+            seconds = statistics.median(stack_seconds(members) for _ in range(rounds))
+            alone = seconds if alone is None else alone
+            work = step_work(members[:8])
+            scale = count / min(8, count)
+            made = {
+                "seconds_per_step": seconds,
+                "member_steps_per_second": count / seconds,
+                "speedup_over_trainer": count * result["trainer_seconds_per_step"] / seconds,
+                "speedup_over_one_by_one": count * alone / seconds,
+                "fraction_of_arithmetic": scale * work["flops"] / seconds / result["limits"]["flops"],
+                "fraction_of_memory": scale * work["bytes"] / seconds / result["limits"]["bytes"],
+                "packing_seconds": packing_seconds(members),
+                **(device_seconds(members) if GPU else {}),
+            }
+            result["sizes"][str(count)] = made
+            log(f"{count} members: {json.dumps({k: float(f'{v:.4g}') for k, v in made.items()})}")
+    members = crowd(2 if dry else 64, steps, profile)
+    if GPU:
+        with attempted(result, "kernels"):
+            result["kernels"] = kernels(members)
+    for mode, precision in VARIANTS:
+        name = f"{mode}, {precision}"
+        if dry and ("compile" in mode):
+            continue
+        with attempted(result, name), variant(mode, precision):
+            started = time.perf_counter()
+            trained = train(members, layout(), logging_steps=5, device=DEVICE)
+            wait()
+            first = time.perf_counter() - started
+            seconds = statistics.median(stack_seconds(members) for _ in range(1 if dry else 3))
+            made = {"seconds_per_step": seconds, "with_set_up_seconds": first}
+            made |= device_seconds(members) if GPU and "graph" in mode else {}
+            if name == "graph, float32":
+                plain = trained
+            moved = (plain.weights - torch.stack([m.start for m in members])).norm(dim=1)
+            made["distance_from_float32"] = float(((trained.weights - plain.weights).norm(dim=1) / moved).max())
+            result["variants"][name] = made
+            log(f"{name}: {made}")
+
+
+def packing_seconds(members: list[Member]) -> float:
+    """What making a batch costs the CPU; it happens while the GPU works."""
+    batches = population.Batches(members, alike=True)
+    started = time.perf_counter()
+    for step in range(batches.rows.shape[0]):
+        batches.at(step)
+    return (time.perf_counter() - started) / batches.rows.shape[0]
+
+
+def device_seconds(members: list[Member]) -> dict[str, float]:
+    """What one captured step costs the GPU alone, and the memory that it takes."""
+    torch.cuda.reset_peak_memory_stats()
+    stack = population._Stack(members, layout(), torch.device("cuda"))
+    batch = population.Batches(stack.members, alike=True).at(0)
+    slot = population._Slot(batch, torch.device("cuda"))
+    slot.put(batch)
+    replay, times = population._captured(stack, slot), []
+    for _ in range(4):
+        stack.clock.zero_()
+        wait()
+        started = time.perf_counter()
+        for _ in range(8):
+            stack.clock.zero_()
+            replay()
+        wait()
+        times.append((time.perf_counter() - started) / 8)
+    return {"device_seconds": statistics.median(times), "peak_gib": torch.cuda.max_memory_allocated() / 2**30}
+
+
+def kernels(members: list[Member]) -> list[dict[str, Any]]:
+    """Where a step's time goes, by kernel."""
+    stack = population._Stack(members, layout(), torch.device("cuda"))
+    batch = population.Batches(stack.members, alike=True).at(0).to("cuda")
+    for _ in range(3):
+        stack.step(batch)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        for _ in range(5):
+            stack.step(batch)
+        wait()
+    rows = sorted(seen.key_averages(), key=lambda row: -row.self_device_time_total)[:40]
+    return [
+        {"name": row.key[:120], "ms_per_step": row.self_device_time_total / 5000, "calls": row.count / 5}
+        for row in rows
+    ]
+
+
+# ------------------------------------------------------------------------------------ grid and study
+
+
+def grid(result: Result, profile: Profile, dry: bool) -> None:
+    """The paper's grid: 16 (learning rate, beta) x 4 worlds of UFT, trained and measured."""
+    steps, worlds = (4, WORLDS[:1]) if dry else (1000, WORLDS)
+    settings = GRID[:2] if dry else GRID
+    profile = replace(profile, steps=steps)
+    started = time.perf_counter()
+    members, evaluators, entries = [], [], []
+    for rate, beta in settings:
+        for world in worlds:
+            made = lesson_of("uft", world, steps, profile)
+            members.append(member_of(made, learning_rate=rate, beta=beta))
+            evaluators.append(made[0].full)
+            entries.append({"learning_rate": rate, "beta": beta, "world": world})
+    wait()
+    begun = time.perf_counter()
+    trained = train(members, layout(), logging_steps=50, device=DEVICE)
+    wait()
+    between = time.perf_counter()
+    metrics = measure(evaluators, reader(trained.weights))
+    ended = time.perf_counter()
+    log(f"prepared {begun - started:.1f}, trained {between - begun:.1f}, measured {ended - between:.1f} s")
+    result |= {
+        "members": len(members),
+        "steps": steps,
+        "prepare_seconds": begun - started,
+        "train_seconds": between - begun,
+        "evaluate_seconds": ended - between,
+        "seconds": ended - begun,
+        "points": [
+            {
+                **entry,
+                **{k: float(f"{v:.5g}") for k, v in own.items()},
+                "loss": history[-1]["loss"] if history else None,
+            }
+            for entry, own, history in zip(entries, metrics, trained.histories, strict=True)
+        ],
+    }
+
+
+def study(result: Result, profile: Profile, dry: bool) -> None:
+    """The study of sixteen seeds, from nothing to all results; and how far they lie from the stored ones of a CPU."""
+    names = ["sft", "sft-then-dpo", "uft"] if dry else list(METHODS)
+    trials = [trial(name, seed, profile) for seed in range(1 if dry else 16) for name in names]
+    with tempfile.TemporaryDirectory() as scratch:
+        started, marks = time.perf_counter(), []
+        results = list(run_trials(trials, Path(scratch), done=lambda _: marks.append(time.perf_counter() - started)))
+        seconds = time.perf_counter() - started
+    log(f"{len(trials)} trials in {seconds:.1f} s, the first after {marks[0]:.1f} s")
+    stored = {}
+    for path in (ROOT / "data" / "results" / "class" / "trials").glob("*.json"):
+        read = read_trial(path)
+        stored[read["method"], read["seed"]] = read["metrics"]
+    result |= {
+        "trials": len(trials),
+        "seconds": seconds,
+        "first_seconds": marks[0],
+        "processes": os.cpu_count(),
+        "results": [{k: r[k] for k in ("method", "seed", "steps", "metrics", "wall_seconds")} for r in results],
+        "apart": apart(results, stored) if not dry else {},
+    }
+
+
+def apart(results: Sequence[dict], stored: dict[tuple[str, int], dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean and largest difference from the stored trials, by metric."""
+    found: dict[str, list[float]] = {}
+    for result in results:
+        theirs = stored.get((result["method"], result["seed"]), {})
+        for name, value in result["metrics"].items():
+            if name in theirs:
+                found.setdefault(name, []).append(value - theirs[name])
+    return {name: {"mean": statistics.mean(values), "largest": max(map(abs, values))} for name, values in found.items()}
+
+
+def real(result: Result, profile: Profile, dry: bool) -> None:
+    """A real model, if its files travelled along."""
+    folder = os.environ.get("UFTLAB_REAL_MODEL", "")
+    if not Path(folder or "/nowhere").is_dir():
+        result["skipped"] = "no model: name its folder in UFTLAB_REAL_MODEL"
+
+
+PARTS: dict[str, Callable[[Result, Profile, bool], None]] = {
+    "right": right,
+    "fast": fast,
+    "grid": grid,
+    "study": study,
+    "real": real,
+}
+
+
+def main() -> None:
+    """Run one part and write its file."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("part", choices=list(PARTS))
+    options.add_argument("--out", type=Path, required=True, help="folder of the JSON files")
+    options.add_argument("--dry-run", action="store_true", help="small, and marked as dry")
+    chosen = options.parse_args()
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    log(f"{chosen.part} on {device_name()}")
+    result = Result(part=chosen.part, dry=chosen.dry_run, device=device_name(), faults={}, whole=False)
+    result |= {"python": platform.python_version(), "torch": torch.__version__}
+    result["transformers"] = transformers.__version__
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    result.path, result.started = chosen.out / f"{chosen.part}.json", time.perf_counter()
+    with attempted(result, chosen.part):
+        PARTS[chosen.part](result, PROFILES["smoke" if chosen.dry_run else "class"], chosen.dry_run)
+        result["whole"] = True
+    log(f"{chosen.part}: {result['part_seconds']} s, {len(result['faults'])} faults, {result.path}")
+
+
+if __name__ == "__main__":
+    main()
