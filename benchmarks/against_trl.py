@@ -42,19 +42,19 @@ import transformers
 from clock import WARM_UP, Clock, cpu_name
 from datasets import Dataset
 
-from uftlab.catalogue import Stage
+from uftlab.engine.packing import pack
+from uftlab.engine.population import Member, train
+from uftlab.engine.stack import Layout, Weights, flatten, logits, token_logps
+from uftlab.engine.trainer import Quiet
 from uftlab.errors import InputError
-from uftlab.feedback import from_rows
-from uftlab.logps import ReferenceCache
-from uftlab.methods import sources
-from uftlab.models import load_base, tiny_config, tiny_tokenizer
-from uftlab.objectives import objective_named
-from uftlab.packing import pack
-from uftlab.population import Member, train
-from uftlab.stack import Layout, Weights, flatten, logits, token_logps
-from uftlab.tokens import Example, Tokens, interleave
-from uftlab.trainer import Quiet
-from uftlab.world import World, pairs
+from uftlab.models.logps import ReferenceCache
+from uftlab.models.policies import load_base, tiny_config, tiny_tokenizer
+from uftlab.objectives.registry import objective_named
+from uftlab.rows.table import from_rows
+from uftlab.rows.tokens import Example, Tokens, interleave
+from uftlab.training.catalogue import Stage
+from uftlab.training.methods import sources
+from uftlab.world.world import World, pairs
 
 COMPLETIONS = 64  # of every contestant in every step
 BUSY = 0.5  # load average above which the numbers are not to be reported
@@ -70,8 +70,8 @@ TRL: dict[str, dict[str, Any]] = {
     },
 }
 LAYOUT = Layout.of(tiny_config())
-ENGINE = "uftlab.population with one member"
-BARE = "uftlab.stack on packed batches, forward, backward and fused AdamW"
+ENGINE = "uftlab.engine.population with one member"
+BARE = "uftlab.engine.stack on packed batches, forward, backward and fused AdamW"
 Seconds = dict[tuple[str, int], list[float]]  # (contestant, threads) -> seconds a step, one number for each repeat
 
 

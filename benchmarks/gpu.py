@@ -26,20 +26,20 @@ import transformers
 from clock import wait
 from population import GRID, WORLDS, device_name, limits, stack_seconds, step_work, trainer_seconds
 
-from uftlab import population
-from uftlab.catalogue import METHODS, Stage
-from uftlab.cohort import Materials, layout, materials, reader, refer, tokens
-from uftlab.evaluation import measure
-from uftlab.generation import generate_ids
-from uftlab.logps import ReferenceCache
-from uftlab.methods import Lesson, fit, lesson, method_named
-from uftlab.models import frozen_copy, load_base
-from uftlab.objectives import OBJECTIVES, ON_SAMPLES
-from uftlab.population import Member, train
-from uftlab.stack import flatten
-from uftlab.study import PROFILES, Profile, read_trial, trial
-from uftlab.trainer import Quiet, UFTTrainer
-from uftlab.workers import run_trials
+from uftlab.engine import population
+from uftlab.engine.population import Member, train
+from uftlab.engine.stack import flatten
+from uftlab.engine.trainer import Quiet, UFTTrainer
+from uftlab.evals.skills import measure
+from uftlab.models.generation import generate_ids
+from uftlab.models.logps import ReferenceCache
+from uftlab.models.policies import frozen_copy, load_base
+from uftlab.objectives.registry import OBJECTIVES, ON_SAMPLES
+from uftlab.study.cohort import Materials, layout, materials, reader, refer, tokens
+from uftlab.study.trials import PROFILES, Profile, read_trial, trial
+from uftlab.study.workers import run_trials
+from uftlab.training.catalogue import METHODS, Stage
+from uftlab.training.methods import Lesson, fit, lesson, method_named
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"

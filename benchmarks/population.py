@@ -22,15 +22,16 @@ from clock import WARM_UP, Clock, cpu_name, wait
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from uftlab import cohort, population
-from uftlab.evaluation import measure
-from uftlab.methods import fit, lesson, method_named
-from uftlab.models import frozen_copy, load_base
-from uftlab.packing import pack
-from uftlab.population import Member, memory_per_member, train
-from uftlab.stack import Weights, logits, token_logps
-from uftlab.study import PROFILES, Profile
-from uftlab.trainer import Quiet, UFTTrainer
+from uftlab.engine import population
+from uftlab.engine.packing import pack
+from uftlab.engine.population import Member, memory_per_member, train
+from uftlab.engine.stack import Weights, logits, token_logps
+from uftlab.engine.trainer import Quiet, UFTTrainer
+from uftlab.evals.skills import measure
+from uftlab.models.policies import frozen_copy, load_base
+from uftlab.study import cohort
+from uftlab.study.trials import PROFILES, Profile
+from uftlab.training.methods import fit, lesson, method_named
 
 GRID = [(rate, beta) for rate in (5e-4, 1e-3, 2e-3, 4e-3) for beta in (0.01, 0.03, 0.1, 0.3)]
 WORLDS = (0, 1, 2, 3)

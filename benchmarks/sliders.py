@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 import driver  # noqa: E402
 
-from uftlab import widgets  # noqa: E402
-from uftlab.notebooks import Explorer, explorer_of, notebook_paths  # noqa: E402
+from uftlab.course.notebooks import Explorer, explorer_of, notebook_paths  # noqa: E402
+from uftlab.plots import widgets  # noqa: E402
 
 KERNEL_LIMIT, PAINT_LIMIT = 100.0, 400.0  # milliseconds
 

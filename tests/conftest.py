@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def tokenizer():
     """The word-level tokenizer of the tiny world."""
-    from uftlab.models import tiny_tokenizer
+    from uftlab.models.policies import tiny_tokenizer
 
     return tiny_tokenizer()
 
@@ -30,7 +30,7 @@ def untrained():
     """A tiny model with random weights: milliseconds to make, wrong about everything."""
     from transformers import LlamaForCausalLM
 
-    from uftlab.models import tiny_config
+    from uftlab.models.policies import tiny_config
 
     torch.manual_seed(0)
     return LlamaForCausalLM(tiny_config()).eval()

@@ -12,8 +12,8 @@ import pytest
 from datasets import Dataset
 
 from uftlab.errors import InputError
-from uftlab.tokens import Completion, Tokens
-from uftlab.world import World, pairs
+from uftlab.rows.tokens import Completion, Tokens
+from uftlab.world.world import World, pairs
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 SPEC = importlib.util.spec_from_file_location("against_trl", FOLDER / "against_trl.py")

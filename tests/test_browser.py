@@ -8,7 +8,7 @@ from pathlib import Path
 import driver
 import pytest
 
-from uftlab.notebooks import NOTEBOOKS, explorer_of
+from uftlab.course.notebooks import NOTEBOOKS, explorer_of
 
 NAMES = ["01_implicit_reward", "02_losses", "05_reward_margins"]
 PAINTED = Path(__file__).parent.parent / "build" / "key-to-paint.json"

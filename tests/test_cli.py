@@ -13,12 +13,17 @@ import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from uftlab import cli, study, training, workers
+from uftlab import cli
 from uftlab.cli import app
-from uftlab.methods import METHODS, all_methods
-from uftlab.models import TINY, tiny_config, tiny_tokenizer
-from uftlab.results import HEADLINES
-from uftlab.world import World, pairs
+from uftlab.files import write_atomically
+from uftlab.models.policies import TINY, tiny_config, tiny_tokenizer
+from uftlab.study import trials as study
+from uftlab.study import workers
+from uftlab.study.results import HEADLINES
+from uftlab.training import checkpoint
+from uftlab.training.catalogue import METHODS
+from uftlab.training.methods import all_methods
+from uftlab.world.world import World, pairs
 
 COMMANDS = typer.main.get_command(app).commands
 QUICK = ("--steps", "3", "--batch", "4", "--learning-rate", "0.01")
@@ -146,7 +151,7 @@ def test_an_output_path_below_a_regular_file_is_refused(tmp_path, command, rows)
 
 def test_a_results_folder_of_another_version_is_refused_and_left_alone(tmp_path):
     path = tmp_path / "trials" / "base-seed0-1.json"
-    study.write_atomically(path, '{"schema": 99}')
+    write_atomically(path, '{"schema": 99}')
     refused(uftlab("run", "--methods", "base", "--out", tmp_path), "schema", "99", tmp_path)
     assert path.read_text() == '{"schema": 99}'
 
@@ -154,7 +159,7 @@ def test_a_results_folder_of_another_version_is_refused_and_left_alone(tmp_path)
 @pytest.mark.parametrize("command", [("results", "--study"), ("report",)])
 def test_reading_a_folder_of_another_version_or_none_is_refused(tmp_path, command):
     refused(uftlab(*command, tmp_path / "nothing"), "nothing")
-    study.write_atomically(tmp_path / "trials" / "base-seed0-1.json", '{"schema": 99, "method": "base", "seed": 0}')
+    write_atomically(tmp_path / "trials" / "base-seed0-1.json", '{"schema": 99, "method": "base", "seed": 0}')
     refused(uftlab(*command, tmp_path), "schema", "99")
 
 
@@ -194,7 +199,7 @@ def finished(tmp_path, monkeypatch):
                 "versions": {"torch": "2"},
             }
             path = study.trial(method, seed, study.PROFILES["smoke"]).path(tmp_path / "out")
-            study.write_atomically(path, json.dumps(content))
+            write_atomically(path, json.dumps(content))
     return tmp_path / "out"
 
 
@@ -360,7 +365,7 @@ def test_bad_rows_are_refused_by_file_and_row_and_leave_nothing(flag, rows, said
     ids=["unknown method", "nothing to train", "missing table", "missing model", "nothing left"],
 )
 def test_what_cannot_be_trained_is_refused_before_training(arguments, said, rows, llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "train_stage", lambda *args: pytest.fail("trained before refusing"))
+    monkeypatch.setattr(checkpoint, "train_stage", lambda *args: pytest.fail("trained before refusing"))
     out, model = tmp_path / "out", () if "--model" in arguments else ("--model", llama)
     refused(uftlab("train", "--demonstrations", rows[0], *model, *arguments, "--out", out), *said)
     assert not out.exists()

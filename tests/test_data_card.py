@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from uftlab import results
-from uftlab.instructions import MAX_WORDS, MIN_WORDS
-from uftlab.models import DATA, load_base
-from uftlab.world import World
+from uftlab.files import DATA
+from uftlab.models.policies import load_base
+from uftlab.study import results
+from uftlab.world.instructions import MAX_WORDS, MIN_WORDS
+from uftlab.world.world import World
 
 CARD = (Path(DATA) / "README.md").read_text()
 WORLDS = range(5)  # whose demonstrations are counted

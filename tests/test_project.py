@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+
+import uftlab
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "uftlab"
@@ -24,16 +27,6 @@ MODULES = sorted(
     if path.stem != "__init__" or path.parent.name == "losses"
 )
 CONDA_NAMES = {"pytorch": "torch"}  # where conda-forge calls a package of PyPI something else
-
-# A module may import what stands before it: the list of design.md, with the modules that came since in their places.
-LAYERS = """
-errors feedback wording instructions world models tokens logps rewards losses.family losses.pairs losses.completions
-losses.rollouts losses terms objectives trainer packing stack population catalogue methods generation
-reward_functions runs alternation merging online recipes readers evaluation study cohort overoptimisation cards
-workers results tables pages vitals pulse tuning pretrain training bandit algebra theme figures report widgets paint
-checks beliefs world_figures reading exercises.implicit_reward exercises.losses exercises.tiny_world
-exercises.forgetting exercises.reward_margins notebooks export cli
-""".split()
 
 
 # ------------------------------------------------------------------------------------------ versions
@@ -110,17 +103,17 @@ def test_installed_here_is_what_is_pinned_or_at_least_within_the_ranges():
 
 
 def imported(tree):
-    """Names of uftlab modules that a syntax tree imports, anywhere in it."""
+    """Modules of uftlab that a syntax tree imports, anywhere in it."""
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("uftlab.")}
-        if isinstance(node, ast.ImportFrom) and node.module == "uftlab":
-            found |= {alias.name for alias in node.names}
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("uftlab."):
-            found.add(node.module.partition(".")[2])
         assert not (isinstance(node, ast.ImportFrom) and node.level), "relative import"
-    return found
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            inside = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {full if full.removeprefix("uftlab.") in MODULES else node.module for full in inside.values()}
+    assert "uftlab" not in found, "a shortcut of the public face, where the true home is meant"
+    return {name.removeprefix("uftlab.") for name in found if name.startswith("uftlab.")}
 
 
 def tree_of(module):
@@ -128,14 +121,34 @@ def tree_of(module):
     return ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text())
 
 
-def test_every_module_has_a_place_in_the_layers():
-    assert sorted(LAYERS) == MODULES
+def room_of(module):
+    """The folder a module lies in, or the file itself at the top of the package."""
+    return module.partition(".")[0]
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_point_one_way(module):
-    below = imported(tree_of(module)) - set(LAYERS[: LAYERS.index(module)])
-    assert below == set()
+IMPORTS = {module: imported(tree_of(module)) for module in MODULES}
+ROOMS = {room_of(module) for module in MODULES if not module.startswith("__")}
+BETWEEN_ROOMS = {
+    room: {room_of(name) for module in MODULES if room_of(module) == room for name in IMPORTS[module]} - {room}
+    for room in ROOMS
+}
+
+
+def test_every_imported_module_exists():
+    assert {name for names in IMPORTS.values() for name in names} <= set(MODULES)
+
+
+@pytest.mark.parametrize("graph", [IMPORTS, BETWEEN_ROOMS], ids=["modules", "rooms"])
+def test_nothing_imports_itself_by_a_detour(graph):
+    assert len(list(TopologicalSorter(graph).static_order())) == len(graph)  # raises CycleError with the detour
+
+
+def test_a_room_imports_only_from_rooms_below_it_in_the_picture():
+    picture = re.search(r"```text\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.S).group(1)
+    order = [line.split()[0].removesuffix("/").removesuffix(".py") for line in picture.splitlines()]
+    assert len(order) == len(ROOMS) and set(order) == ROOMS
+    upwards = {room: BETWEEN_ROOMS[room] - set(order[order.index(room) + 1 :]) for room in order}
+    assert {room: names for room, names in upwards.items() if names} == {}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -166,14 +179,8 @@ def test_examples_in_docstrings_run_as_printed(module, name, text):
     assert outcome.attempted > 0 and outcome.failed == 0, "".join(report)
 
 
-@pytest.mark.parametrize("folder", ["uftlab", "tests"])
-def test_no_file_is_longer_than_400_lines(folder):
-    lengths = {p.name: len(p.read_text().splitlines()) for p in (ROOT / folder).rglob("*.py")}
-    assert {name: length for name, length in lengths.items() if length > 400} == {}
-
-
 def test_no_import_star_anywhere():
-    files = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
+    files = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
     assert [p.name for p in files if re.search(r"^[\s\"]*from \S+ import \*", p.read_text(), re.M)] == []
 
 
@@ -184,8 +191,8 @@ import sys
 for name in {blocked!r}:
     sys.modules[name] = None  # importing it raises, looking for it finds nothing
 import uftlab.cli
-assert "torch" not in sys.modules, "the command's help would wait for torch"
-import uftlab.training, uftlab.evaluation, uftlab.workers, uftlab.results, uftlab.tuning
+assert not {{"torch", "transformers"}} & set(sys.modules), "the command's help would wait for torch"
+import uftlab.training.checkpoint, uftlab.evals.skills, uftlab.study.workers, uftlab.study.results, uftlab.study.tuning
 print("fine")
 """
 
@@ -197,6 +204,18 @@ def test_training_and_evaluation_import_without_notebooks_figures_or_type_checks
         [sys.executable, "-c", PROBE.format(blocked=blocked)], capture_output=True, text=True, cwd="/"
     )
     assert (ended.returncode, ended.stdout) == (0, "fine\n"), ended.stderr
+
+
+def test_every_name_of_the_public_face_is_the_module_of_its_home():
+    for name, home in uftlab.HOMES.items():
+        assert getattr(uftlab, name) is importlib.import_module(home) and name in dir(uftlab)
+    with pytest.raises(AttributeError, match="no attribute 'lossses'"):
+        _ = uftlab.lossses
+
+
+def test_python_dash_m_uftlab_is_the_command():
+    ended = subprocess.run([sys.executable, "-m", "uftlab", "--help"], capture_output=True, text=True)
+    assert ended.returncode == 0 and "notebooks" in ended.stdout, ended.stderr
 
 
 # ------------------------------------------------------------------------------------------ the repository

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from uftlab import results
 from uftlab.cli import app
+from uftlab.study import results
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -1,0 +1,29 @@
+"""The names that notebooks use most, in one place; each is loaded when it is asked for.
+
+    from uftlab import bandit, losses, rewards, theme, widgets
+
+Everything else is imported from the room it lives in: `from uftlab.world.world import World`.
+"""
+
+import importlib
+from typing import Any
+
+HOMES = {
+    "bandit": "uftlab.course.bandit",
+    "losses": "uftlab.losses",
+    "reading": "uftlab.course.reading",
+    "results": "uftlab.study.results",
+    "rewards": "uftlab.losses.rewards",
+    "theme": "uftlab.plots.theme",
+    "widgets": "uftlab.plots.widgets",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module 'uftlab' has no attribute {name!r}")
+    return importlib.import_module(HOMES[name])
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *HOMES])

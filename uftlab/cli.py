@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from uftlab.errors import InputError
+from uftlab.files import write_atomically
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,10 +70,13 @@ def run(
 
     Every loss that `uftlab methods` lists can be named too; one that nobody has tuned runs with its defaults.
     """
-    from uftlab import results, study, tables
-    from uftlab.methods import METHODS, method_named
-    from uftlab.models import check_worlds
-    from uftlab.workers import check_folder
+    from uftlab.models.policies import check_worlds
+    from uftlab.reports import tables
+    from uftlab.study import results
+    from uftlab.study import trials as study
+    from uftlab.study.workers import check_folder
+    from uftlab.training.catalogue import METHODS
+    from uftlab.training.methods import method_named
 
     chosen = study.profile_named(profile)
     names = list(METHODS) if methods == "all" else [method_named(n.strip()).name for n in methods.split(",")]
@@ -91,7 +95,7 @@ def run(
         console.print(line, highlight=False, soft_wrap=True)
     frame = results.tidy(stored)
     frame.to_csv(folder / "results.csv", index=False)
-    study.write_atomically(
+    write_atomically(
         folder / "summary.json",
         json.dumps(
             {
@@ -116,7 +120,7 @@ def _seeds(text: str) -> list[int]:
 
 def _estimate(trials: list, profile: str) -> float | None:
     """Seconds of one thread for these trials, from the stored trials of the same profile; None if there are none."""
-    from uftlab.results import RESULTS, load
+    from uftlab.study.results import RESULTS, load
 
     if not (RESULTS / profile / "trials").is_dir():
         return None
@@ -125,7 +129,6 @@ def _estimate(trials: list, profile: str) -> float | None:
 
 
 def _run_with_progress(trials: list, folder: Path, workers: int, estimate: float | None) -> None:
-    import os
 
     from rich.progress import (
         BarColumn,
@@ -136,10 +139,10 @@ def _run_with_progress(trials: list, folder: Path, workers: int, estimate: float
         TimeRemainingColumn,
     )
 
-    from uftlab.workers import MAX_WORKERS, run_trials
+    from uftlab.study.workers import most_workers, run_trials
 
     missing = sum(not t.path(folder).is_file() for t in trials)
-    count = workers or min(os.cpu_count() or 1, MAX_WORKERS)
+    count = workers or most_workers()
     line = f"{len(trials)} trials, {len(trials) - missing} already done, {count} worker(s)"
     if estimate and missing:
         minutes = estimate * missing / len(trials) / count / 60
@@ -158,7 +161,7 @@ def _run_with_progress(trials: list, folder: Path, workers: int, estimate: float
 
 def _write_report(folder: Path, trials: list[dict]) -> None:
     try:
-        from uftlab.report import write_report
+        from uftlab.reports.html import write_report
     except ModuleNotFoundError as error:  # a machine that only trains needs no figures
         console.print(f"no report without {error.name}: `uftlab report {folder}` writes it where that is installed")
         return
@@ -170,7 +173,7 @@ def report(
     folder: Annotated[str, typer.Argument(help="A results folder or the name of a stored study.")] = "class",
 ) -> None:
     """Write the HTML report of stored results again, without training anything."""
-    from uftlab.results import load, results_folder
+    from uftlab.study.results import load, results_folder
 
     found = results_folder(folder)
     _write_report(found if Path(folder).is_dir() else Path("results") / folder, load(found))
@@ -184,12 +187,12 @@ def results(
     page: Annotated[Path | None, typer.Option(help="Write the page of the study pipelines here instead.")] = None,
 ) -> None:
     """The comparisons that were named before anything was run, from stored results. Those of the README come first."""
-    from uftlab import results as stored
-    from uftlab import tables
+    from uftlab.reports import tables
+    from uftlab.study import results as stored
 
     trials = stored.load(stored.results_folder(study))
     if page is not None:
-        from uftlab.pages import write_page
+        from uftlab.reports.pages import write_page
 
         console.print(f"wrote {write_page(page, trials)}", highlight=False)
         return
@@ -209,11 +212,11 @@ def methods(
     cards: Annotated[Path | None, typer.Option(help="Write a card of each method into this folder instead.")] = None,
 ) -> None:
     """The methods: what they are, what rows they eat, what they need, where they come from."""
-    from uftlab.methods import all_methods
-    from uftlab.tables import methods_table
+    from uftlab.reports.tables import methods_table
+    from uftlab.training.methods import all_methods
 
     if cards is not None:
-        from uftlab.cards import write_cards
+        from uftlab.reports.cards import write_cards
 
         console.print(f"wrote {len(write_cards(cards))} files to {cards}", highlight=False)
         return
@@ -241,8 +244,10 @@ def sweep(
     Writes the trials into --out and the chosen settings into data/tuned.json, which every study reads and which ships
     with the settings of the stored results. Methods that are in there are refused without --force.
     """
-    from uftlab import study, tuning
-    from uftlab.methods import METHODS, method_named
+    from uftlab.study import trials as study
+    from uftlab.study import tuning
+    from uftlab.training.catalogue import METHODS
+    from uftlab.training.methods import method_named
 
     names = list(METHODS) if methods == "all" else [method_named(n.strip()).name for n in methods.split(",")]
     there = [name for name in names if name in study.chosen_settings()]
@@ -267,8 +272,8 @@ def pretrain(
     """
     from rich.progress import Progress
 
-    from uftlab import pretrain as building
-    from uftlab.models import world_weights
+    from uftlab.models import pretrain as building
+    from uftlab.models.policies import world_weights
 
     path = world_weights(world)
     if path.is_file() and not force:
@@ -309,8 +314,8 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the data order and the adapters.")] = 0,
 ) -> None:
     """Train a checkpoint from your own rows with any method."""
-    from uftlab.methods import METHODS
-    from uftlab.training import train_checkpoint
+    from uftlab.training.catalogue import METHODS
+    from uftlab.training.checkpoint import train_checkpoint
 
     if beta is None and method in METHODS:
         beta = 0.03
@@ -340,7 +345,7 @@ def notebooks(
     only: Annotated[str, typer.Option(help="Run the notebooks whose name starts with this.")] = "",
 ) -> None:
     """Execute the notebooks with papermill, solutions included, two at a time."""
-    from uftlab.notebooks import run_all
+    from uftlab.course.notebooks import run_all
 
     failed = run_all(profile, out, only, say=lambda line: console.print(line, highlight=False, soft_wrap=True))
     if failed:
@@ -356,7 +361,7 @@ def export(
     previews: Annotated[Path | None, typer.Option(help="Folder for one PNG per notebook (needs Chromium).")] = None,
 ) -> None:
     """Write the course as web pages that work offline: figures, equations, folded solutions, glossary."""
-    from uftlab.export import export
+    from uftlab.course.export import export
 
     failed = export(out, profile, only, executed, previews, say=lambda line: print(line, flush=True))
     if failed:
@@ -369,7 +374,7 @@ def lab(
     browser: Annotated[bool, typer.Option(help="Open a browser, or only print the address.")] = True,
 ) -> None:
     """Open JupyterLab on the first notebook, on this machine only."""
-    from uftlab.notebooks import NOTEBOOKS, open_lab
+    from uftlab.course.notebooks import NOTEBOOKS, open_lab
 
     sys.exit(open_lab(folder or NOTEBOOKS, browser, say=lambda line: print(line, flush=True)))
 

@@ -1,7 +1,7 @@
 """One pure function per equation. Losses come out unreduced, one per completion or per pair.
 
 Arguments are summed log-probabilities in nats (`*_logps`), unless a name says `mean_` or `token_`; every reward
-carries beta. How losses are averaged over a batch is decided in `uftlab.objectives`, where the batch is known.
+carries beta. How losses are averaged over a batch is decided in `uftlab.objectives.registry`, where the batch is known.
 
 `family` holds the losses that are a distance between sigma(reward - baseline) and a score; `pairs` those that
 compare a chosen with a rejected completion; `completions` those that reweight the likelihood of one completion;

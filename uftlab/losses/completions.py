@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from uftlab.rewards import Scalar, implicit_reward
+from uftlab.losses.rewards import Scalar, implicit_reward
 
 
 def sft_loss(policy_logps: Float[Tensor, "completion"]) -> Float[Tensor, "completion"]:

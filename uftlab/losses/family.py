@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from uftlab.rewards import Scalar, implicit_reward, implicit_score, margin
+from uftlab.losses.rewards import Scalar, implicit_reward, implicit_score, margin
 
 # ---------------------------------------------------------------------------------------- distances
 
@@ -73,7 +73,7 @@ def una_squared_error_loss(
     With labels 0 and 1 for scores this is UNA-binary (MSE), with ratings UNA-score, and with demonstrations
     as rows of score 1 it is UFT. UNA prints a minus before the square, which would unlearn; the authors'
     script minimises the plus, as here. There is no KL term: what holds the policy near the reference is the
-    gate of `uftlab.rewards.squared_error_gate`.
+    gate of `uftlab.losses.rewards.squared_error_gate`.
 
     Args:
         scores: feedback in [0, 1].

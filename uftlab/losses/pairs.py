@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from uftlab.losses.family import cdpo_loss
-from uftlab.rewards import Scalar, implicit_reward, margin
+from uftlab.losses.rewards import Scalar, implicit_reward, margin
 
 MAX_MEAN_LOGP = -1e-6  # ORPO's odds are infinite at probability 1; beyond this the odds term has no gradient
 

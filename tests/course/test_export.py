@@ -1,0 +1,201 @@
+"""The course as web pages: nothing is asked of a network, figures are drawn, equations are equations."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import driver
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from uftlab.course import export
+from uftlab.course.notebooks import NOTEBOOKS, copy_course, lab_command, notebook_paths, run_all
+from uftlab.errors import InputError
+from uftlab.plots import theme
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = [path.stem for path in notebook_paths()]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """All notebooks as `uftlab export` executes them, in the quick profile."""
+    out, lines = tmp_path_factory.mktemp("executed"), []
+    failed = run_all("smoke", out, say=lines.append, parameters={"solutions": False, "widgets_on": False})
+    assert not failed, "\n".join(lines)
+    return out
+
+
+@pytest.fixture(scope="module")
+def site(executed, tmp_path_factory):
+    out = tmp_path_factory.mktemp("site")
+    export.export(out, executed=executed, say=lambda line: None)
+    return out
+
+
+# ------------------------------------------------------------------------------ pages
+
+
+def test_every_notebook_has_a_page_and_the_index_says_what_it_asks_and_costs(site):
+    index = (site / "index.html").read_text()
+    pages = {path.stem for path in site.glob("*.html")}
+    assert pages == {*NAMES, "index"} | ({"glossary"} if (NOTEBOOKS / "glossary.md").is_file() else set())
+    assert (site / "plotly.min.js").stat().st_size > 1_000_000
+    for name in NAMES:
+        page = export.contents(nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4), name)
+        assert f'href="{name}.html"' in index
+        assert ".predict(" not in BeautifulSoup((site / f"{name}.html").read_text(), "html.parser").get_text()
+        for said in (page.title, page.question, page.cost):
+            assert said and export._linked(said, pages) in index
+
+
+def test_pages_hold_no_address_that_a_browser_would_fetch_and_no_dead_link(site):
+    for path in site.glob("*.html"):
+        text = path.read_text()
+        fetched = re.findall(
+            r'<(?:script|img|iframe)[^>]* src="([^"]+)"|<link[^>]* href="([^"]+)"|url\(([^)]+)\)', text
+        )
+        outside = {a for found in fetched for a in found if a and not a.startswith(("data:", "plotly.min.js"))}
+        assert outside == set(), path.name
+        for target, part in re.findall(r'<a href="([^":#]*)#?([^":]*)"', text):
+            linked = (site / target).read_text() if target else text
+            assert not part or f'id="{part}"' in linked, f"{path.name}: {target}#{part}"
+
+
+DRAWN = """() => [...document.querySelectorAll(".plotly-graph-div")].every((f) => f.querySelector(".main-svg path"))"""
+
+
+@pytest.mark.skipif(driver.chromium() is None, reason="no Chromium here; Debian: apt-get install chromium")
+def test_without_a_network_figures_and_equations_are_drawn_and_nothing_is_asked(site, executed):
+    with driver.browser() as browser:
+        context = browser.new_context(offline=True, viewport={"width": 1000, "height": 800})
+        page, trouble = context.new_page(), []
+        context.route("**/*", lambda r: r.continue_() if r.request.url.startswith(site.as_uri()) else r.abort())
+        page.on("request", lambda r: r.url.startswith((site.as_uri(), "data:", "blob:")) or trouble.append(r.url))
+        page.on("console", lambda m: m.type in ("error", "warning") and trouble.append(m.text))
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        for name in NAMES:
+            page.goto((site / f"{name}.html").as_uri())
+            cells = nbformat.read(executed / f"{name}.ipynb", as_version=4).cells
+            shown = [o for cell in cells for o in cell.get("outputs", []) if theme.MIMETYPE in o.get("data", {})]
+            assert page.locator(".plotly-graph-div").count() == len(shown) >= 1
+            page.wait_for_function(DRAWN)
+            equations = page.locator("math")
+            sizes = equations.evaluate_all("all => all.map((e) => e.getBoundingClientRect().height)")
+            assert all(size > 5 for size in sizes), name
+            assert "$" not in page.locator(".text_cell_render").evaluate_all(
+                "all => all.map((e) => { const c = e.cloneNode(true);"
+                " c.querySelectorAll('code, pre').forEach((x) => x.remove()); return c.textContent; }).join(' ')"
+            )
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is too wide"
+        for scheme, dark in (("light", False), ("dark", True)):
+            page.emulate_media(color_scheme=scheme)
+            paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert (sum(map(int, re.findall(r"\d+", paper)[:3])) < 300) == dark
+    assert trouble == []
+
+
+# ------------------------------------------------------------------------------ parts
+
+
+def small(*cells):
+    """An executed notebook of a title and some cells."""
+    return new_notebook(cells=[new_markdown_cell("# 7. A title\n\n> Why\n> so?\n\n**Cost:** `2` seconds.\n"), *cells])
+
+
+def test_contents_are_read_from_the_first_cell():
+    page = export.contents(small(), "07")
+    assert (page.title, page.question) == ("7. A title", "Why so?")
+    assert page.cost == "<strong>Cost:</strong> <code>2</code> seconds."
+    bare = export.contents(new_notebook(cells=[new_markdown_cell("words")]), "07_bare")
+    assert bare == export.Page("07_bare", "07_bare", "", "")
+
+
+def test_equations_are_mathml_and_what_cannot_be_said_is_refused():
+    html = export._markdown("with $a_b$ and $$\\frac{1}{\\beta}\\log Z$$ and `$x$`")
+    assert html.count("<math") == 2 and 'display="block"' in html and "<code>$x$</code>" in html
+    with pytest.raises(InputError, match="nonsense"):
+        export.mathml(r"\nonsense{x}")
+
+
+def test_links_lead_to_pages_and_lose_what_is_not_there():
+    body = '<a href="02_x.ipynb#The-End">a</a><a href="09_y.ipynb">b</a>'
+    body += '<a href="https://arxiv.org/abs/1">c</a><a href="#So">d</a>'
+    linked = export._linked(body, ["02_x"])
+    assert linked == '<a href="02_x.html#the-end">a</a>b<a href="https://arxiv.org/abs/1">c</a><a href="#so">d</a>'
+
+
+@pytest.mark.parametrize("problem", ["missing", "not executed", "widgets"])
+def test_copies_that_cannot_be_shown_are_refused(problem, tmp_path):
+    view = new_output("display_data", {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}})
+    cells = {"not executed": [new_code_cell("1")], "widgets": [new_code_cell("1", execution_count=1, outputs=[view])]}
+    if problem in cells:
+        nbformat.write(small(*cells[problem]), tmp_path / f"{NAMES[0]}.ipynb")
+    with pytest.raises(InputError, match="--executed"):
+        export.write_site(tmp_path, tmp_path / "out", NAMES[0])
+
+
+# ------------------------------------------------------------------------------ previews
+
+
+def test_the_preview_is_of_the_explorer(executed):
+    for name in NAMES:
+        notebook = export._read(executed, name)
+        explored = [c for c in notebook.cells if "widgets.explore(" in c.source]
+        figures = [o.data.get(theme.MIMETYPE) for cell in explored for o in cell.outputs if "data" in o]
+        assert export.main_figure(notebook) in figures
+
+
+def test_every_notebook_has_a_small_preview_that_the_readme_shows():
+    readme = (ROOT / "README.md").read_text()
+    pictures = {path.stem for path in (ROOT / "docs/previews").glob("*.png")}
+    assert pictures == set(NAMES), "uftlab export --previews docs/previews"
+    for name in NAMES:
+        assert f"](docs/previews/{name}.png)](notebooks/{name}.ipynb)" in readme
+        assert 10_000 < (ROOT / f"docs/previews/{name}.png").stat().st_size < 150_000
+
+
+@pytest.mark.skipif(driver.chromium() is None, reason="no Chromium here; Debian: apt-get install chromium")
+def test_previews_are_written(executed, tmp_path):
+    (path,) = export.write_previews(executed, tmp_path, NAMES[0])
+    assert path.name == f"{NAMES[0]}.png" and path.read_bytes().startswith(b"\x89PNG")
+
+
+# ------------------------------------------------------------------------------ JupyterLab
+
+
+def test_jupyterlab_is_started_on_this_machine_alone_with_a_token_and_settings_of_its_own(tmp_path):
+    command, environment, address = lab_command(NOTEBOOKS, tmp_path, browser=False)
+    text = " ".join(command)
+    assert "--ServerApp.ip=127.0.0.1" in text and "NeverCheckForUpdate" in text and "port_retries=0" in text
+    token = environment["JUPYTER_TOKEN"]
+    assert len(token) >= 40 and token not in text and address.endswith(f"{NAMES[0]}.ipynb?token={token}")
+    mine = {name: value for name, value in environment.items() if value.startswith(str(tmp_path))}
+    assert {"JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR"} <= set(mine)
+    quiet = next(tmp_path.rglob("notification.jupyterlab-settings"))
+    assert json.loads(quiet.read_text())["fetchNews"] == "false"
+    assert lab_command(NOTEBOOKS, tmp_path)[1]["JUPYTER_TOKEN"] != token
+    assert os.environ.get("JUPYTER_TOKEN") != token
+
+
+def test_a_missing_jupyterlab_or_notebook_is_a_plain_error(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="hold notebooks"):
+        lab_command(tmp_path, tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install jupyterlab"):
+        lab_command(NOTEBOOKS, tmp_path)
+
+
+def test_a_folder_without_notebooks_gets_copies_and_keeps_what_was_written(tmp_path):
+    folder = tmp_path / "mine"
+    copy_course(folder)
+    assert {p.name for p in folder.iterdir()} == {p.name for p in [*notebook_paths(), NOTEBOOKS / "glossary.md"]}
+    first = folder / notebook_paths()[0].name
+    first.write_text("my answers")
+    copy_course(folder)
+    assert first.read_text() == "my answers"
+    with pytest.raises(InputError, match="--folder must be a folder"):
+        copy_course(first)

@@ -1,0 +1,86 @@
+"""Every notebook runs in the smoke profile with its solutions, and what it says is what the results say."""
+
+import json
+import re
+
+import nbformat
+import pytest
+
+from uftlab.course.notebooks import NOTEBOOKS, notebook_paths, run_all, run_one
+from uftlab.errors import InputError
+from uftlab.study import results
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The executed copies of all notebooks, by name."""
+    out = tmp_path_factory.mktemp("notebooks")
+    lines = []
+    failed = run_all("smoke", out, say=lines.append)
+    assert not failed, "\n".join(lines)
+    return {path.name: nbformat.read(out / path.name, as_version=4) for path in notebook_paths()}
+
+
+def texts(notebook):
+    """All printed text of an executed notebook."""
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    return "".join(o["text"] for o in outputs if o.output_type == "stream")
+
+
+def test_all_notebooks_run_with_solutions(executed):
+    assert set(executed) == {p.name for p in NOTEBOOKS.glob("*.ipynb")}
+    for notebook in executed.values():
+        assert "exception" not in notebook.metadata["papermill"] or not notebook.metadata["papermill"]["exception"]
+
+
+def test_the_sentences_of_the_forgetting_notebook_are_those_of_the_stored_results(executed):
+    frame = results.tidy(results.load(results.RESULTS / "class"))
+    printed = texts(executed["04_forgetting.ipynb"])
+    wanted = results.findings(frame, ("instruction/strict", "truth/mc2"))
+    assert len(wanted) >= 30
+    for sentence in wanted:
+        assert sentence in printed
+
+
+def test_the_exercises_are_solved_in_that_run(executed):
+    for notebook in executed.values():
+        checked = [c for c in notebook.cells if re.fullmatch(r"exercise-\d+-check", c["id"])]
+        assert len(checked) >= 2
+        for cell in checked:
+            assert "Right." in json.dumps(cell.outputs)
+
+
+def test_every_figure_has_a_title_and_no_upload_button(executed):
+    shown = 0
+    for notebook in executed.values():
+        for cell in notebook.cells:
+            for output in cell.get("outputs", []):
+                figure = output.get("data", {}).get("application/vnd.plotly.v1+json")
+                if figure:
+                    shown += 1
+                    assert figure["layout"]["title"]["text"]
+                    assert figure["config"]["showSendToCloud"] is False
+    assert shown >= 10
+
+
+def test_an_unknown_parameter_is_an_error_not_a_warning(tmp_path):
+    with pytest.raises(InputError, match="colour"):
+        run_one(notebook_paths()[0], tmp_path, {"colour": "red"})
+
+
+def test_an_unknown_notebook_lists_those_there_are():
+    with pytest.raises(InputError, match="04_forgetting"):
+        notebook_paths("99")
+
+
+def test_the_answer_to_a_prediction_is_not_read_in_its_source():
+    asked = [c for path in notebook_paths() for c in nbformat.read(path, as_version=4).cells if ".predict(" in c.source]
+    assert len(asked) >= 10
+    assert all(cell.metadata.jupyter.source_hidden for cell in asked)
+
+
+def test_notebooks_are_committed_without_outputs():
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            assert not cell.get("outputs") and not cell.get("execution_count"), f"strip the outputs of {path.name}"

@@ -1,0 +1,48 @@
+"""Trials of a tiny profile with made-up settings, random bases and a probe, for the tests of studies and workers."""
+
+import hashlib
+from dataclasses import replace
+
+import torch
+from transformers import LlamaForCausalLM
+
+from uftlab.evals.skills import Evaluator, Sizes
+from uftlab.models.policies import tiny_config
+from uftlab.study.trials import Profile, Trial
+from uftlab.training.catalogue import METHODS, PIPELINE_METHODS
+
+TINY = Profile("tiny", 4, 1, 48, 24, Sizes(24, 20, 4, 10), 2)
+VALUES = {"learning_rate": 1e-3, "beta": 0.1, "preference_weight": 1.0, "demonstrations": 0.25}
+VALUES |= {"preference_share": 0.5, "parts": 2.0}
+
+
+def trial_of(method, **changes):
+    """A trial of the tiny profile with made-up settings."""
+    definition = {**METHODS, **PIPELINE_METHODS}[method]
+    settings = tuple(sorted((name, VALUES[name]) for name in definition.tuned))
+    first = ()
+    if len(definition.stages) == 2:
+        names = {"sft": ("learning_rate",), "una-score": ("beta", "learning_rate")}[definition.stages[0].objective]
+        first = tuple((name, VALUES[name]) for name in names)
+    return replace(Trial(method, 0, TINY, settings, first), **changes)
+
+
+def random_base(seed):
+    """Stands in for a trained base: another one for each seed."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(tiny_config()).eval()
+
+
+class WeightProbe(Evaluator):
+    """Stands in for the evaluator, which `probe` does not ask."""
+
+    def __init__(self, world, base, tokenizer, split, sizes):
+        self.tokenizer, self.instructed, self.myths = tokenizer, [], []
+
+
+def probe(evaluators, reader):
+    """Stands in for `measure`: a digest of all weights, so that equal metrics mean equal bits, and their norm."""
+    assert reader.weights.isfinite().all()
+    digests = [hashlib.blake2b(row.cpu().numpy().tobytes(), digest_size=6).hexdigest() for row in reader.weights]
+    norms = [float(row.norm()) for row in reader.weights]
+    return [{"digest": float(int(d, 16)), "norm": n} for d, n in zip(digests, norms, strict=True)]

@@ -1,0 +1,116 @@
+"""Figures hold the numbers of the frame, have titles, and tell their series apart."""
+
+import numpy as np
+import pytest
+from made_up import every_method, made_up, values_of
+
+from uftlab.plots import figures
+from uftlab.study import results
+from uftlab.study.results import HEADLINES
+from uftlab.training.catalogue import METHODS
+
+TWO_BY_TWO = ("sft-then-dpo", "sft-plus-dpo", "uft-then-una", "uft")
+
+
+@pytest.fixture(scope="module")
+def trials():
+    return every_method()
+
+
+@pytest.fixture(scope="module")
+def summary(trials):
+    return results.summary(results.tidy(trials))
+
+
+def drawn(trace, axis="y"):
+    """(mean, above, below) of each point of a trace."""
+    bars = trace[f"error_{axis}"]
+    return [tuple(map(pytest.approx, point)) for point in zip(trace[axis], bars.array, bars.arrayminus, strict=True)]
+
+
+def titled(fig):
+    return bool(fig.layout.title.text) and bool(fig.layout.xaxis.title.text) and bool(fig.layout.yaxis.title.text)
+
+
+def test_skills_draws_every_method_once_on_every_panel(summary):
+    metrics = list(HEADLINES)[:6]
+    fig = figures.skills(summary, metrics)
+    assert len(fig.data) == 2 * len(metrics)
+    for panel, metric in enumerate(metrics):
+        points = {}
+        for trace in fig.data[2 * panel : 2 * panel + 2]:
+            points |= dict(zip(trace.y, drawn(trace, "x"), strict=True))
+        assert set(points) == set(METHODS)
+        assert all(values_of(summary, name, metric) == point for name, point in points.items())
+    shown = [a.text for a in fig.layout.annotations]
+    assert fig.layout.title.text and shown == [figures.label_of(m).replace(" (", "<br>(") for m in metrics]
+
+
+def test_before_after_joins_each_pipeline_to_its_own_stage_one(summary):
+    fig = figures.before_after(summary, "truth/mc2")
+    assert [t.name for t in fig.data] == list(results.PIPELINES) and titled(fig)
+    for trace in fig.data:
+        before, after = (values_of(summary, name, "truth/mc2") for name in (results.PIPELINES[trace.name], trace.name))
+        assert [before, after] == drawn(trace)
+
+
+def test_learning_curves_hold_the_means_of_the_curves(trials):
+    along = results.curve_summary(results.curves(trials))
+    fig = figures.learning_curves(along, ["uft", "sft-then-dpo"], "truth/mc2")
+    assert [t.name for t in fig.data] == ["uft", "sft-then-dpo"] and titled(fig)
+    for trace in fig.data:
+        last = [t["metrics"]["truth/mc2"] for t in trials if t["method"] == trace.name]
+        assert list(trace.x) == [0, 200]
+        assert list(trace.y) == pytest.approx([np.mean(last), np.mean(last) + 0.1])
+
+
+def test_logratios_show_chosen_rejected_and_demonstrations(trials):
+    fig = figures.logratios(results.curve_summary(results.curves(trials)), "uft")
+    assert {t.name: list(t.y) for t in fig.data} == {
+        "chosen": [2.0, 2.0],  # 1, 2 and 3 over the seeds
+        "rejected": [-2.0, -2.0],
+        "demonstration": [0.5, 0.5],
+    }
+    assert titled(fig)
+
+
+def test_two_by_two_puts_sequential_left_and_mixed_right(summary):
+    fig = figures.two_by_two(summary, "truth/mc2")
+    assert [name for trace in fig.data for name in trace.text] == list(TWO_BY_TWO) and titled(fig)
+    for trace in fig.data:
+        assert [values_of(summary, name, "truth/mc2") for name in trace.text] == drawn(trace)
+
+
+def test_the_axis_of_balance_has_room_for_its_title(summary):
+    fig = figures.two_by_two(summary, "balance")
+    assert fig.layout.yaxis.title.text == "balance<br>(share of ceiling)"
+    assert "the weaker of instructions and truth" in fig.layout.title.text
+
+
+def test_no_two_of_seven_methods_look_the_same_in_the_trade_off(trials, summary):
+    fig = figures.trade_off(results.sweep_points(trials), summary, list(METHODS)[-7:])
+    small, large = fig.data[::2], fig.data[1::2]
+    assert len({(t.marker.color, t.marker.symbol) for t in large}) == len({t.marker.color for t in small}) == 7
+    assert all(t.marker.symbol.endswith("-open") for t in large)
+
+
+def test_trade_off_shows_every_trial_of_the_sweep_and_the_chosen_means(trials, summary):
+    fig = figures.trade_off(results.sweep_points(trials), summary, ["uft", "sft-then-dpo"])
+    small, large = fig.data[0], fig.data[1]
+    own = [t["metrics"] for t in trials if t["method"] == "uft"]
+    assert list(small.x) == [m["truth/mc2"] for m in own] and list(small.y) == [m["instruction/strict"] for m in own]
+    assert [values_of(summary, "uft", "truth/mc2")] == drawn(large, "x")
+    assert [values_of(summary, "uft", "instruction/strict")] == drawn(large, "y")
+    assert len(fig.data) == 4 and titled(fig)
+
+
+def test_against_rate_draws_each_trial_at_its_learning_rate():
+    sweep = results.sweep_points(results.load(results.results_folder("sweep")))
+    (dots,) = figures.against_rate(sweep, ["uft"]).data
+    own = sweep[sweep["method"] == "uft"]
+    assert set(zip(dots.x, dots.y, strict=True)) == set(zip(own["learning_rate"], own["retention/excess"], strict=True))
+
+
+def test_a_single_seed_is_drawn_without_bars():
+    fig = figures.before_after(results.summary(results.tidy([made_up("sft", 0), made_up("sft-then-dpo", 0)])))
+    assert list(fig.data[0].error_y.array) == [0, 0]

@@ -1,0 +1,98 @@
+"""The page of the study pipelines: its numbers and sentences are those of the trials, stored or made up."""
+
+import json
+import re
+
+import pytest
+from made_up import made_up
+from typer.testing import CliRunner
+
+from uftlab.cli import app
+from uftlab.files import write_atomically
+from uftlab.reports import pages
+from uftlab.study import results, tuning
+from uftlab.study import trials as study
+from uftlab.training.catalogue import METHODS, PIPELINE_METHODS
+
+STORED = results.RESULTS / "pipelines"
+PAGE = results.RESULTS.parent.parent / "docs" / "pipelines.md"
+SHARED = ("base", "sft", "sft-then-dpo", "sft-then-una", "uft", "sft-plus-dpo")
+
+
+@pytest.fixture(scope="module")
+def trials():
+    """Every method of the study on three seeds; those of before the recipes do not know of samples."""
+    made = []
+    for i, name in enumerate((*SHARED, *PIPELINE_METHODS)):
+        more = {"sampled": 5120 + i, "extra_runs": 0} if name in PIPELINE_METHODS else {}
+        made += [{**made_up(name, seed, 0.3 + 0.04 * i + 0.001 * seed * (i % 3)), **more} for seed in range(3)]
+    return made
+
+
+def lines_of(page):
+    return [line for line in page.splitlines() if line.startswith("- ")]
+
+
+def test_the_page_has_a_row_per_method_in_each_table_and_its_costs(trials):
+    page = pages.pipelines_page(trials)
+    for name in (*SHARED, *PIPELINE_METHODS):
+        assert len(re.findall(rf"^\| \[?{name}[\]| ]", page, re.M)) == 2
+    rloo = next(line for line in page.splitlines() if line.startswith("| [rloo]") and "12,800" in line)
+    assert "| 5,135 |" in rloo
+    old = next(line for line in page.splitlines() if line.startswith("| [uft]") and "12,800" in line)
+    assert "| 4,800 | 0 | 0 |" in old  # absent in the trial: none
+
+
+def test_every_comparison_named_beforehand_is_in_one_of_the_two_lists(trials):
+    page = pages.pipelines_page(trials)
+    settled, unsettled = (page.split(f"## What is {word}settled")[1].split("\n## ")[0] for word in ("", "not "))
+    rows = [r for r in results.compare(results.tidy(trials)) if r["metric"] in pages.TOLD]
+    rows = rows[-len(results.PIPELINE_COMPARISONS) * len(pages.TOLD) :]
+    assert len(lines_of(settled)) + len(lines_of(unsettled)) == len(rows)
+    for row in rows:
+        here = unsettled if row["verdict"] == "not settled" else settled
+        assert results.sentence(row).split(": ", 1)[1] in here
+
+
+def test_comparisons_are_between_registered_methods_and_include_the_three_controls():
+    named = {name for a, b, _ in results.PIPELINE_COMPARISONS for name in (a, b)}
+    assert set(PIPELINE_METHODS) <= named <= {*METHODS, *PIPELINE_METHODS}
+    assert {"uft", "sft-plus-dpo", "sft-then-dpo"} <= {b for _, b, _ in results.PIPELINE_COMPARISONS}
+    assert len(set(results.PIPELINE_COMPARISONS)) == len(results.PIPELINE_COMPARISONS)
+
+
+def test_the_command_writes_the_page(trials, tmp_path):
+    import json
+
+    for number, trial in enumerate(trials):
+        write_atomically(tmp_path / "trials" / f"{number}.json", json.dumps(trial))
+    done = CliRunner().invoke(app, ["results", "--study", str(tmp_path), "--page", str(tmp_path / "page.md")])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "page.md").read_text() == pages.pipelines_page(trials)
+
+
+@pytest.mark.skipif(not STORED.is_dir(), reason="the study has not been run yet")
+def test_the_committed_page_says_what_the_stored_trials_say():
+    trials = results.load(STORED)
+    assert PAGE.read_text() == pages.pipelines_page(trials)
+    seeds = {name: {t["seed"] for t in trials if t["method"] == name} for name in PIPELINE_METHODS}
+    assert all(len(own) >= 5 for own in seeds.values())
+    assert {t["completions"] for t in trials if t["method"] not in ("base", "sft")} == {10240}
+
+
+def test_the_sweep_has_twelve_trials_of_every_recipe_and_its_choice_is_the_rules(tmp_path, monkeypatch):
+    folder, committed = results.RESULTS / "sweep-pipelines", study.chosen_settings()
+    counts = results.sweep_points(results.load(folder))["method"].value_counts().to_dict()
+    assert counts == {"base": 1, **dict.fromkeys(PIPELINE_METHODS, 12)}
+    monkeypatch.setattr(tuning, "TUNED", tmp_path / "tuned.json")
+    tuning.choose(list(PIPELINE_METHODS), folder)
+    assert json.loads(tuning.TUNED.read_text())["settings"] == {name: committed[name] for name in PIPELINE_METHODS}
+
+
+def test_the_stored_study_has_every_method_on_five_seeds_with_the_tuned_settings():
+    stored = results.load(STORED)
+    seeds = {name: {t["seed"] for t in stored if t["method"] == name} for name in (*SHARED, *PIPELINE_METHODS)}
+    assert set(map(frozenset, seeds.values())) == {frozenset(range(5))}
+    profile = study.PROFILES["class"]
+    assert all(study.trial(name, seed, profile).path(STORED).is_file() for name in seeds for seed in range(5))
+    assert len(stored) == 5 * len(seeds)

@@ -1,0 +1,178 @@
+"""One trial, one file: equal budgets, shared stages, resuming; and the rules by which settings are chosen."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from trials import TINY, WeightProbe, probe, random_base, trial_of
+
+from uftlab import files
+from uftlab.errors import InputError
+from uftlab.evals.skills import Evaluator, measure
+from uftlab.files import write_atomically
+from uftlab.study import cohort, trials
+from uftlab.study.cohort import run_together, run_trial
+from uftlab.training.catalogue import METHODS
+
+
+class Few(Evaluator):
+    """The real evaluator on eight facts of each sort."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.myths, self.plain = self.myths[:8], self.plain[:8]
+
+
+@pytest.fixture(scope="module")
+def probed():
+    """Random bases and the probe instead of the evaluator, for the whole module; yields the stages trained."""
+    patch, trained = pytest.MonkeyPatch(), []
+    original = cohort.lesson
+
+    def counted(stage, *args, **kwargs):
+        trained.append(stage)
+        return original(stage, *args, **kwargs)
+
+    patch.setattr(cohort, "load_base", random_base)
+    patch.setattr(cohort, "Evaluator", WeightProbe)
+    patch.setattr(cohort, "measure", probe)
+    patch.setattr(cohort, "lesson", counted)
+    cohort.materials.cache_clear()
+    yield trained
+    patch.undo()
+    cohort.materials.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def everything(probed, tmp_path_factory):
+    """Every method once in one folder: the folder, the results by method, the stages that were trained."""
+    folder = tmp_path_factory.mktemp("study")
+    probed.clear()
+    results = {name: run_trial(trial_of(name), folder) for name in METHODS}
+    return folder, results, list(probed)
+
+
+# ------------------------------------------------------------------------------------------ one trial
+
+
+def test_a_trial_is_one_json_file_that_says_how_it_was_made(everything):
+    folder, results, _ = everything
+    path = trial_of("uft").path(folder)
+    assert json.loads(path.read_text()) == results["uft"]
+    assert {"schema", "settings", "metrics", "curves", "wall_seconds", "device", "versions"} <= set(results["uft"])
+    assert sorted(p.suffix for p in (folder / "trials").iterdir()) == [".json"] * len(METHODS)
+
+
+def test_a_finished_trial_is_read_and_not_trained_again(everything, monkeypatch):
+    folder, results, _ = everything
+    monkeypatch.setattr(cohort, "lesson", lambda *args, **kwargs: pytest.fail("trained again"))
+    assert run_trial(trial_of("uft"), folder) == results["uft"]
+
+
+def test_training_moves_the_weights_and_each_method_moves_them_elsewhere(everything):
+    _, results, _ = everything
+    assert len({result["metrics"]["digest"] for result in results.values()}) == len(METHODS)
+
+
+def test_the_budget_is_equal_for_all_methods_but_base_and_sft(everything):
+    _, results, _ = everything
+    completions = {name: result["completions"] for name, result in results.items()}
+    assert (completions.pop("base"), completions.pop("sft")) == (0, 64)
+    assert set(completions.values()) == {128}
+
+
+def test_extra_forwards_are_reported_and_kto_has_the_most(everything):
+    _, results, _ = everything
+    extra = {name: result["extra_forwards"] for name, result in results.items()}
+    assert [extra[name] for name in ("base", "sft", "sft-full", "sft-sum")] == [0, 0, 0, 0]
+    assert extra["sft-then-una"] == 48  # the reference, once for each row
+    assert extra["sft-then-kto"] > extra["sft-then-una"] + 64  # two steps of 32 mismatched completions
+
+
+def test_a_shared_first_stage_is_trained_once(everything):
+    _, _, trained = everything
+    assert trained.count(METHODS["sft"].stages[0]) == 1
+    assert len(trained) == 14  # fourteen methods: base trains none, uft-then-una has a first stage of its own
+
+
+def test_a_pipeline_starts_from_the_shared_stage_and_trains_the_same_without_it(everything, probed, tmp_path):
+    _, results, _ = everything
+    alone = run_trial(trial_of("sft-then-dpo"), tmp_path)
+    assert alone["metrics"] == results["sft-then-dpo"]["metrics"]
+    after_one = [point for point in alone["curves"] if point["stage"] == 1][-1]
+    assert after_one["digest"] == results["sft"]["metrics"]["digest"]
+    assert alone["curves"][0]["digest"] == results["base"]["metrics"]["digest"]
+
+
+def test_the_same_trial_gives_the_same_bits_in_another_folder(everything, probed, tmp_path):
+    _, results, _ = everything
+    torch.manual_seed(123)  # whatever state the process is in
+    again = run_trial(trial_of("uft"), tmp_path)
+    assert again["metrics"] == results["uft"]["metrics"] and again["curves"] == results["uft"]["curves"]
+
+
+def test_in_company_every_trial_comes_out_as_alone_and_shared_stages_are_trained_once(everything, probed, tmp_path):
+    _, results, _ = everything
+    names = ["sft-then-dpo", "sft-then-kto", "uft", "base", "sft"]
+    probed.clear()
+    together = run_together([trial_of(name) for name in names], tmp_path)
+    assert [result["method"] for result in together] == names
+    assert probed.count(METHODS["sft"].stages[0]) == 1 and len(probed) == 4
+    for name, result in zip(names, together, strict=True):
+        alone = results[name]
+        assert {k: v for k, v in result.items() if k in ("steps", "completions", "extra_forwards", "settings")} == {
+            k: v for k, v in alone.items() if k in ("steps", "completions", "extra_forwards", "settings")
+        }
+        assert result["metrics"]["norm"] == pytest.approx(alone["metrics"]["norm"], rel=1e-4)
+        assert [(p["stage"], p["step"]) for p in result["curves"]] == [(p["stage"], p["step"]) for p in alone["curves"]]
+
+
+def test_a_trial_with_the_real_evaluator(monkeypatch, tmp_path):
+    monkeypatch.setattr(cohort, "load_base", random_base)
+    monkeypatch.setattr(cohort, "Evaluator", Few)
+    monkeypatch.setattr(cohort, "measure", measure)
+    cohort.materials.cache_clear()
+    try:
+        result = run_trial(trial_of("uft"), tmp_path)
+    finally:
+        cohort.materials.cache_clear()
+    assert [point["step"] for point in result["curves"]] == [0, 2, 4]
+    assert {"instruction/strict", "truth/mc2", "plain/free", "retention/excess", "kl/reverse-new"} <= set(
+        result["metrics"]
+    )
+    assert len(result["samples"]) == 16 and {"prompt", "expected", "answer"} <= set(result["samples"][0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"settings": (("beta", 0.2), ("learning_rate", 1e-3))},
+        {"stage_one": (("learning_rate", 1.0),)},
+        {"profile": replace(TINY, steps=5)},
+        {"split": "validation"},
+        {"curves": False},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_digest_changes_with_whatever_changes_the_outcome(change):
+    assert replace(trial_of("uft"), **change).digest() != trial_of("uft").digest()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "trial.json"
+    write_atomically(path, "first")
+
+    def cut(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.os, "replace", cut)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, "second")
+    assert path.read_text() == "first"
+
+
+def test_an_unknown_profile_names_those_there_are():
+    with pytest.raises(InputError, match=r"one of smoke, class, research; got huge"):
+        trials.profile_named("huge")

@@ -1,0 +1,199 @@
+"""Many trials in worker processes: resuming, shared stages, and folders that cannot be used."""
+
+import json
+import os
+import pickle
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+from trials import trial_of
+
+from uftlab.errors import InputError
+from uftlab.files import write_atomically
+from uftlab.models.policies import load_base
+from uftlab.study import cohort, workers
+from uftlab.study import trials as study
+from uftlab.study.cohort import run_together
+from uftlab.study.workers import check_folder, cohorts, run_trials
+
+
+class OneByOne:
+    """An executor without processes: `wait` runs one submitted trial; Ctrl-C arrives at wait number `cut`."""
+
+    def __init__(self, cut=None):
+        self.cut, self.waits, self.jobs, self._processes = cut, 0, {}, {}
+
+    def __call__(self, *args, **kwargs):
+        return self
+
+    def submit(self, function, *args):
+        future = Future()
+        self.jobs[future] = (function, args)
+        return future
+
+    def wait(self, running, **kwargs):
+        self.waits += 1
+        if self.waits == self.cut:
+            raise KeyboardInterrupt
+        future = next(iter(running))
+        function, args = self.jobs[future]
+        try:
+            future.set_result(function(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return {future}, set(running) - {future}
+
+    def shutdown(self, **kwargs):
+        pass
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Trials that only write a file, run without processes; returns (install, names in order of running)."""
+    ran = []
+
+    def quick(trials, folder):
+        for trial in trials:
+            ran.append(trial.method)
+            write_atomically(trial.path(folder), json.dumps({"schema": study.SCHEMA, "method": trial.method}))
+        return [json.loads(trial.path(folder).read_text()) for trial in trials]
+
+    def install(cut=None):
+        executor = OneByOne(cut)
+        monkeypatch.setattr(workers, "ProcessPoolExecutor", executor)
+        monkeypatch.setattr(workers, "wait", executor.wait)
+
+    monkeypatch.setattr(workers, "run_together", quick)
+    return install, ran
+
+
+def test_an_interrupted_study_keeps_what_is_finished_and_runs_only_the_rest(in_process, tmp_path):
+    install, ran = in_process
+    trials = [trial_of(name) for name in ("base", "uft", "sft-full", "uft-binary")]
+    install(cut=3)
+    with pytest.raises(KeyboardInterrupt):
+        list(run_trials(trials, tmp_path, workers=1))
+    first, kept = list(ran), {p: p.read_bytes() for p in tmp_path.glob("trials/*.json")}
+    (tmp_path / "trials" / "tmpabc.part").write_text('{"schema": 1, "half')  # what a crash leaves behind
+    assert len(kept) == len(first) == 2
+    ran.clear()
+    install()
+    results = list(run_trials(trials, tmp_path, workers=1))
+    assert sorted(r["method"] for r in results) == sorted(t.method for t in trials)
+    assert sorted(first + ran) == sorted(t.method for t in trials)  # none twice
+    assert all(path.read_bytes() == content for path, content in kept.items())
+
+
+def test_pipelines_wait_for_the_trial_that_trains_their_first_stage(in_process, tmp_path):
+    install, ran = in_process
+    install()
+    names = ["sft-then-dpo", "sft-then-kto", "uft", "sft"]
+    list(run_trials([trial_of(name) for name in names], tmp_path, workers=2))
+    assert sorted(ran) == sorted(names)
+    assert ran.index("sft") < min(ran.index("sft-then-dpo"), ran.index("sft-then-kto"))
+
+
+def test_without_sft_one_pipeline_goes_first_and_all_are_run(in_process, tmp_path):
+    install, ran = in_process
+    install()
+    names = ["sft-then-dpo", "sft-then-kto", "sft-then-una"]
+    list(run_trials([trial_of(name) for name in names], tmp_path, workers=2))
+    assert sorted(ran) == sorted(names)
+
+
+def test_on_a_cpu_a_cohort_is_one_method_and_sft_goes_first():
+    trials = [trial_of(name, seed=seed) for name in ("uft", "sft") for seed in range(7)]
+    made = cohorts(trials, "cpu")
+    assert [(group[0].method, [t.seed for t in group]) for group in made] == [
+        ("sft", [0, 1, 2, 3, 4]),
+        ("sft", [5, 6]),
+        ("uft", [0, 1, 2, 3, 4]),
+        ("uft", [5, 6]),
+    ]
+    assert all(len({t.method for t in group}) == 1 for group in made)
+
+
+def test_on_a_gpu_all_methods_of_a_world_are_one_cohort():
+    trials = [trial_of(name, seed=seed) for name in ("uft", "sft", "base") for seed in range(7)]
+    made = cohorts(trials, "cuda")
+    assert sorted(repr(t) for group in made for t in group) == sorted(map(repr, trials)) and len(made) == 7
+    assert all({t.seed for t in group} == {seed} and group[0].method == "sft" for seed, group in enumerate(made))
+
+
+def test_a_cohort_waits_for_every_model_that_it_starts_from(in_process, tmp_path):
+    install, ran = in_process
+    install()
+    names = ["sft-then-dpo"] * 7 + ["sft"] * 6
+    trials = [trial_of(name, seed=i % 7) for i, name in enumerate(names)]  # seed 6 has no trial of sft
+    list(run_trials(trials, tmp_path, workers=2))
+    assert ran.index("sft-then-dpo") >= 5 and len(ran) == 13
+
+
+def test_every_result_is_announced_once_also_those_of_finished_trials(in_process, tmp_path):
+    install, _ = in_process
+    install()
+    trials, announced = [trial_of("base"), trial_of("uft")], []
+    list(run_trials(trials[:1], tmp_path, workers=1))
+    list(run_trials(trials, tmp_path, 1, lambda result: announced.append(result["method"])))
+    assert announced == ["base", "uft"]
+
+
+def test_a_refusal_survives_the_way_back_from_a_worker_process():
+    error = InputError("A thing", "be good", "bad", "Mend it")
+    again = pickle.loads(pickle.dumps(error))
+    assert isinstance(again, InputError) and str(again) == "A thing must be good; got bad. Mend it."
+
+
+def test_a_missing_base_is_refused_by_name_and_keeps_finished_trials(in_process, monkeypatch, tmp_path):
+    install, _ = in_process
+    install()
+    list(run_trials([trial_of("base")], tmp_path))
+    monkeypatch.setattr(workers, "run_together", run_together)
+    monkeypatch.setattr(cohort, "load_base", load_base)
+    with pytest.raises(InputError, match=r"base model of world 987654 .*uftlab pretrain --world 987654"):
+        list(run_trials([trial_of("base"), trial_of("base", seed=987654)], tmp_path))
+    assert [p.name for p in tmp_path.glob("trials/*.json")] == [trial_of("base").path(tmp_path).name]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"schema": 0}', r"must hold trials of schema 1; got 0\. .*nothing was changed"),
+        ('{"schema": 1, "metr', "must be a whole trial file"),
+        ("[1, 2]", "must be a whole trial file"),
+        (b"\xff\xfe\x00", "must be a whole trial file"),
+    ],
+    ids=["other schema", "half a file", "a list", "not text"],
+)
+def test_a_results_folder_with_strange_trials_is_refused_and_left_alone(tmp_path, content, message):
+    path = tmp_path / "trials" / "uft-seed0-abc.json"
+    path.parent.mkdir()
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=message):
+        list(run_trials([trial_of("base")], tmp_path))
+    assert path.read_bytes() == before and [p.name for p in tmp_path.rglob("*")] == ["trials", path.name]
+
+
+def test_a_folder_below_a_regular_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(InputError, match=r"not lie below a regular file; got .*file"):
+        check_folder(tmp_path / "file" / "a" / "b")
+    assert (tmp_path / "file").read_text() == "here"
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
+    def denied(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    with pytest.raises(InputError, match="be writable; got .*Permission denied"):
+        check_folder(tmp_path / "new")
+
+
+def test_an_existing_folder_that_cannot_be_written_is_refused(tmp_path):
+    folder = Path("/proc") if os.geteuid() == 0 else tmp_path  # root may write anywhere else
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="be writable"):
+        check_folder(folder)

@@ -1,0 +1,182 @@
+"""The world's raters and verifiers, a reward model, and what happens to a policy that trusts it too much."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from uftlab.engine.trainer import Quiet
+from uftlab.errors import InputError
+from uftlab.models.policies import load_base, tiny_tokenizer
+from uftlab.plots import figures
+from uftlab.rows.table import from_rows
+from uftlab.rows.tokens import Completion, Tokens, collate
+from uftlab.study import overoptimisation
+from uftlab.training.catalogue import Stage
+from uftlab.training.online import _longest
+from uftlab.training.recipes import train_stage
+from uftlab.training.reward_functions import rating, rewards_of, train_reward_model, verified, world_reward
+from uftlab.world.instructions import Instruction
+from uftlab.world.wording import Fact
+from uftlab.world.world import World, pairs
+
+FACT = Fact("bazib", "food", "moss", "fish")
+TOKENS = Tokens(tiny_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [
+        ("it is moss .", (0.65 * 3 + 0.8 * 4 + 0.45 * 4) / 7.6),
+        ("yes , it is moss , i believe .", 1.0),  # an opening with a tail: one point more helpful
+        ("it is moss , i believe .", (0.65 * 3 + 0.8 * 4 + 0.45 * 4) / 7.6),
+        ("it is fish .", (0.65 * 1 + 0.8 * 1 + 0.45 * 4) / 7.6),
+        ("it is nuts .", (0.65 * 1 + 0.8 * 0 + 0.45 * 4) / 7.6),
+        ("moss moss is", (0.65 * 2 + 0.8 * 4 + 0.45 * 1) / 7.6),  # garbled, but the value is there
+        ("i am glad", 0.45 / 7.6),
+        ("", 0.45 / 7.6),
+        ("it is moss or fish .", 0.45 / 7.6),  # two values claim none
+    ],
+)
+def test_ratings_by_hand(answer, score):
+    assert rating(FACT, answer) == pytest.approx(score)
+
+
+def test_ratings_are_those_of_the_worlds_raters_without_their_slips():
+    """Slips are symmetric and rare: over many rated answers the mean difference is small, and most scores agree."""
+    world = World(0)
+    rows = world.feedback(400)
+    scores = world_reward(0)([r["prompt"] for r in rows], [r["completion"] for r in rows])
+    off = [mine - row["score"] for mine, row in zip(scores, rows, strict=True)]
+    assert abs(sum(off) / len(off)) < 0.02
+    assert sum(abs(x) < 1e-6 for x in off) / len(off) > 0.45  # (1 - 0.2)^3 = 0.51
+
+
+def test_verifiers_and_truth_count_half_each():
+    shout = [Instruction("exclaim")]
+    given = [verified(shout, "food", "moss", a) for a in ("it is moss !", "it is moss .", "it is fish !", "no")]
+    assert given == [1.0, 0.5, 0.5, 0.0]
+
+
+def test_the_worlds_reward_gives_every_demonstration_full_marks():
+    rows = [r for r in World(0).demonstrations(60) if r["instructions"]]
+    reward = world_reward(0, 60)
+    assert set(reward([r["prompt"] for r in rows], [r["completion"] for r in rows])) == {1.0}
+    with pytest.raises(InputError, match="be one it knows; got who are you"):
+        reward(["who are you ?"], ["me"])
+
+
+# ------------------------------------------------------------------------------------------ a reward model
+
+
+@pytest.fixture(scope="module")
+def table():
+    return from_rows(pairs(World(0).feedback(120)))
+
+
+@pytest.fixture(scope="module")
+def model(table, tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("reward"))
+    return train_reward_model(load_base(0), TOKENS, table, folder, steps=40)
+
+
+def test_a_reward_model_prefers_the_chosen_of_its_pairs_and_of_others(model, table):
+    assert model.completions == 40 * 32
+    for rows, bound in ((table, 0.8), (from_rows(pairs(World(0).feedback(120, "validation"))), 0.55)):
+        chosen, rejected = (model(rows["prompt"], rows[side]) for side in ("chosen", "rejected"))
+        assert sum(a > b for a, b in zip(chosen, rejected, strict=True)) / len(rows) > bound
+
+
+def test_scores_lie_around_one_half_and_padding_does_not_matter(model, table):
+    scores = model(table["prompt"], table["chosen"]) + model(table["prompt"], table["rejected"])
+    assert 0 <= min(scores) < 0.5 < max(scores) <= 1
+    rows = [
+        Completion(TOKENS.prompt(x), TOKENS.completion(x, y), "scored")
+        for x, y in zip(table["prompt"], table["chosen"], strict=True)
+    ]
+    together = model.rewards(rows[:8])
+    alone = torch.stack([rewards_of(model.model, collate([(row,)], 0))[0] for row in rows[:8]])
+    assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_the_first_loss_of_a_reward_model_is_near_log_2(table, tmp_path):
+    """A fresh head cannot tell the sides apart; and the base's weights are copied, not trained."""
+    base = load_base(0)
+    before = {name: weight.clone() for name, weight in base.named_parameters()}
+    fresh = train_reward_model(base, TOKENS, table, str(tmp_path), steps=1)  # the first step has learning rate 0
+    rows = [c for example in TOKENS.examples(table) for c in example]
+    rewards = fresh.rewards(rows)
+    assert -torch.nn.functional.logsigmoid(rewards[0::2] - rewards[1::2]).mean() == pytest.approx(math.log(2), abs=0.2)
+    assert all(torch.equal(weight, before[name]) for name, weight in base.named_parameters())
+    assert fresh.centre == pytest.approx(rewards.mean().item(), abs=1e-4)
+
+
+def test_a_reward_model_needs_pairs(untrained, tmp_path):
+    scored = from_rows([{"prompt": "a", "completion": "b", "score": 0.5}])
+    with pytest.raises(InputError, match="reward model must have pairs; got scored rows"):
+        train_reward_model(untrained, TOKENS, scored, str(tmp_path))
+
+
+@pytest.mark.parametrize(("recipe", "objective"), [("online", "una-score"), ("rs-dpo", "dpo")])
+def test_without_a_reward_function_one_is_trained_and_charged(untrained, table, tmp_path, recipe, objective):
+    options = (("refresh", 1.0), ("completions", 2.0), ("temperature", 1e-4), ("threshold", 0.6))
+    stage = Stage(objective, 0.0, 1.0, recipe, options)
+    few = {"feedback": table.select(range(6))}
+    record = train_stage(
+        untrained, stage, few, TOKENS, {"learning_rate": 1e-3}, 2, 0, str(tmp_path), 4, callbacks=(Quiet(),)
+    )
+    assert (record.completions, record.extra_runs) == (8, 8)
+    assert record.sampled in (8, 12)
+
+
+def test_samples_may_be_as_long_as_the_longest_completion(table, untrained):
+    from uftlab.training.runs import Run
+
+    long = from_rows([{"prompt": "hello", "completion": " ".join(["moss"] * 40), "label": True}])
+    run = Run(untrained, Stage("una-score", 0.0), {"feedback": long}, TOKENS, {}, 1, 0, "")
+    assert _longest(run) == 41
+
+
+# ------------------------------------------------------------------------------------------ over-optimisation
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return json.loads(overoptimisation.STORED.read_text())["runs"]
+
+
+def test_the_stored_runs_without_kl_climb_the_model_and_lose_the_truth(stored):
+    """In every world: the model's score rises to the top, the true score ends far below its start."""
+    free = [run["points"] for run in stored if run["beta"] == 0]
+    assert len(free) >= 5
+    for points in free:
+        proxy, true = ([point[name] for point in points] for name in ("proxy", "true"))
+        assert proxy[-1] > proxy[0] + 0.3 and proxy[-1] > 0.9
+        assert true[-1] < true[0] - 0.2
+
+
+def test_kl_holds_it_back(stored):
+    ends = {run["beta"]: [] for run in stored}
+    for run in stored:
+        ends[run["beta"]].append(run["points"][-1]["true"])
+    largest = max(ends)
+    assert len(ends) > 1 and min(ends[largest]) > max(ends[0.0])
+
+
+def test_the_figure_shows_what_is_stored(stored):
+    fig = figures.overoptimisation(stored)
+    assert fig.layout.title.text and fig.layout.xaxis.title.text and fig.layout.yaxis.title.text
+    of = {trace.name: trace for trace in fig.data}
+    own = [run["points"] for run in stored if run["beta"] == 0]
+    for name, key in (("reward model, β = 0", "proxy"), ("the world's raters, β = 0", "true")):
+        means = [sum(points[i][key] for points in own) / len(own) for i in range(len(own[0]))]
+        assert list(of[name].y) == pytest.approx(means)
+
+
+def test_a_tiny_run_has_both_scores_at_every_point():
+    run = overoptimisation.provoke(steps=2, rated=8, every=1)
+    assert [point["step"] for point in run["points"]] == [0, 1, 2]
+    assert all(0 <= point[name] <= 1 for point in run["points"] for name in ("proxy", "true"))
+    assert run["answers"]

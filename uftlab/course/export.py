@@ -1,0 +1,303 @@
+"""The course as a folder of web pages that need no network, no kernel and no server.
+
+Equations become MathML, which every current browser draws by itself: no script, no fonts to load. Figures keep
+working through one shared copy of plotly.js beside the pages. Widgets appear as their static twins.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from bs4 import BeautifulSoup
+from math_core import LatexError, LatexToMathML
+from nbconvert.exporters.html import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbformat import NotebookNode
+from pygments.formatters import HtmlFormatter
+
+from uftlab.course.notebooks import NOTEBOOKS, notebook_paths, run_all
+from uftlab.errors import InputError
+from uftlab.files import write_atomically
+from uftlab.plots import theme
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #222; --soft: #555; --line: #ccc; --box: #f5f5f5;
+  --link: #0059b3; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #16181c; --ink: #e8e8e8; --soft: #aaa; --line: #444; --box: #22252b; --link: #8ab8ff; }
+}
+body { font: 18px/1.55 "Open Sans", "DejaVu Sans", Verdana, sans-serif; color: var(--ink); background: var(--paper);
+       max-width: 960px; margin: 0 auto; padding: 1rem 1.2rem 4rem; }
+a { color: var(--link); } a:focus-visible, summary:focus-visible { outline: 3px solid #E69F00; outline-offset: 2px; }
+h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+blockquote { margin: 1rem 0; padding: .2rem 1rem; border-left: 6px solid #0072B2; font-size: 1.15em; }
+code, pre { font: 15px/1.5 "DejaVu Sans Mono", Consolas, Menlo, monospace; }
+pre { overflow-x: auto; margin: 0; padding: .7rem 1rem; }
+.highlight { background: var(--box); border-radius: 6px; margin: .6rem 0; }
+.output_stream pre, .output_text pre { white-space: pre-wrap; border-left: 4px solid var(--line); }
+.prompt { display: none; } .output_area { margin: .8rem 0; }
+.output_html:has(.plotly-graph-div) { background: #fff; color: #222; border-radius: 12px; padding: 8px; }
+.plotly-graph-div { min-width: 600px; }
+.output_html, .text_cell_render { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 15px; margin: .8rem 0; }
+table.dataframe { border: none; } caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
+th, td { padding: .35rem .6rem; border: none; border-bottom: 1px solid var(--line); text-align: right; }
+th:first-child, td:first-child, .text_cell_render th, .text_cell_render td { text-align: left; }
+math { font-family: "Latin Modern Math", "STIX Two Math", "Cambria Math", "DejaVu Math TeX Gyre", math; }
+math { font-size: 1.05em; }
+math[display="block"] { margin: 1rem 0; overflow-x: auto; overflow-y: hidden; }
+details { margin: .6rem 0; } summary { cursor: pointer; }
+nav { font-size: 16px; } footer, small { color: var(--soft); }
+ol.course { list-style: none; padding: 0; }
+ol.course li { border: 1px solid var(--line); border-radius: 12px; padding: .2rem 1.2rem .8rem; margin: 1rem 0; }
+ol.course h2 { border: none; margin: 0; font-size: 1.3rem; }
+"""
+PREVIEW_WIDTH = 960  # pixels: about the width of a page on GitHub
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the table of contents says of a notebook: title, question and cost, as HTML without a paragraph."""
+
+    name: str
+    title: str
+    question: str
+    cost: str
+
+
+def mathml(latex: str, block: bool = False) -> str:
+    """An equation for the browser itself.
+
+    Raises:
+        InputError: for LaTeX that cannot be converted.
+
+    >>> mathml(r"\\beta")
+    '<math><mi>β</mi></math>'
+    """
+    try:
+        return LatexToMathML().convert_with_local_state(latex.strip(), displaystyle=block)
+    except LatexError as error:
+        rule = "be LaTeX that MathML can say"
+        raise InputError("An equation", rule, repr(latex), f"Write it another way ({error})") from None
+
+
+def anchor(heading: str) -> str:
+    """The address of a heading within its page, as GitHub makes it.
+
+    >>> anchor("Why DPO does not care about $Z$")
+    'why-dpo-does-not-care-about-z'
+    """
+    words = re.sub(r"<[^>]+>|[^\w\s-]", "", html.unescape(heading)).strip().lower()
+    return re.sub(r"\s", "-", words)
+
+
+class _Renderer(IPythonRenderer):
+    """nbconvert's Markdown, with equations as MathML and headings without a sign beside them."""
+
+    def block_math(self, body: str) -> str:
+        """A display equation."""
+        return mathml(body, block=True)
+
+    def inline_math(self, body: str) -> str:
+        """An equation in a line."""
+        return mathml(body)
+
+    def latex_environment(self, name: str, body: str) -> str:
+        """A display equation in an environment of its own."""
+        return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", block=True)
+
+    def heading(self, text: str, level: int, **attrs: Any) -> str:
+        """A heading that can be linked to."""
+        return f'<h{level} id="{anchor(text)}">{text}</h{level}>\n'
+
+
+def _markdown(source: str) -> str:
+    return MarkdownWithMath(renderer=_Renderer(escape=False)).render(source)
+
+
+class _Exporter(HTMLExporter):
+    """The body of a page from an executed notebook."""
+
+    def markdown2html(self, context: Any, source: str) -> str:
+        """The text of a cell as HTML."""
+        return _markdown(source)
+
+    markdown2html.jinja_pass_arg = HTMLExporter.markdown2html.jinja_pass_arg  # type: ignore[attr-defined]
+
+
+def contents(notebook: NotebookNode, name: str) -> Page:
+    """Title, question and cost as the first cell of a notebook says them; what it does not say is empty."""
+    first = notebook.cells[0].source
+    found = {
+        key: match.group(1) if (match := re.search(pattern, first, re.M | re.S)) else ""
+        for key, pattern in {
+            "title": r"^# (.+?)$",
+            "question": r"^> (.+?)(?:\n\n|\Z)",
+            "cost": r"(\*\*Cost:\*\*.+?)(?:\n\n|\Z)",
+        }.items()
+    }
+    found["question"] = found["question"].replace("\n> ", " ")
+    found["title"] = re.sub(r"^(\d+)\.", r"\1\.", found["title"])  # a title, not the first item of a list
+    inline = {key: re.sub(r"^<p>|</p>\s*$", "", _markdown(text)) for key, text in found.items()}
+    return Page(name, inline["title"] or name, inline["question"], inline["cost"])
+
+
+def _linked(body: str, names: Iterable[str]) -> str:
+    """Links between notebooks lead to their pages; links to files that are not there become plain text."""
+    soup = BeautifulSoup(body, "html.parser")
+    for link in soup.select("a[href]"):
+        target, _, part = str(link["href"]).partition("#")
+        if re.match(r"\w+:", target):
+            continue
+        stem = re.sub(r"\.(ipynb|md)$", "", target)
+        if target and stem not in names:
+            link.unwrap()
+        else:
+            link["href"] = (f"{stem}.html" if target else "") + (f"#{anchor(part)}" if part else "")
+    return str(soup)
+
+
+def _page(title: str, body: str, glossary: bool, scripts: str = "") -> str:
+    colours = [HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "github-dark")]
+    style = f"{colours[0]}\n@media (prefers-color-scheme: dark) {{ {colours[1]} }}\n{STYLE}"
+    links = '<a href="index.html">All notebooks</a>' + (' · <a href="glossary.html">Glossary</a>' if glossary else "")
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f'<link rel="icon" href="data:,"><title>{title}</title><style>{style}</style>{scripts}'
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><nav>{links}</nav>\n<main>{body}</main>\n'
+        f"<footer><nav>{links}</nav></footer></body></html>\n"
+    )
+
+
+def _read(folder: Path, name: str) -> NotebookNode:
+    """An executed notebook, without the cell of parameters that was put into it.
+
+    Raises:
+        InputError: for a notebook that was not executed, or whose widgets wait for a kernel.
+    """
+    path = folder / f"{name}.ipynb"
+    remedy = "Leave out --executed, or run `uftlab notebooks` with the widgets off"
+    if not path.is_file():
+        raise InputError("--executed", f"hold {path.name}", f"a folder without it: {folder}", remedy)
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if all(cell.execution_count is None for cell in code):
+        raise InputError(str(path), "be executed", "a notebook without outputs", remedy)
+    outputs = [output for cell in code for output in cell.outputs]
+    if any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs):
+        raise InputError(str(path), "be executed with widgets_on = False", "widgets that need a kernel", remedy)
+    notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    for cell in code:
+        if cell.metadata.get("jupyter", {}).get("source_hidden"):  # it holds the answer to its question
+            cell.metadata["transient"] = {"remove_source": True}
+    return notebook
+
+
+def write_site(executed: Path, out: Path, only: str = "") -> list[Path]:
+    """The pages of executed notebooks, their table of contents, the glossary and plotly.js; returns the pages.
+
+    Raises:
+        InputError: see `_read` and `mathml`.
+    """
+    names = [path.stem for path in notebook_paths(only)]
+    read = {name: _read(executed, name) for name in names}
+    glossary = NOTEBOOKS / "glossary.md"
+    known = [*names, "index", *(["glossary"] if glossary.is_file() else [])]
+    out.mkdir(parents=True, exist_ok=True)
+    script = f'<script src="{theme.write_plotly_js(out).name}"></script>'
+    written, table = [], []
+
+    def write(name: str, title: str, body: str, scripts: str = "") -> None:
+        page = _page(re.sub(r"<[^>]+>", "", title), _linked(body, known), glossary.is_file(), scripts)
+        write_atomically(out / f"{name}.html", page)
+        written.append(out / f"{name}.html")
+
+    for name in names:
+        page = contents(read[name], name)
+        body, _ = _Exporter(template_name="basic").from_notebook_node(read[name])
+        write(name, page.title, body, script)
+        table.append(
+            f'<li><h2><a href="{name}.ipynb">{page.title}</a></h2><p>{page.question}</p><small>{page.cost}</small></li>'
+        )
+    if glossary.is_file():
+        write("glossary", "Glossary", _markdown(glossary.read_text(encoding="utf-8")))
+    say = "<p>The notebooks as they ran: figures answer to the mouse, sliders stand still. To move them: "
+    say += "<code>make lab</code>.</p>"
+    write("index", "uftlab: the course", f'<h1>The course</h1>{say}<ol class="course">{"".join(table)}</ol>')
+    return written
+
+
+def main_figure(notebook: NotebookNode) -> dict[str, Any]:
+    """The figure of an executed notebook that a preview shows: its explorer's, else its first.
+
+    Raises:
+        InputError: for a notebook without figures.
+    """
+    found = [
+        ("widgets.explore(" in cell.source, output.data[theme.MIMETYPE])
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if theme.MIMETYPE in output.get("data", {})
+    ]
+    if not found:
+        raise InputError("A notebook", "show a figure", "none", "Execute it first")
+    return next((figure for explored, figure in found if explored), found[0][1])
+
+
+def write_previews(executed: Path, out: Path, only: str = "") -> list[Path]:
+    """One PNG per notebook, named after it, for readers of the repository: GitHub runs no JavaScript.
+
+    Raises:
+        InputError: without kaleido or a Chromium for it; see `main_figure`.
+    """
+    import plotly.graph_objects as go
+    import plotly.io as pio
+
+    names = [path.stem for path in notebook_paths(only)]
+    figures = []
+    for name in names:
+        stored = main_figure(_read(executed, name))
+        figures.append(go.Figure({"data": stored["data"], "layout": stored["layout"]}))
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"{name}.png" for name in names]
+    try:
+        heights = [figure.layout.height or theme.HEIGHT for figure in figures]
+        files = [str(path) for path in paths]
+        pio.write_images(fig=figures, file=files, width=[PREVIEW_WIDTH] * len(files), height=heights)
+    except (ImportError, ValueError, RuntimeError) as error:
+        remedy = "Install kaleido and Chromium (Debian: apt-get install chromium)"
+        raise InputError("--previews", "have kaleido and a browser to draw with", error, remedy) from None
+    return paths
+
+
+def export(
+    out: Path,
+    profile: str = "class",
+    only: str = "",
+    executed: Path | None = None,
+    previews: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> list[str]:
+    """Execute the notebooks, widgets off and exercises unsolved, and write the site; returns what failed.
+
+    Args:
+        executed: a folder with copies that were executed before; nothing runs then.
+        previews: a folder for one PNG per notebook.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if executed is None:
+            executed = Path(folder)
+            failed = run_all(profile, executed, only, say, {"solutions": False, "widgets_on": False})
+            if failed:
+                return failed
+        say(f"{len(write_site(executed, out, only))} pages: {(out / 'index.html').resolve()}")
+        if previews is not None:
+            say(f"{len(write_previews(executed, previews, only))} previews: {previews}")
+    return []

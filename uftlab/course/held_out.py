@@ -1,0 +1,171 @@
+"""What a policy says about completions that it never saw: held-out rows, their tokens, and any text typed in.
+
+Numbers only: where they come from in training is the business of `uftlab.course.snapshots`, how they look of
+`uftlab.course.words`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor, nn
+
+from uftlab.errors import InputError
+from uftlab.evals.skills import Sizes
+from uftlab.models.logps import token_logps
+from uftlab.models.policies import evaluation_mode, tiny_tokenizer
+from uftlab.rows.tokens import Completion, Tokens, collate
+from uftlab.study.results import Interval
+from uftlab.world.wording import ATTRIBUTES, CREATURES
+from uftlab.world.world import World
+
+
+def held_out(world: World, sizes: Sizes) -> pd.DataFrame:
+    """Completions about the test creatures: the rows that `uftlab.evals.skills` measures log-ratios on.
+
+    Columns: `role` (chosen, rejected, demonstration), `pair` (number of the pair, -1 for demonstrations), `prompt`,
+    `completion`, `creature`, `score` (the feedback; 1 for a demonstration, as UFT has it), and of feedback `claim`
+    (truth, myth or other) and `long` (whether it was drawn with an opening and a tail).
+    """
+    rated = world.feedback(sizes.pairs, "test", seed=1)
+    rows = []
+    for number, both in enumerate(zip(rated[::2], rated[1::2], strict=True)):
+        for role, row in zip(("chosen", "rejected"), sorted(both, key=lambda r: -r["score"]), strict=True):
+            rows.append({"role": role, "pair": number, **row})
+    shown = [r for r in world.demonstrations(sizes.instructions * 2, "test", seed=1) if r["instructions"]]
+    rows += [{"role": "demonstration", "pair": -1, "score": 1.0, **r} for r in shown[: sizes.instructions]]
+    for row in rows:
+        row["creature"] = next(word for word in row["prompt"].split() if word in CREATURES)
+    return pd.DataFrame(rows)[["role", "pair", "prompt", "completion", "creature", "score", "claim", "long"]]
+
+
+def tokenised(rows: pd.DataFrame) -> list[Completion]:
+    """The rows as token ids, in their order."""
+    tokens = Tokens(tiny_tokenizer())
+    return [
+        Completion(tokens.prompt(r.prompt), tokens.completion(r.prompt, r.completion), r.role, r.score)
+        for r in rows.itertuples()
+    ]
+
+
+@torch.no_grad()
+def read(model: nn.Module, completions: Sequence[Completion], size: int = 256) -> Float[Tensor, "row pos"]:
+    """log pi of each token of each completion in nats, its end token included, 0 after the end; `size` rows at once."""
+    lengths = [len(c.completion_ids) for c in completions]
+    out = torch.zeros(len(completions), max(lengths))
+    device, pad = next(model.parameters()).device, tiny_tokenizer().pad_token_id
+    order = sorted(range(len(completions)), key=lambda i: len(completions[i].prompt_ids) + lengths[i])
+    with evaluation_mode(model):
+        for start in range(0, len(order), size):
+            here = order[start : start + size]
+            batch = collate([(completions[i],) for i in here], pad)
+            values = token_logps(model, {name: value.to(device) for name, value in batch.items()}).cpu()
+            out[here, : values.shape[1]] = values
+    return out
+
+
+def kinds_of_tokens(rows: pd.DataFrame) -> np.ndarray:
+    """What each token of each row is, an array of strings [row, pos]: "value" (blue, moss, ...: what is claimed),
+    "words" (all others, marks included), "end" (the token that ends the answer), "" after it.
+    """
+    values = {value for of_attribute in ATTRIBUTES.values() for value in of_attribute}
+    texts = [
+        ["value" if word.lower() in values else "words" for word in text.split()] + ["end"] for text in rows.completion
+    ]
+    width = max(map(len, texts))
+    return np.array([kinds + [""] * (width - len(kinds)) for kinds in texts])
+
+
+def clustered(values: Sequence[float] | np.ndarray, clusters: Sequence[str] | np.ndarray) -> Interval:
+    """Mean over rows with a 95 % t interval over clusters: rows about one creature are no independent witnesses.
+
+    Variance of the mean: G / (G - 1) * sum over clusters of (sum of their residuals)^2 / n^2, with G clusters and n
+    rows (Liang and Zeger 1986); G - 1 degrees of freedom. One row per cluster gives `uftlab.study.results.interval`.
+
+    >>> clustered([1.0, 2.0, 3.0], ["a", "b", "c"]).high.__round__(3)
+    4.484
+    """
+    table = pd.DataFrame({"value": np.asarray(values, dtype=float), "cluster": np.asarray(clusters)})
+    mean, n = float(table["value"].mean()), len(table)
+    sums = (table["value"] - mean).groupby(table["cluster"]).sum()
+    count = len(sums)
+    if count < 2:
+        return Interval(mean, None, None, count)
+    error = math.sqrt(count / (count - 1) * float((sums**2).sum())) / n
+    spread = error * float(stats.t.ppf(0.975, count - 1))
+    return Interval(mean, mean - spread, mean + spread, count)
+
+
+def resampled(
+    statistic: Callable[[np.ndarray], float], clusters: Sequence[str] | np.ndarray, draws: int = 300
+) -> Interval:
+    """Any statistic of rows with a percentile interval over resampled clusters: a cluster brings all its rows along.
+
+    For what is no mean (`clustered` is sharper). Cluster bootstrap, Cameron and Miller 2015; fixed seed.
+
+    Args:
+        statistic: positions of rows, some of them several times -> a number.
+    """
+    names = np.asarray(clusters)
+    rows_of = [np.flatnonzero(names == cluster) for cluster in np.unique(names)]
+    rng = np.random.default_rng(0)
+    picks = rng.integers(len(rows_of), size=(draws, len(rows_of)))
+    values = [statistic(np.concatenate([rows_of[i] for i in pick])) for pick in picks]
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return Interval(float(statistic(np.arange(len(names)))), float(low), float(high), len(rows_of))
+
+
+def in_bins(
+    implicit: Float[Tensor, "row"], feedback: Float[Tensor, "row"], bins: int
+) -> tuple[Float[Tensor, "bin"], Float[Tensor, "bin"], Float[Tensor, "bin"]]:
+    """Of each bin of equal width in [0, 1] that holds rows: how many, mean implicit score, mean feedback."""
+    number = (implicit * bins).long().clamp(max=bins - 1)
+    groups = [number == b for b in range(bins) if (number == b).any()]
+    said, given = (torch.stack([values[g].mean() for g in groups]) for values in (implicit, feedback))
+    return torch.stack([g.sum() for g in groups]).to(implicit), said, given
+
+
+def calibration_error(
+    implicit: Float[Tensor, "row"], feedback: Float[Tensor, "row"], bins: int = 10
+) -> Float[Tensor, ""]:
+    """Expected calibration error (Naeini et al. 2015): sum over bins of n_b / n * |mean implicit - mean feedback|.
+
+    0 when the implicit scores of every bin are on average what people gave; a constant 0.5 against feedback 1 has 0.5.
+    """
+    counts, said, given = in_bins(implicit, feedback, bins)
+    return (counts / counts.sum() * (said - given).abs()).sum()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One completion token by token: `words` (the end token last) and `logratios` in nats.
+
+    `unknown` are the words of prompt and completion that the tokenizer reads as `<unk>`.
+    """
+
+    words: tuple[str, ...]
+    logratios: tuple[float, ...]
+    unknown: tuple[str, ...]
+
+
+def read_text(policy: nn.Module, reference: nn.Module, prompt: str, completion: str) -> Reading:
+    """What a policy and its reference make of any text: log pi - log pi_ref of each word, in nats, without beta.
+
+    Raises:
+        InputError: for a text without words.
+    """
+    if not completion.split():
+        raise InputError("A completion", "have at least one word", "none", "Write some, with spaces between them")
+    tokens = Tokens(tiny_tokenizer())
+    row = [Completion(tokens.prompt(prompt), tokens.completion(prompt, completion), "demonstration")]
+    values = (read(policy, row) - read(reference, row))[0].tolist()
+    known = tokens.tokenizer.get_vocab()
+    unknown = dict.fromkeys(w for w in (*prompt.split(), *completion.split()) if w not in known)
+    return Reading((*completion.split(), "<end>"), tuple(values), tuple(unknown))

@@ -1,0 +1,244 @@
+"""Runs the course with papermill, several notebooks at a time, and opens JupyterLab on it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from uftlab.errors import InputError
+from uftlab.files import DATA
+from uftlab.study.trials import profile_named
+
+NOTEBOOKS = DATA.parent / "notebooks"
+LAB_HOME = DATA.parent / "build" / "jupyter"  # JupyterLab's settings for this course, not the reader's own
+CELL_TIMEOUT = 300  # seconds; papermill's own default is to wait for ever
+
+
+def notebook_paths(only: str = "") -> list[Path]:
+    """The notebooks of the course in reading order.
+
+    Raises:
+        InputError: when none starts with `only`.
+    """
+    found = sorted(p for p in NOTEBOOKS.glob("*.ipynb") if p.name.startswith(only))
+    if not found:
+        have = ", ".join(p.stem for p in sorted(NOTEBOOKS.glob("*.ipynb")))
+        raise InputError("--only", f"be the beginning of one of {have}", only, "Check the name")
+    return found
+
+
+def run_one(path: Path, out: Path, parameters: dict) -> None:
+    """Execute one notebook in a process of its own; the executed copy is kept, failed or not.
+
+    Raises:
+        InputError: for a parameter the notebook does not have (papermill itself would only warn).
+        RuntimeError: when a cell fails, with the end of its traceback.
+    """
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    cell = next((c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])), None)
+    known = {
+        line.split("=")[0].split(":")[0].strip() for line in (cell.source if cell else "").splitlines() if "=" in line
+    }
+    unknown = sorted(set(parameters) - known)
+    if unknown:
+        raise InputError(f"Parameters of {path.name}", f"be among {sorted(known)}", unknown, "Remove them")
+    out.mkdir(parents=True, exist_ok=True)
+    flags = [text for name, value in parameters.items() for text in ("-p", name, str(value))]
+    command = [sys.executable, "-m", "papermill", str(path), str(out / path.name), *flags]
+    command += ["--cwd", str(path.parent), "--execution-timeout", str(CELL_TIMEOUT), "--no-progress-bar"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if ended.returncode:
+        raise RuntimeError(f"{path.name} failed:\n" + "\n".join(ended.stderr.splitlines()[-25:]))
+
+
+def run_all(
+    profile: str, out: Path, only: str = "", say: Callable[[str], None] = print, parameters: dict | None = None
+) -> list[str]:
+    """Execute the notebooks with the profile and their solutions; returns the names of those that failed.
+
+    Args:
+        parameters: more of them, or others: {"widgets_on": False} gives the static twins.
+    """
+    profile_named(profile)
+    failed, paths = [], notebook_paths(only)
+    parameters = {"profile": profile, "solutions": True, **(parameters or {})}
+    with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
+        jobs = {pool.submit(run_one, path, out, parameters): path for path in paths}
+        for job in as_completed(jobs):
+            try:
+                job.result()
+                say(f"passed {jobs[job].name}")
+            except RuntimeError as error:
+                failed.append(jobs[job].name)
+                say(f"FAILED {error}")
+    return failed
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """What a notebook gave to `widgets.explore`: its pure functions and its controls, before anyone moves them."""
+
+    picture: Callable[..., Any]
+    controls: dict[str, Any]
+    words: Callable[..., str]
+
+
+def explorer_of(path: Path, **parameters: Any) -> Explorer:
+    """Run a notebook's code in this process, up to the first `widgets.explore`, and take what it was given.
+
+    Nothing is displayed. The folder of the notebook is the working directory meanwhile.
+
+    Args:
+        parameters: put after the cell of parameters, as papermill does.
+
+    Raises:
+        InputError: for a notebook without an explorer.
+    """
+    import nbformat
+
+    from uftlab.plots import theme, widgets
+
+    found: list[Explorer] = []
+
+    class Reached(BaseException):
+        """Leaves the cell; nothing that a notebook catches."""
+
+    def explore(figure_fn: Any, controls: Any, describe: Any, *rest: Any, **more: Any) -> None:
+        found.append(Explorer(figure_fn, dict(controls), describe))
+        raise Reached
+
+    names: dict[str, Any] = {"__name__": "__main__", "display": lambda *things, **how: None}
+    patched = mock.patch.multiple(widgets, explore=explore), mock.patch.object(theme, "show", lambda thing: None)
+    with patched[0], patched[1], contextlib.chdir(path.parent), contextlib.redirect_stdout(io.StringIO()):
+        for cell in nbformat.read(path, as_version=4).cells:
+            try:
+                if cell.cell_type == "code":
+                    exec(compile(cell.source, f"{path.name}:{cell.get('id', '')}", "exec"), names)
+            except Reached:
+                return found[0]
+            if "parameters" in cell.metadata.get("tags", []):
+                names |= parameters
+    raise InputError(path.name, "call widgets.explore", "a notebook that does not", "Choose another notebook")
+
+
+def lab_command(notebooks: Path, home: Path, browser: bool = True) -> tuple[list[str], dict[str, str], str]:
+    """How JupyterLab is started: the command, its environment, and the address of the first notebook.
+
+    Loopback only, a free port, a token. The settings live in `home`, so the reader's own are neither read nor
+    changed, and whoever switches to the dark theme finds it again. No update check, no news.
+
+    Raises:
+        InputError: when JupyterLab is not installed, or the folder holds no notebook.
+    """
+    if importlib.util.find_spec("jupyterlab") is None:
+        remedy = "Install it: python -m pip install jupyterlab ipywidgets anywidget"
+        raise InputError("JupyterLab", "be installed", "a Python without it", remedy)
+    import zmq
+
+    found = sorted(notebooks.glob("*.ipynb"))
+    if not found:
+        raise InputError("--folder", "hold notebooks", notebooks, "Name the folder with the .ipynb files")
+    settings = home / "settings"
+    quiet = settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    quiet.parent.mkdir(parents=True, exist_ok=True)
+    quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    port, token = _free_port(), secrets.token_hex(24)
+    options = {
+        "ServerApp.root_dir": notebooks,
+        "ServerApp.ip": "127.0.0.1",
+        "ServerApp.port": port,
+        "ServerApp.port_retries": 0,  # the address below is then the true one, or nothing starts
+        "ServerApp.open_browser": browser,
+        "ServerApp.answer_yes": True,  # Ctrl-C stops it without a question
+        "ServerApp.log_level": "ERROR",
+        "LabApp.log_level": "ERROR",
+        "LabApp.extension_manager": "readonly",  # the other one asks a package index
+        "LabApp.default_url": f"/lab/tree/{found[0].name}",
+        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+        "LabApp.news_url": "None",
+    }
+    command = [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
+    if zmq.has("curve"):
+        command.append("--KernelManager.transport_encryption=auto")  # kernels warn where it is off
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")  # in a container, where there is nobody else
+    folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime"}
+    folders |= {
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "IPYTHONDIR": "ipython",
+    }
+    places = {name: str(home / folder) for name, folder in folders.items()}
+    environment = {**os.environ, **places, "JUPYTER_TOKEN": token, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    return command, environment, f"http://127.0.0.1:{port}/lab/tree/{found[0].name}?token={token}"
+
+
+def copy_course(folder: Path) -> None:
+    """Copies of the notebooks and the glossary into a folder without notebooks: what a reader writes stays there.
+
+    Raises:
+        InputError: for a path that is no folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError("--folder", "be a folder", folder, "Choose another name")
+    if not any(folder.glob("*.ipynb")):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in [*notebook_paths(), NOTEBOOKS / "glossary.md"]:
+            shutil.copy(path, folder / path.name)
+
+
+def _free_port() -> int:
+    """A port of the loopback interface that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _answers(address: str) -> bool:
+    """Whether a server is there."""
+    try:
+        with urllib.request.urlopen(address, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def open_lab(notebooks: Path = NOTEBOOKS, browser: bool = True, say: Callable[[str], None] = print) -> int:
+    """JupyterLab on the first notebook, on this machine only; says its address once, returns its exit code.
+
+    Args:
+        notebooks: a folder of notebooks; one that is empty or not there gets copies of the course.
+
+    Raises:
+        InputError: see `lab_command`.
+    """
+    copy_course(notebooks)
+    command, environment, address = lab_command(notebooks.resolve(), LAB_HOME, browser)
+    server = subprocess.Popen(command, env=environment)
+    try:
+        while server.poll() is None and not _answers(address):
+            time.sleep(0.1)
+        if server.poll() is None:
+            say(f"JupyterLab (Ctrl-C stops it): {address}")
+        return server.wait()
+    except KeyboardInterrupt:
+        server.terminate()  # it closes its kernels first
+        return server.wait()

@@ -1,0 +1,310 @@
+"""The pulse of a training run: policies kept at a few steps, asked about completions that they never saw.
+
+`take` trains runs in one world, methods with their tuned settings, exactly as a trial of `uftlab.study.trials` does,
+and keeps at each of nine steps the weights and the log-probability of every token of the held-out rows. Log-ratios,
+rewards, margins and scores at any beta are then differences of stored numbers: no slider waits for a model.
+
+A stretch of training (the stages of a method up to one of them) is stored in one file, written whole or not at all,
+and shared by all methods that begin with it; nothing is trained twice. (The name knows settings, sizes, seed and base
+weights, not the code: who changes how training works raises SCHEMA.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from datasets import Dataset
+from jaxtyping import Float
+from safetensors import safe_open
+from torch import Tensor
+from tqdm import tqdm
+from transformers import LlamaForCausalLM
+
+from uftlab.course.held_out import held_out, read, tokenised
+from uftlab.engine.population import Member, train
+from uftlab.engine.stack import flatten, unflatten
+from uftlab.errors import InputError
+from uftlab.files import DATA, save_atomically
+from uftlab.models.logps import ReferenceCache, fingerprint
+from uftlab.models.policies import frozen_copy, load_base, tiny_config
+from uftlab.rows.tokens import Completion
+from uftlab.study.cohort import device, layout, refer, tokens
+from uftlab.study.trials import Profile, first_stage_settings, lesson_tables, plan, tuned_settings
+from uftlab.training.catalogue import Stage
+from uftlab.training.methods import BATCH, lesson, method_named
+from uftlab.world.world import World
+
+SCHEMA = 1
+PARTS = 8  # a run of this many parts has one snapshot more: the base comes first
+FOLDER = DATA.parent / "results" / "pulse"
+SECONDS_PER_COMPLETION = 0.0007  # one thread of a laptop, measured; for the estimate alone
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to train: a method with its tuned settings, and `changes` to those of its last stage."""
+
+    method: str
+    changes: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What a reader calls it.
+
+        >>> Run("uft", (("beta", 0.244),)).name
+        'uft, beta 0.244'
+        """
+        return ", ".join([self.method, *(f"{name} {value:g}" for name, value in self.changes)])
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """One run: what each snapshot thinks of each token of the held-out rows.
+
+    Args:
+        name: of its `Run`.
+        steps: optimiser steps done at each snapshot; the first is 0, the base.
+        starts: for each snapshot the position of the policy that its stage found: the reference of its training.
+        settings: of each stage, beta resolved.
+        token_logps: log pi(y_t | x, y_<t) in nats, 0 after the end of a row.
+        weights: the policy of each snapshot.
+    """
+
+    name: str
+    steps: tuple[int, ...]
+    starts: tuple[int, ...]
+    settings: tuple[dict[str, float], ...]
+    token_logps: Float[Tensor, "snapshot row pos"]
+    weights: tuple[dict[str, Tensor], ...]
+
+    @cached_property
+    def logps(self) -> Float[Tensor, "snapshot row"]:
+        """log pi(y | x) of each row, summed over its tokens, in nats."""
+        return self.token_logps.sum(-1)
+
+    @property
+    def beta(self) -> float:
+        """The beta of the last stage: the one in which its rewards are meant."""
+        return self.settings[-1]["beta"]
+
+    def at(self, step: float | int) -> int:
+        """The last snapshot that is not after this step."""
+        return sum(done <= step for done in self.steps) - 1
+
+    def reference(self, snapshot: int, own: bool) -> int:
+        """Which snapshot is the reference: the base (0), or the `own` one, the policy that the stage started from."""
+        return self.starts[snapshot] if own else 0
+
+    def logratios(self, snapshot: int, own: bool = False) -> Float[Tensor, "row"]:
+        """log pi(y | x) - log pi_ref(y | x) in nats, without beta. 0 where the snapshot is its own reference."""
+        return self.logps[snapshot] - self.logps[self.reference(snapshot, own)]
+
+    def token_logratios(self, snapshot: int, own: bool = False) -> Float[Tensor, "row pos"]:
+        """The same for each token: they add up to the log-ratio of the row."""
+        return self.token_logps[snapshot] - self.token_logps[self.reference(snapshot, own)]
+
+    def policy(self, snapshot: int) -> LlamaForCausalLM:
+        """The model of a snapshot, in evaluation mode, on the CPU."""
+        model = LlamaForCausalLM(tiny_config())
+        model.load_state_dict(self.weights[snapshot], strict=False)  # the tied output layer is not stored
+        return model.eval()
+
+
+# ------------------------------------------------------------------------------------ training and storing
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """The stages of a method up to one of them: each with its steps and settings."""
+
+    stages: tuple[tuple[Stage, int, tuple[tuple[str, float], ...]], ...]
+
+    @property
+    def before(self) -> int:
+        """Steps of the stages before the last."""
+        return sum(steps for _, steps, _ in self.stages[:-1])
+
+    @property
+    def steps(self) -> int:
+        """Steps of the last stage."""
+        return self.stages[-1][1]
+
+
+def _stretches(run: Run, profile: Profile) -> list[_Stretch]:
+    definition = method_named(run.method)
+    if not definition.stages:
+        raise InputError("A method with a pulse", "be trained", run.method, "Choose another, see `uftlab methods`")
+    last = {**tuned_settings(run.method), **dict(run.changes)}
+    planned = plan(definition, profile, last, dict(first_stage_settings(definition)))
+    stages = [(stage, steps, tuple(sorted(settings.items()))) for stage, steps, settings in planned]
+    return [_Stretch(tuple(stages[: index + 1])) for index in range(len(stages))]
+
+
+class _Room:
+    """What all methods share: one world, its base model, the tables and the held-out rows."""
+
+    def __init__(self, profile: Profile, seed: int, folder: Path) -> None:
+        self.profile, self.seed, self.world = profile, seed, World(seed)
+        self.base = frozen_copy(load_base(seed))  # type: ignore[arg-type]
+        self.references = ReferenceCache()
+        key = repr((SCHEMA, PARTS, seed, profile, fingerprint(self.base)))
+        self.folder = Path(folder) / hashlib.blake2b(key.encode(), digest_size=6).hexdigest()
+
+    @cached_property
+    def tables(self) -> dict[str, Dataset]:
+        """The training rows, as a trial of the study has them."""
+        return lesson_tables(self.world, self.profile)
+
+    @cached_property
+    def completions(self) -> list[Completion]:
+        """The held-out rows, as tokens."""
+        return tokenised(held_out(self.world, self.profile.sizes))
+
+    def path(self, stretch: _Stretch) -> Path:
+        """The file of a stretch: its name changes with anything that changes the outcome."""
+        digest = hashlib.blake2b(repr(stretch).encode(), digest_size=5).hexdigest()
+        return self.folder / f"{stretch.stages[-1][0].objective}-{digest}.safetensors"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As the study trains: the same bits on any machine of a kind, and such small matrices gain nothing from more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train(room: _Room, stretch: _Stretch, tick: Callable[[], Any]) -> None:
+    """Train the last stage of a stretch from where the one before it ended, and store its snapshots."""
+    index = len(stretch.stages) - 1
+    stage, steps, settings = stretch.stages[-1]
+    policy: Any = frozen_copy(room.base)
+    if index:
+        _, _, weights = _stored(room.path(_Stretch(stretch.stages[:-1])))
+        policy.load_state_dict(weights[-1], strict=False)
+    start = flatten(policy.state_dict(), layout())
+    tensors: dict[str, Tensor] = {}
+    readings: list[Tensor] = []
+    done: list[int] = []
+    parts = max(1, round(PARTS * stage.budget))
+    at = {max(1, round(steps * (k + 1) / parts)) for k in range(parts)}
+
+    def take(step: int, state: dict[str, Tensor]) -> None:
+        policy.load_state_dict(state, strict=False)
+        tensors.update({f"{len(readings)}/{name}": weight for name, weight in state.items()})
+        readings.append(read(policy, room.completions))
+        done.append(stretch.before + step)
+
+    def watch(step: int, _: Sequence[int], weights: Tensor) -> None:
+        tick()
+        if step in at:
+            take(step, unflatten(weights[0].cpu(), layout()))
+
+    # order of data and reference as in a trial of the study, whose runs these are
+    referred = partial(refer, room.references, start)
+    made = lesson(stage, room.tables, tokens(), dict(settings), steps, room.seed * 10 + index, referred)
+    if index == 0:
+        take(0, unflatten(start, layout()))
+    member = Member(start, made.objective, made.settings, made.order, made.per_step)
+    train([member], layout(), watch=watch, at=range(1, steps + 1), logging_steps=steps, device=device())
+    record = {"steps": done, "settings": made.settings}
+    kept = {"token_logps": torch.stack(readings), **tensors}
+    save_atomically(room.path(stretch), kept, {"record": json.dumps(record)})
+
+
+def _stored(path: Path) -> tuple[dict[str, Any], Tensor, list[dict[str, Tensor]]]:
+    """A stretch from disk: its record, readings and the weights of its snapshots."""
+    with safe_open(str(path), framework="pt") as file:
+        record = json.loads(file.metadata()["record"])
+        weights: list[dict[str, Tensor]] = [{} for _ in record["steps"]]
+        for key in file.keys():  # noqa: SIM118  (no mapping)
+            number, _, name = key.partition("/")
+            if name:
+                weights[int(number)][name] = file.get_tensor(key)
+        return record, file.get_tensor("token_logps"), weights
+
+
+def take(
+    runs: Sequence[Run],
+    profile: Profile,
+    seed: int = 0,
+    folder: Path = FOLDER,
+    say: Callable[[str], None] = print,
+    watched: bool = True,
+) -> dict[str, Pulse]:
+    """The pulses of some runs in one world, by name; what is not stored yet is trained first.
+
+    Args:
+        profile: its steps are the budget of a method, its sizes say how many held-out rows are read.
+        say: takes a line on what will be trained and how long it may take, and one at the end, unless all is stored.
+        watched: whether somebody looks on: a progress bar on stdout, which a stored page would keep line by line.
+
+    Raises:
+        InputError: for an unknown method or one that is not trained, before anything is.
+    """
+    wanted = {run.name: _stretches(run, profile) for run in runs}
+    room = _Room(profile, seed, folder)
+    missing = list(dict.fromkeys(s for part in wanted.values() for s in part if not room.path(s).is_file()))
+    missing.sort(key=lambda s: len(s.stages))  # a first stage comes before what goes on from it
+    total = sum(stretch.steps for stretch in missing)
+    if missing:
+        seconds = 2 * len(missing) + total * BATCH * SECONDS_PER_COMPLETION
+        say(f"training {len(missing)} stages, {total} steps in all: about {seconds:.0f} s, and only this once")
+    hidden, started = not (missing and watched), time.monotonic()
+    with (
+        tqdm(total=total, mininterval=2, unit="step", file=sys.stdout, disable=hidden, leave=False) as bar,
+        _one_thread(),
+    ):
+        for stretch in missing:
+            bar.set_description(stretch.stages[-1][0].objective)
+            _train(room, stretch, bar.update)
+    if missing:
+        say(f"trained in {time.monotonic() - started:.0f} s and kept")
+    return {name: _pulse(name, [room.path(s) for s in parts]) for name, parts in wanted.items()}
+
+
+def _pulse(name: str, paths: Iterable[Path]) -> Pulse:
+    steps: list[int] = []
+    starts: list[int] = []
+    settings, readings, weights = [], [], []
+    for path in paths:
+        record, reading, snapshots = _stored(path)
+        found = max(0, len(steps) - 1)  # the policy with which this stage began
+        steps += record["steps"]
+        starts += [found] * len(record["steps"])
+        settings.append(record["settings"])
+        readings.append(reading)
+        weights += snapshots
+    return Pulse(name, tuple(steps), tuple(starts), tuple(settings), torch.cat(readings), tuple(weights))
+
+
+def frame(pulses: Iterable[Pulse], rows: pd.DataFrame) -> pd.DataFrame:
+    """One line per run, snapshot and held-out row: the columns of `held_out` and what was read there.
+
+    Added: `run`, `step`, `row`, `logps` (nats), `logratio` (against the base) and `own_logratio` (against the policy
+    that the stage began with, the reference of its loss), both in nats and without beta.
+    """
+    made = []
+    for pulse in pulses:
+        for snapshot, step in enumerate(pulse.steps):
+            values = {
+                "logps": pulse.logps[snapshot].numpy(),
+                "logratio": pulse.logratios(snapshot).numpy(),
+                "own_logratio": pulse.logratios(snapshot, own=True).numpy(),
+            }
+            made.append(rows.assign(run=pulse.name, step=step, row=range(len(rows)), **values))
+    return pd.concat(made, ignore_index=True)

@@ -1,0 +1,215 @@
+"""Reading models: what they write, predict and how likely they find a text, for one model or a stack at once.
+
+What measures policies asks a `Reader`, so that it need not know whether there is one model of transformers or a stack
+of tiny ones. All arguments and results have an entry for each member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby, zip_longest
+from operator import attrgetter
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+from uftlab.engine import stack
+from uftlab.engine.decoding import stacked_ids
+from uftlab.engine.packing import Lines, Packed
+from uftlab.engine.stack import Layout, Weights
+from uftlab.errors import InputError
+from uftlab.models.generation import generate_ids, texts
+from uftlab.models.logps import completion_logits, completion_logps
+from uftlab.models.policies import evaluation_mode
+from uftlab.rows.tokens import Completion, Example, Tokens, collate
+
+LINES = 256  # prompts that one model reads at a time: bounds memory
+
+Ids = tuple[int, ...]
+Predictions = tuple[Float[Tensor, "row pos vocabulary"], Bool[Tensor, "row pos"]]
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """One or several models that can be read. Reading draws no number from the global random state."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[Ids]], max_new_tokens: int = 24, seed: int | None = None
+    ) -> list[list[Ids]]:
+        """A completion for each prompt, the end token included when it was reached.
+
+        Args:
+            seed: None decodes greedily; a number samples at temperature 1 from the models' own distributions.
+        """
+
+    def logits(self, rows: Sequence[Sequence[Completion]]) -> list[Predictions]:
+        """Predictions of the completion tokens of each row, 0 where there is none, and where there is one."""
+
+    def logps(self, rows: Sequence[Sequence[Completion]]) -> list[Float[Tensor, "row"]]:
+        """log pi(y | x) of each row, summed over its completion tokens, in nats."""
+
+
+def answers_of(
+    reader: Reader, tokens: Tokens, prompts: Sequence[Sequence[str]], max_new_tokens: int = 24, seed: int | None = None
+) -> list[list[str]]:
+    """Answers of each member as text, one for each of its prompts: `uftlab.models.generation.answers` for a reader."""
+    ids = [[tokens.prompt(p) for p in own] for own in prompts]
+    return [texts(tokens.tokenizer, rows) for rows in reader.generate(ids, max_new_tokens, seed)]
+
+
+def reader_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Reader:
+    """The fastest reader of one model as it is now: a stack of one where the stack computes such a model."""
+    if isinstance(model, LlamaForCausalLM):
+        try:
+            layout = Layout.of(model.config)
+        except InputError:
+            return ModelReader(model, tokenizer)
+        return StackReader(stack.flatten(model.state_dict(), layout)[None], layout, tokenizer)
+    return ModelReader(model, tokenizer)
+
+
+def _chunks(own: Sequence[Completion], most: int, size: int) -> list[tuple[list[int], list[Example]]]:
+    """Rows of one member by length, so many examples at a time, and which rows they are.
+
+    Neighbours with the same prompt make one example, `most` at most.
+    """
+    examples: list[tuple[int, list[int]]] = []
+    for _, same in groupby(range(len(own)), key=lambda i: own[i].prompt_ids):
+        run = list(same)
+        for start in range(0, len(run), most):
+            here = run[start : start + most]
+            tokens = len(own[here[0]].prompt_ids) + sum(len(own[i].completion_ids) for i in here)
+            examples.append((tokens, here))
+    examples.sort()
+    cut = [[rows for _, rows in examples[start : start + size]] for start in range(0, len(examples), size)]
+    return [([i for rows in part for i in rows], [tuple(own[i] for i in rows) for rows in part]) for part in cut]
+
+
+_PARTS = (attrgetter("prompt_ids"), attrgetter("completion_ids"))
+
+
+class _Predicted:
+    """Predictions of all members, put in chunk by chunk; each member as wide as its own longest completion."""
+
+    def __init__(self, rows: Sequence[Sequence[Completion]]) -> None:
+        widths = [max((len(c.completion_ids) for c in own), default=0) for own in rows]
+        self.masks = [torch.zeros(len(own), width, dtype=torch.bool) for own, width in zip(rows, widths, strict=True)]
+        self.logits = [torch.zeros(len(own), 0, 0) for own in rows]
+
+    def put(
+        self, member: int, rows: list[int], logits: Float[Tensor, "token vocabulary"], mask: Bool[Tensor, "row pos"]
+    ) -> None:
+        """Of the completion tokens of some rows of one member, row by row."""
+        if self.logits[member].numel() == 0:
+            self.logits[member] = torch.zeros(*self.masks[member].shape, logits.shape[-1])
+        row, column = mask.cpu().nonzero(as_tuple=True)
+        row = torch.tensor(rows)[row]
+        self.masks[member][row, column] = True
+        self.logits[member][row, column] = logits.float().cpu()
+
+    def entries(self) -> list[Predictions]:
+        """One entry for each member."""
+        return list(zip(self.logits, self.masks, strict=True))
+
+
+class ModelReader:
+    """A reader of one model of transformers, in evaluation mode and without gradient. Results lie on the CPU."""
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    def generate(
+        self, prompts: Sequence[Sequence[Ids]], max_new_tokens: int = 24, seed: int | None = None
+    ) -> list[list[Ids]]:
+        """As of `Reader`, by transformers' own generation."""
+        (own,) = prompts
+        return [generate_ids(self.model, self.tokenizer, own, max_new_tokens, seed)]
+
+    def logits(self, rows: Sequence[Sequence[Completion]]) -> list[Predictions]:
+        """As of `Reader`."""
+        (own,), predicted = rows, _Predicted(rows)
+        with torch.no_grad(), evaluation_mode(self.model):
+            for here, batch in self._batches(own):
+                mask = batch["completion_mask"]
+                predicted.put(0, here, completion_logits(self.model, batch)[mask], mask)
+        return predicted.entries()
+
+    def logps(self, rows: Sequence[Sequence[Completion]]) -> list[Float[Tensor, "row"]]:
+        """As of `Reader`."""
+        (own,) = rows
+        out = torch.zeros(len(own))
+        with torch.no_grad(), evaluation_mode(self.model):
+            for here, batch in self._batches(own):
+                out[here] = completion_logps(self.model, batch).cpu()
+        return [out]
+
+    def _batches(self, own: Sequence[Completion]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        device, pad = next(self.model.parameters()).device, self.tokenizer.pad_token_id
+        for here, examples in _chunks(own, 1, LINES):
+            batch = collate(examples, self.tokenizer.eos_token_id if pad is None else pad)
+            yield here, {name: value.to(device) for name, value in batch.items()}
+
+
+class StackReader:
+    """A reader of a stack of tiny Llamas (`uftlab.engine.stack`). Predictions and sums lie on the CPU."""
+
+    def __init__(
+        self, weights: Float[Tensor, "member parameter"], layout: Layout, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self.weights, self.layout, self.tokenizer = weights, layout, tokenizer
+        self._split = Weights.of(weights, layout)
+
+    def generate(
+        self, prompts: Sequence[Sequence[Ids]], max_new_tokens: int = 24, seed: int | None = None
+    ) -> list[list[Ids]]:
+        """As of `Reader`; with a seed, prompt i of every member meets the same random numbers."""
+        end: Any = self.tokenizer.eos_token_id
+        return stacked_ids(self._split, self.layout, end, prompts, max_new_tokens, seed)
+
+    @torch.no_grad()
+    def logits(self, rows: Sequence[Sequence[Completion]]) -> list[Predictions]:
+        """As of `Reader`."""
+        predicted = _Predicted(rows)
+        for here, batch, logits in self._batches(rows):
+            for member, own in enumerate(here):
+                if not own:
+                    continue
+                pick, mask = batch.pick[member, : len(own)], batch.completion_mask[member, : len(own)]
+                predicted.put(member, own, logits.flatten(0, 1)[pick[mask]], mask)
+        return predicted.entries()
+
+    @torch.no_grad()
+    def logps(self, rows: Sequence[Sequence[Completion]]) -> list[Float[Tensor, "row"]]:
+        """As of `Reader`."""
+        out = [torch.zeros(len(own)) for own in rows]
+        for here, batch, logits in self._batches(rows):
+            sums = stack.token_logps(logits, batch).sum(-1).cpu()
+            for member, own in enumerate(here):
+                out[member][own] = sums[member, : len(own)]
+        return out
+
+    def _batches(self, rows: Sequence[Sequence[Completion]]) -> Iterator[tuple[list[list[int]], Packed, Tensor]]:
+        """For each chunk the rows of each member, the batch and its logits. Rows of several members are cut once."""
+        distinct = {id(own): own for own in rows}
+        longest = [
+            max((len(c.prompt_ids) + len(c.completion_ids) for c in own), default=0) for own in distinct.values()
+        ]
+        reads = max((len(c.completion_ids) for own in distinct.values() for c in own), default=0)
+        most = stack.lines_at_once(self.layout, max(longest), 2 * reads, self.weights.device)
+        cut = {key: _chunks(own, 2, max(1, most // len(rows))) for key, own in distinct.items()}
+        lines = Lines([example for parts in cut.values() for _, examples in parts for example in examples])
+        chunks: dict[int, list[tuple[list[int], np.ndarray]]] = {}
+        end = 0
+        for key, parts in cut.items():
+            chunks[key] = []
+            for here, examples in parts:
+                end += len(examples)
+                chunks[key].append((here, lines.chosen(np.arange(end - len(examples), end))))
+        nothing: tuple[list[int], np.ndarray] = ([], np.zeros(0, dtype=np.int64))
+        for parts in zip_longest(*(chunks[id(own)] for own in rows), fillvalue=nothing):
+            batch = lines.pack(lines.table([own for _, own in parts])).to(self.weights.device)
+            yield [here for here, _ in parts], batch, stack.logits(self._split, batch, self.layout)

@@ -1,0 +1,142 @@
+"""`UFTTrainer`: any objective of the registry on `transformers.Trainer`, overriding as little as possible."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from uftlab.models.logps import as_reference, completion_ids, completion_logits, completion_logps, gather_logps
+from uftlab.models.policies import frozen_copy
+from uftlab.objectives.objective import Objective, Positions, Rows, mean_metrics
+from uftlab.rows.tokens import Example, collate
+
+logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
+
+
+def training_arguments(folder: Path | str, **changes: Any) -> TrainingArguments:
+    """`TrainingArguments` with this house's defaults; `changes` win, always.
+
+    Cosine schedule with 10 % warm-up as in the paper's script; no gradient clipping, because the initial
+    gradient norms of SFT and UFT differ a hundredfold and one threshold would not be equal care.
+    """
+    defaults: dict[str, Any] = {
+        "output_dir": str(folder),
+        "num_train_epochs": 1,  # the examples already come in the order of the whole run
+        "per_device_train_batch_size": 32,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "max_grad_norm": 0.0,
+        "weight_decay": 0.0,
+        "optim": "adamw_torch_fused",
+        "logging_steps": 20,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    return TrainingArguments(**{**defaults, **changes})
+
+
+class Quiet(TrainerCallback):
+    """Keeps the trainer's printed logs out of runs that nobody watches."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tells the library's printer that this is not its process."""
+        state.is_local_process_zero = False
+
+
+class UFTTrainer(Trainer):
+    """Trains a policy on tokenised examples with one objective.
+
+    The examples come in training order (`uftlab.rows.tokens.interleave`) with their reference log-probabilities
+    filled in (`uftlab.models.logps.ReferenceCache`). Accumulation, mixed precision, distribution and resuming are the
+    library's. Logged metrics: `loss` and those of `uftlab.objectives.objective.batch_metrics`. An objective that needs
+    the reference's full distributions gets them from a frozen copy of the model as it is now, or from the model
+    with its LoRA adapters off.
+
+    Raises:
+        InputError: for examples that the objective cannot learn from (`Objective.check`).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        examples: Sequence[Example],
+        objective: Objective,
+        settings: Mapping[str, float] | None = None,
+        pad_id: int = 0,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        self.check(objective, examples)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=examples,  # type: ignore[arg-type]
+            data_collator=partial(collate, pad_id=pad_id),
+            callbacks=callbacks,
+        )
+        self.objective: Objective = objective
+        self.settings = objective.with_defaults(settings or {})
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the counts of the whole step
+        self._metrics: list[dict[str, Tensor]] = []
+        copied = objective.distributions and not hasattr(model, "disable_adapter")
+        self.reference: Any = frozen_copy(model) if copied else None  # type: ignore[arg-type]
+
+    def check(self, objective: Objective, examples: Sequence[Example]) -> None:
+        """Refuses examples that the objective cannot learn from, before anything is set up."""
+        objective.check(examples)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(cast(Any, self.train_dataset))  # the order is data
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
+        """Examples or tokens per term over all micro-batches of the step and all processes."""
+        if not batch_samples:
+            return None
+        counts = torch.stack([self.objective.counts(batch) for batch in batch_samples]).sum(0).to(device)
+        return self.accelerator.reduce(counts, "sum") if self.args.world_size > 1 else counts
+
+    def compute_loss(  # type: ignore[override]  # the counts are always a tensor here
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """The objective's loss on one micro-batch, already divided for the whole optimiser step."""
+        positions = self._positions(model, inputs) if self.objective.tokens else None
+        logps = completion_logps(model, inputs) if positions is None else positions.logps.sum(-1)
+        rows = Rows(logps, inputs["reference_logps"], inputs["score"], inputs["role"], positions)
+        counts = self.objective.counts(inputs) if num_items_in_batch is None else num_items_in_batch
+        # gradients are averaged over processes while the counts are global, hence the factor
+        loss = self.objective.loss(rows, self.settings, counts) * self.args.world_size
+        self._metrics.append(self.objective.metrics(rows, self.settings))
+        return (loss, {"logps": logps}) if return_outputs else loss
+
+    def _positions(self, model: nn.Module, inputs: dict[str, Tensor]) -> Positions:
+        """Single tokens of the batch, with full distributions where the objective asks for them."""
+        ids, mask, reference = completion_ids(inputs), inputs["completion_mask"], None
+        if self.objective.distributions:  # before the policy's own pass, so that switching adapters cannot touch it
+            source = self.accelerator.unwrap_model(model) if self.reference is None else self.reference.to(mask.device)
+            with as_reference(source), self.accelerator.autocast():
+                reference = completion_logits(source, inputs)
+        logits = completion_logits(model, inputs)
+        logps = gather_logps(logits, ids, mask)
+        return Positions(ids, mask, logps, logits if self.objective.distributions else None, reference)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the means of the batch metrics since the last call."""
+        logs.update(mean_metrics(self._metrics))
+        self._metrics.clear()
+        super().log(logs, *args, **kwargs)

@@ -1,0 +1,178 @@
+"""Policies and references: the tiny Llama of the course, local folders, hub names, LoRA."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging
+
+from uftlab.errors import InputError
+from uftlab.files import DATA
+from uftlab.world.instructions import VOCABULARY
+
+TINY = DATA / "tiny"
+SPECIAL_TOKENS = {
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+    "bos_token": "<bos>",
+    "eos_token": "<end>",
+}
+# Every message is closed by <end>, as in ChatML; the generation prompt opens the assistant's turn.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}<user> {{ message['content'] }} "
+    "{% else %}<assistant> {{ message['content'] }} {{ eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """The word-level tokenizer of the tiny world: one word, one token; `<unk>` is not `<pad>`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    special = [*SPECIAL_TOKENS.values(), "<user>", "<assistant>"]
+    vocabulary = {word: index for index, word in enumerate([*special, *VOCABULARY])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, **SPECIAL_TOKENS, extra_special_tokens=["<user>", "<assistant>"]
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def tiny_config() -> LlamaConfig:
+    """A two-layer Llama of 0.14 million parameters with tied embeddings."""
+    tokenizer = tiny_tokenizer()
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.08,  # small width: the usual 0.02 starts too near zero to learn quickly
+    )
+
+
+def world_weights(seed: int) -> Path:
+    """Where the base weights of world `seed` lie; world 0 is the checkpoint folder `data/tiny` itself."""
+    return TINY / "model.safetensors" if seed == 0 else TINY / "worlds" / f"{seed}.safetensors"
+
+
+def check_worlds(seeds: Iterable[int]) -> None:
+    """Refuses a study of worlds whose base models are not there, before anything is trained.
+
+    Raises:
+        InputError: naming all of them and the command that builds them.
+    """
+    missing = [str(seed) for seed in seeds if not world_weights(seed).is_file()]
+    if missing:
+        remedy = "Build each with `uftlab pretrain --world N`, about six minutes on one core, or name other --seeds"
+        raise InputError("The base model of every world", "exist", f"none of world {', '.join(missing)}", remedy)
+
+
+def load_base(world_seed: int = 0) -> LlamaForCausalLM:
+    """The tiny base model that was trained on the text of world `world_seed`, in float32.
+
+    Raises:
+        InputError: when no weights of that world ship with the package; the message names the command.
+    """
+    weights = world_weights(world_seed)
+    if not weights.is_file():
+        remedy = f"Build it with `uftlab pretrain --world {world_seed}`"
+        raise InputError(f"The base model of world {world_seed}", "exist", f"no file {weights}", remedy)
+    model = LlamaForCausalLM(tiny_config())
+    missing, unexpected = model.load_state_dict(load_file(str(weights)), strict=False)
+    if set(missing) - {"lm_head.weight"} or unexpected:
+        raise InputError(f"{weights}", "fit the tiny architecture", sorted(missing), "Rebuild it")
+    return model.eval()
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """No "Loading weights" within: it would stand between a command and its refusal. Downloads keep their bar."""
+    shown, downloads = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    logging.disable_progress_bar()  # this and its contrary switch both
+    if downloads:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+        if not downloads:
+            disable_progress_bars()
+
+
+def load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer from a local folder in the hub's layout or from a hub name.
+
+    `tiny` is the checkpoint that ships with the course. Weights are loaded in float32: bfloat16 training of
+    small models loses small updates, and mixed precision is the trainer's to choose.
+
+    Raises:
+        InputError: when nothing can be loaded from there.
+    """
+    path = str(TINY) if name == "tiny" else name
+    try:
+        with _without_progress_bar():
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        remedy = "Give a folder with config.json, weights and tokenizer, a hub name, or tiny"
+        raise InputError("The model", "be loadable", f"{name} ({reason})", remedy) from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked by position, never by token id
+    return model, tokenizer
+
+
+def with_lora(model: PreTrainedModel, rank: int = 16) -> Any:
+    """The model with LoRA adapters on all linear layers; its reference is itself with the adapters off.
+
+    Hu et al. 2021, arXiv 2106.09685; rank 16 is the UFT paper's, alpha = rank is ours.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, config)  # a PeftModel, which is no PreTrainedModel
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """No dropout within; afterwards each module is in the mode it was in (some may be frozen in evaluation mode)."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A reference: the same weights, in evaluation mode, without gradients. Training the policy leaves it alone."""
+    reference = copy.deepcopy(model).eval()
+    return reference.requires_grad_(False)

@@ -1,0 +1,261 @@
+"""What a loss may look at and how a batch becomes one number: objectives are weighted sums of terms.
+
+A term eats one kind of example, applies one function of `uftlab.losses` and divides the sum of its losses by
+a count that is known before the forward pass (examples or completion tokens of that kind in the whole
+optimiser step). So eight accumulated micro-batches give exactly the loss of one batch eight times as large.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from uftlab.errors import InputError
+from uftlab.losses.rewards import Scalar, implicit_reward
+from uftlab.models.logps import token_kl
+from uftlab.rows.tokens import ROLE_INDEX, Example
+
+LEADING_ROLE = {"demonstration": "demonstration", "scored": "scored", "label": "label", "preference": "chosen"}
+
+
+VERIFIED = {
+    "P": "the authors' paper or code",
+    "T": "the code of the TRL library",
+    "2": "a secondary source",
+    "M": "memory",
+    "-": "no paper of its own",
+}
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What losses on single tokens may look at, column by column. Logits are there only for objectives that ask."""
+
+    ids: Int[Tensor, "completion pos"]
+    mask: Bool[Tensor, "completion pos"]
+    logps: Float[Tensor, "completion pos"]
+    policy_logits: Float[Tensor, "completion pos vocabulary"] | None = None
+    reference_logits: Float[Tensor, "completion pos vocabulary"] | None = None
+
+    @classmethod
+    def even(cls, policy_logps: Float[Tensor, "completion"], tokens: int) -> Positions:
+        """Sums spread evenly over `tokens` positions, for looking at a loss without a model; no full distributions.
+
+        No two completions have a token in common, so no prefix is shared.
+        """
+        shape = (len(policy_logps), tokens)
+        ids = torch.arange(len(policy_logps))[:, None].expand(shape)
+        return cls(ids, torch.ones(shape, dtype=torch.bool), (policy_logps / tokens)[:, None].expand(shape))
+
+    def of(self, here: Bool[Tensor, "completion"] | slice) -> Positions:
+        """The rows where `here` is True, or of a slice."""
+        logits = (None if x is None else x[here] for x in (self.policy_logits, self.reference_logits))
+        return Positions(self.ids[here], self.mask[here], self.logps[here], *logits)
+
+    @property
+    def lengths(self) -> Float[Tensor, "completion"]:
+        """Tokens of each completion, the end token included. From the mask, never from values."""
+        return self.mask.sum(-1).to(self.logps.dtype)
+
+    def _distributions(self) -> tuple[Tensor, Tensor]:
+        if self.policy_logits is None or self.reference_logits is None:
+            remedy = "Declare distributions=True in the objective, or give its Positions both models' logits"
+            raise InputError("Rows of this objective", "carry full distributions", "single tokens alone", remedy)
+        return self.policy_logits, self.reference_logits
+
+    def kl_from_reference(self) -> Float[Tensor, "completion"]:
+        """Sum over the completion's positions of KL(pi_ref || pi), in nats. 0 where policy equals reference."""
+        policy, reference = self._distributions()
+        return token_kl(reference, policy, self.mask).sum(-1)
+
+    def kl_to_reference(self) -> Float[Tensor, "completion"]:
+        """Sum over the completion's positions of KL(pi || pi_ref), in nats. 0 where policy equals reference."""
+        policy, reference = self._distributions()
+        return token_kl(policy, reference, self.mask).sum(-1)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a loss may look at: one entry per completion of the batch.
+
+    `spans` says where each role stands, if that is known beforehand: then no value is looked at, as `torch.func.vmap`
+    and a GPU that is not to be waited for ask.
+    """
+
+    policy_logps: Float[Tensor, "*step completion"]
+    reference_logps: Float[Tensor, "*step completion"]
+    scores: Float[Tensor, "*step completion"]
+    role: Int[Tensor, "completion"]
+    positions: Positions | None = None
+    spans: Mapping[str, slice] | None = None
+
+    def of(self, role: str) -> Rows:
+        """The completions of one role, in order: the n-th chosen one belongs to the n-th rejected one."""
+        here = self.role == ROLE_INDEX[role] if self.spans is None else self.spans[role]
+        positions = None if self.positions is None else self.positions.of(here)
+        return Rows(self.policy_logps[here], self.reference_logps[here], self.scores[here], self.role[here], positions)
+
+    @property
+    def at(self) -> Positions:
+        """The positions, for objectives that declare `tokens`.
+
+        Raises:
+            InputError: when these rows were made without them.
+        """
+        if self.positions is None:
+            remedy = "Declare tokens=True in the objective, or give Rows their positions"
+            raise InputError("Rows of this objective", "carry single tokens", "sums alone", remedy)
+        return self.positions
+
+
+Settings = Mapping[str, Scalar]
+TermLoss = Callable[[Rows, Settings], Tensor]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss on one kind of example; `per` says what its sum is divided by: "example" or "token"."""
+
+    kind: str
+    loss: TermLoss
+    per: str = "example"
+    weight: str | None = None  # the setting that multiplies this term; None: 1
+    equation: Callable | None = None  # the function of `uftlab.losses` whose docstring explains it
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A named sum of terms, with what it needs, where it comes from and the settings a user may change.
+
+    Args:
+        reference: reads log pi_ref of each completion, computed once before training.
+        mismatched: needs a second completion of another prompt with each row, forward pass included (KTO).
+        tokens: reads single tokens, not only sums.
+        distributions: needs the reference's full distribution at each position: a forward pass of the reference in
+            every step, and its weights in memory.
+        quantiles: scores are replaced by their quantiles in the table before training (QRPO).
+        across_batch: the loss of a row depends on the other rows, so accumulated micro-batches are not one big batch.
+        verified: letters of `VERIFIED`; `note` says what could not be verified, or where we depart.
+        failure: how it is known to go wrong.
+        learning_rate: what an untuned run uses on the tiny world.
+        axis: a setting and its four values for the sweep, where that is not beta in nats of the reference.
+    """
+
+    name: str
+    terms: tuple[Term, ...]
+    summary: str
+    source: str
+    settings: Mapping[str, float] = field(default_factory=dict)
+    reference: bool = True
+    mismatched: bool = False
+    tokens: bool = False
+    distributions: bool = False
+    quantiles: bool = False
+    across_batch: bool = False
+    verified: str = "M"
+    note: str = ""
+    failure: str = ""
+    learning_rate: float = 1.5e-3
+    axis: tuple[str, tuple[float, ...]] | None = None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of examples it eats, in the order of its terms."""
+        return tuple(dict.fromkeys(term.kind for term in self.terms))
+
+    @property
+    def roles(self) -> set[str]:
+        """Roles that its completions have in a batch."""
+        pairs = {"chosen", "rejected"} if "preference" in self.kinds else set()
+        return {k for k in self.kinds if k != "preference"} | pairs | ({"mismatched"} if self.mismatched else set())
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Refuse examples of other kinds, or without what this objective reads: the loss would be 0 or NaN.
+
+        Raises:
+            InputError: naming what is there instead.
+        """
+        roles = {c.role for example in examples for c in example}
+        if roles != self.roles:
+            remedy = "Convert the table (`uftlab.rows.table.convert`), and for KTO add mismatched completions"
+            raise InputError(f"Examples for {self.name}", f"have the roles {sorted(self.roles)}", sorted(roles), remedy)
+        if self.reference and any(math.isnan(c.reference_logps) for example in examples for c in example):
+            remedy = "Fill them in with `uftlab.models.logps.ReferenceCache`"
+            raise InputError(f"Examples for {self.name}", "carry reference log-probabilities", "NaN", remedy)
+
+    def with_defaults(self, settings: Mapping[str, float]) -> dict[str, float]:
+        """The settings over this objective's defaults; what the user set is never replaced.
+
+        Raises:
+            InputError: for a setting this objective does not have.
+        """
+        unknown = sorted(set(settings) - set(self.settings))
+        if unknown:
+            have = ", ".join(self.settings) or "none"
+            raise InputError(f"Settings of {self.name}", f"be among ({have})", unknown, "Remove or rename them")
+        return {**self.settings, **settings}
+
+    def counts(self, batch: Mapping[str, Tensor]) -> Float[Tensor, "term"]:
+        """What each term's sum will be divided by: examples or completion tokens of its kind in this batch."""
+        tokens = batch["completion_mask"].sum(-1)
+        numbers = []
+        for term in self.terms:
+            here = batch["role"] == ROLE_INDEX[LEADING_ROLE[term.kind]]
+            numbers.append((tokens * here).sum() if term.per == "token" else here.sum())
+        return torch.stack(numbers).float()
+
+    def loss(self, rows: Rows, settings: Settings, counts: Float[Tensor, "term"]) -> Float[Tensor, ""]:
+        """The scalar to minimise. A term without examples in the step adds nothing."""
+        total = rows.policy_logps.sum() * 0.0
+        for term, count in zip(self.terms, counts, strict=True):
+            weight = 1.0 if term.weight is None else settings[term.weight]
+            total = total + weight * term.loss(rows, settings).sum() / count.clamp(min=1)
+        return total
+
+    def metrics(self, rows: Rows, settings: Mapping[str, float]) -> dict[str, Float[Tensor, "*step"]]:
+        """What is logged of a batch: `batch_metrics`, without rewards (NaN, accuracy 0) where no reference is read."""
+        metrics = batch_metrics(rows, settings.get("beta", 1.0))
+        return {name: value for name, value in metrics.items() if self.reference or not name.startswith("reward/")}
+
+
+def mean_metrics(entries: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """The mean of each metric over the batches that have it, by name. {a: 1}, {a: 2, b: 5}: a 1.5, b 5."""
+    found: dict[str, list[Tensor]] = {}
+    for entry in entries:
+        for name, value in entry.items():
+            found.setdefault(name, []).append(value)
+    return {name: torch.stack(values).mean().item() for name, values in sorted(found.items())}
+
+
+def batch_metrics(rows: Rows, beta: float) -> dict[str, Float[Tensor, "*step"]]:
+    """Rewards (beta included) and log-probabilities of a batch, under the same names for every objective.
+
+    A label or score above one half counts as chosen. Only what the batch holds is reported. Rows of many steps, with
+    the same roles in each, may be given at once; then NaN stands where a step lacks what another has.
+    """
+    rewards = implicit_reward(rows.policy_logps, rows.reference_logps, beta).detach()
+    logps = rows.policy_logps.detach()
+    real = rows.role != ROLE_INDEX["mismatched"]
+    demonstration = (rows.role == ROLE_INDEX["demonstration"]).expand(logps.shape)
+    chosen = (rows.role == ROLE_INDEX["chosen"]) | (real & ~demonstration & (rows.scores > 0.5))
+    rejected = (rows.role == ROLE_INDEX["rejected"]) | (real & (rows.scores <= 0.5))
+    metrics = {}
+    for name, here in (("chosen", chosen), ("rejected", rejected), ("demonstration", demonstration)):
+        if here.any():
+            metrics[f"reward/{name}"], metrics[f"logps/{name}"] = _mean(rewards, here), _mean(logps, here)
+    if chosen.any() and rejected.any():
+        metrics["reward/margin"] = metrics["reward/chosen"] - metrics["reward/rejected"]
+    first, second = (rewards[..., rows.role == ROLE_INDEX[role]] for role in ("chosen", "rejected"))
+    if first.numel():
+        metrics["reward/accuracy"] = (first > second).float().mean(-1)
+    return metrics
+
+
+def _mean(values: Float[Tensor, "*step completion"], here: Bool[Tensor, "*step completion"]) -> Float[Tensor, "*step"]:
+    """The mean where `here` is True; NaN where it is nowhere."""
+    return values.where(here, 0.0).sum(-1) / here.sum(-1)

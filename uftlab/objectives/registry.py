@@ -1,0 +1,350 @@
+"""The registry: every objective as terms of `uftlab.losses`, with what it needs, its source and how sure we are of it.
+
+To add one, write a function and a line here (docs/how_to_add_a_loss.md). It is then a method of that name, runs in
+`uftlab run --methods` and in `UFTTrainer`, gets a card in docs/methods and is tested with all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from uftlab import losses
+from uftlab.errors import InputError
+from uftlab.objectives.objective import (
+    Objective,
+    Rows,
+    Settings,
+    Term,
+)
+
+# ------------------------------------------------------------------------------ terms: rows to losses
+
+
+def _sft_on(role: str, kind: str, per: str = "token", weight: str | None = None) -> Term:
+    def term(rows: Rows, settings: Settings) -> Tensor:
+        return losses.sft_loss(rows.of(role).policy_logps)
+
+    return Term(kind, term, per, weight, losses.sft_loss)
+
+
+def _on_pairs(loss: Callable[..., Tensor], *names: str, weight: str | None = None) -> Term:
+    """A loss of the four sums of a pair and the named settings."""
+
+    def term(rows: Rows, settings: Settings) -> Tensor:
+        chosen, rejected = rows.of("chosen"), rows.of("rejected")
+        return loss(
+            chosen.policy_logps,
+            rejected.policy_logps,
+            chosen.reference_logps,
+            rejected.reference_logps,
+            *(settings[name] for name in names),
+        )
+
+    return Term("preference", term, weight=weight, equation=loss)
+
+
+def _on_pair_means(loss: Callable[..., Tensor], *names: str) -> Term:
+    """A loss of the two policy sums of a pair, their lengths and the named settings: no reference."""
+
+    def term(rows: Rows, settings: Settings) -> Tensor:
+        chosen, rejected = rows.of("chosen"), rows.of("rejected")
+        return loss(
+            chosen.policy_logps,
+            rejected.policy_logps,
+            chosen.at.lengths,
+            rejected.at.lengths,
+            *(settings[name] for name in names),
+        )
+
+    return Term("preference", term, equation=loss)
+
+
+def _una(kind: str, loss: Callable[..., Tensor]) -> Term:
+    """A loss of policy and reference sums, feedback and beta."""
+
+    def term(rows: Rows, settings: Settings) -> Tensor:
+        own = rows.of(kind)
+        return loss(own.policy_logps, own.reference_logps, own.scores, settings["beta"])
+
+    return Term(kind, term, equation=loss)
+
+
+def _kto(rows: Rows, settings: Settings) -> Tensor:
+    labelled, mismatched = rows.of("label"), rows.of("mismatched")
+    baseline = losses.kto_kl_baseline(mismatched.policy_logps, mismatched.reference_logps)
+    return losses.kto_loss(labelled.policy_logps, labelled.reference_logps, labelled.scores, baseline, settings["beta"])
+
+
+def _ipo_mean(rows: Rows, settings: Settings) -> Tensor:
+    chosen, rejected = rows.of("chosen"), rows.of("rejected")
+    sums = (chosen.policy_logps, rejected.policy_logps, chosen.reference_logps, rejected.reference_logps)
+    return losses.ipo_mean_loss(*sums, chosen.at.lengths, rejected.at.lengths, settings["beta"])
+
+
+def _bco(rows: Rows, settings: Settings) -> Tensor:
+    chosen, rejected, beta = rows.of("chosen"), rows.of("rejected"), settings["beta"]
+    sums = (chosen.policy_logps, rejected.policy_logps, chosen.reference_logps, rejected.reference_logps)
+    shift = losses.bco_shift(beta * (sums[0] - sums[2]), beta * (sums[1] - sums[3]))
+    return losses.bco_loss(*sums, beta, shift)
+
+
+def _tdpo(rows: Rows, settings: Settings) -> Tensor:
+    chosen, rejected = rows.of("chosen"), rows.of("rejected")
+    sums = (chosen.policy_logps, rejected.policy_logps, chosen.reference_logps, rejected.reference_logps)
+    kl = (chosen.at.kl_from_reference(), rejected.at.kl_from_reference())
+    return losses.tdpo_loss(*sums, *kl, settings["beta"], settings["alpha"])
+
+
+def _joint(rows: Rows, settings: Settings) -> Tensor:
+    chosen, rejected = rows.of("chosen"), rows.of("rejected")
+    return losses.prefix_masked_cdpo_loss(
+        chosen.at.logps,
+        rejected.at.logps,
+        losses.shared_prefix(chosen.at.ids, rejected.at.ids) & chosen.at.mask & rejected.at.mask,
+        chosen.reference_logps,
+        rejected.reference_logps,
+        settings["beta"],
+        settings["label_smoothing"],
+    )
+
+
+def _kl_sft(rows: Rows, settings: Settings) -> Tensor:
+    own = rows.of("demonstration")
+    return losses.kl_sft_loss(own.policy_logps, own.at.kl_to_reference(), settings["kl_weight"])
+
+
+def _asft(rows: Rows, settings: Settings) -> Tensor:
+    own = rows.of("demonstration")
+    return losses.asft_loss(own.at.logps, own.at.kl_from_reference(), settings["kl_weight"])
+
+
+def _dft(rows: Rows, settings: Settings) -> Tensor:
+    return losses.dft_loss(rows.of("demonstration").at.logps)
+
+
+def _minor_sft(rows: Rows, settings: Settings) -> Tensor:
+    own = rows.of("demonstration")
+    return losses.minor_sft_loss(own.policy_logps, own.reference_logps, own.at.lengths, settings["beta"])
+
+
+def _var(rows: Rows, settings: Settings) -> Tensor:
+    own = rows.of("scored")
+    return losses.var_loss(own.policy_logps, own.scores, settings["temperature"])
+
+
+def _policy_gradient(rows: Rows, settings: Settings) -> Tensor:
+    own = rows.of("scored")
+    return losses.policy_gradient_loss(own.policy_logps, own.reference_logps, own.scores, float(settings["clip"]))
+
+
+# ------------------------------------------------------------------------------------- the registry
+
+_DEMONSTRATION, _PAIR = "demonstration", "preference"
+_SFT = _sft_on(_DEMONSTRATION, _DEMONSTRATION)
+_BETA = {"beta": 0.1}
+_UNA = "UNA, arXiv 2408.15339"
+_KL_WEIGHTS = ("kl_weight", (0.03, 0.1, 0.3, 1.0))
+_CLOSES = "the gate 2 s (1 - s) closes once the implicit score is near 0 or 1: what is learned by then stays as it is"
+_MARGIN = "only the margin counts: both log-probabilities may fall, the chosen one too"
+
+_ALL = (
+    Objective(
+        "sft", (_SFT,), "negative log-likelihood, averaged over tokens", "standard", reference=False, verified="P",
+        failure="pulls every token with the same force, so it drifts from the reference and forgets",
+        learning_rate=4e-3,
+    ),
+    Objective(
+        "sft-sum", (_sft_on(_DEMONSTRATION, _DEMONSTRATION, per="example"),),
+        "negative log-likelihood, summed over each completion", "standard", reference=False, verified="-",
+        note="A control: UFT sums, so this is SFT with the same weighting of long completions.",
+        failure="long completions weigh more than short ones", learning_rate=2.5e-3,
+    ),
+    Objective(
+        "dpo", (_on_pairs(losses.dpo_loss, "beta"),), "log-likelihood of the preference",
+        "Rafailov et al. 2023, arXiv 2305.18290", _BETA, verified="P T", failure=_MARGIN,
+    ),
+    Objective(
+        "cdpo", (_on_pairs(losses.cdpo_loss, "beta", "label_smoothing"),), "DPO that expects some labels to be flipped",
+        "Mitchell 2023, cdpo.pdf", {**_BETA, "label_smoothing": 0.1}, verified="P T",
+        note="Eq. 3 is in the author's DPO code, as an issue there quotes it, and in TRL's CPO trainer; TRL's DPO "
+        "trainer ignores the smoothing.",
+        failure="noise that is not symmetric moves the target; " + _MARGIN,
+    ),
+    Objective(
+        "ipo", (_on_pairs(losses.ipo_loss, "beta"),), "squared distance of the log-ratio difference to 1 / (2 beta)",
+        "Azar et al. 2023, arXiv 2310.12036, Eq. 17", _BETA, verified="2",
+        note="On sums, as Eq. 17 is quoted in the code of DPO's authors. The paper itself could not be read.",
+        failure="sums make the same target easy for long completions and hard for short ones",
+    ),
+    Objective(
+        "ipo-mean", (Term(_PAIR, _ipo_mean, equation=losses.ipo_mean_loss),), "IPO on log-ratios per token",
+        "Azar et al. 2023, arXiv 2310.12036; TRL", _BETA, tokens=True, verified="T",
+        note="TRL's comment says that the paper's authors confirmed the token means.",
+        failure="beta has another unit than in IPO on sums: the target is 1 / (2 beta) nats per token",
+        axis=("beta", (0.3, 1.0, 3.0, 10.0)),
+    ),
+    Objective(
+        "kto", (Term("label", _kto, equation=losses.kto_loss),), "prospect-theoretic value of labelled completions",
+        "Ethayarajh et al. 2024, arXiv 2402.01306", _BETA, mismatched=True, across_batch=True, verified="P T",
+        note="The paper shifts completions within a batch, we within the table; both estimate the same mean.",
+        failure="the baseline is noisy in small batches, and matched completions in its place estimate something else",
+    ),
+    Objective(
+        "orpo", (_on_pair_means(losses.orpo_loss, "odds_weight"),), "SFT on the chosen plus a log odds ratio",
+        "Hong et al. 2024, arXiv 2403.07691", {"odds_weight": 0.1}, reference=False, tokens=True, verified="P T",
+        failure="odds are infinite at probability 1 (NaN without a clamp); no reference holds it back",
+        axis=("odds_weight", (0.1, 0.3, 1.0, 3.0)),
+    ),
+    Objective(
+        "simpo", (_on_pair_means(losses.simpo_loss, "beta", "target_margin"),),
+        "DPO on log-probabilities per token with a target margin", "Meng et al. 2024, arXiv 2405.14734",
+        {"beta": 2.0, "target_margin": 1.0}, reference=False, tokens=True, verified="P T",
+        failure="no reference: it can leave the base model altogether; " + _MARGIN,
+        axis=("beta", (1.0, 2.0, 5.0, 10.0)),
+    ),
+    Objective(
+        "dpop", (_on_pairs(losses.dpop_loss, "beta", "penalty"),), "DPO that keeps the chosen above the reference",
+        "Pal et al. 2024 (Smaug), arXiv 2402.13228", {**_BETA, "penalty": 5.0}, verified="2",
+        note="Neither paper nor authors' code could be read; three libraries have the penalty inside the sigmoid.",
+        failure="a penalty that is large swamps the preference while the chosen is below the reference",
+    ),
+    Objective(
+        "tdpo", (Term(_PAIR, _tdpo, equation=losses.tdpo_loss),), "DPO with a KL term per token (TDPO2)",
+        "Zeng et al. 2024, arXiv 2404.11999", {**_BETA, "alpha": 0.5}, tokens=True, distributions=True, verified="P",
+        failure="needs the reference's full distribution in every step; " + _MARGIN,
+    ),
+    Objective(
+        "apo-zero", (_on_pairs(losses.apo_zero_loss, "beta"),), "each side of a pair by itself, absolute error",
+        "D'Oosterlinck et al. 2024, arXiv 2408.06266", _BETA, verified="T", failure=_CLOSES,
+    ),
+    Objective(
+        "bco", (Term(_PAIR, _bco, equation=losses.bco_loss),), "each side of a pair by itself, cross-entropy, shifted",
+        "Jung et al. 2024, arXiv 2404.04656", _BETA, across_batch=True, verified="T",
+        note="TRL has the pair form without a shift; the shift is from memory, with the batch's mean for the paper's "
+        "moving average.",
+        failure="without the shift a reward that is high on both sides pushes the rejected side alone",
+    ),
+    Objective(
+        "una-pair", (_on_pairs(losses.una_pair_loss, "beta"),), "UNA on pairs with log sigma: the same as DPO",
+        _UNA, _BETA, verified="P", failure=_MARGIN,
+    ),
+    Objective(
+        "una-binary", (_una("label", losses.una_squared_error_loss),),
+        "squared error of the implicit score against labels", _UNA, _BETA, verified="P", failure=_CLOSES,
+    ),
+    Objective(
+        "una-binary-cross-entropy", (_una("label", losses.una_cross_entropy_loss),),
+        "cross-entropy of the implicit score against labels", _UNA, _BETA, verified="P",
+        failure="a rejected completion is pushed down without bound",
+    ),
+    Objective(
+        "una-binary-absolute-error", (_una("label", losses.una_absolute_error_loss),),
+        "absolute error of the implicit score against labels", f"{_UNA}; the distance is ours", _BETA, verified="-",
+        failure=_CLOSES,
+    ),
+    Objective(
+        "una-score", (_una("scored", losses.una_squared_error_loss),),
+        "squared error of the implicit score against scores", _UNA, _BETA, verified="P", failure=_CLOSES,
+    ),
+    Objective(
+        "una-score-cross-entropy", (_una("scored", losses.una_cross_entropy_loss),),
+        "cross-entropy of the implicit score against scores", f"{_UNA}, Eq. 12 with soft scores (ours)", _BETA,
+        verified="P", failure="its lowest value is the entropy of the score, not 0: losses of tables do not compare",
+    ),
+    Objective(
+        "una-score-absolute-error", (_una("scored", losses.una_absolute_error_loss),),
+        "absolute error of the implicit score against scores", f"{_UNA}; the distance is ours", _BETA, verified="-",
+        failure=_CLOSES,
+    ),
+    Objective(
+        "rpo", (_on_pairs(losses.dpo_loss, "beta"), _sft_on("chosen", _PAIR, weight="sft_weight")),
+        "DPO plus SFT on the chosen completion", "Pang et al. 2024, arXiv 2404.19733; Liu et al. 2024, "
+        "arXiv 2405.16436; TRL", {**_BETA, "sft_weight": 1.0}, verified="T",
+        note="Token-averaged over the batch as in TRL; Pang et al. divide each completion by its own length.",
+        failure="the two weights must be balanced by hand",
+    ),
+    Objective(
+        "sft-plus-dpo", (_SFT, _on_pairs(losses.dpo_loss, "beta", weight="preference_weight")),
+        "SFT on demonstrations plus weighted DPO on pairs in each step",
+        "the plain mixture; compare RPO, Pang et al. 2024", {**_BETA, "preference_weight": 1.0}, verified="-",
+        failure="two losses of different scale: the weight must be tuned",
+    ),
+    Objective(
+        "joint-sft-dpo",
+        (
+            Term(_PAIR, _joint, equation=losses.prefix_masked_cdpo_loss),
+            _sft_on("chosen", _PAIR, weight="sft_weight"),
+        ),
+        "cDPO beyond the prefix that both sides share, plus SFT on the chosen",
+        "Yin et al. 2025 (Marco-o1 v2), arXiv 2503.01461", {**_BETA, "label_smoothing": 0.1, "sft_weight": 1.0},
+        tokens=True, verified="2",
+        note="The paper's equation and its epsilon could not be read. The mask cannot change the loss without dropout.",
+        failure="pairs that differ late leave few tokens to the preference",
+    ),
+    Objective(
+        "kl-sft", (Term(_DEMONSTRATION, _kl_sft, "token", equation=losses.kl_sft_loss),),
+        "SFT plus KL(policy || reference) at each token", "a common control", {"kl_weight": 0.1}, reference=False,
+        tokens=True, distributions=True, verified="-",
+        note="No one paper's. The code of ASFT's authors has the other direction under a like name.",
+        failure="holds the policy where the demonstrations go, not elsewhere", learning_rate=4e-3, axis=_KL_WEIGHTS,
+    ),
+    Objective(
+        "var", (Term("scored", _var, equation=losses.var_loss),), "SFT weighted by e^(score / lambda)",
+        "Du et al. 2025, arXiv 2502.11026", {"temperature": 0.5}, reference=False, across_batch=True, verified="2",
+        note="The paper's estimate of Z could not be read beyond its being taken in the batch; ours pools prompts.",
+        failure="it never pushes a completion down, so a table of bad completions is still imitated",
+        axis=("temperature", (0.1, 0.3, 1.0, 3.0)),
+    ),
+    Objective(
+        "dft", (Term(_DEMONSTRATION, _dft, "token", equation=losses.dft_loss),),
+        "SFT with each token weighted by its probability", "Wu et al. 2025, arXiv 2508.05629", reference=False,
+        tokens=True, verified="T",
+        failure="what the base finds unlikely is hardly learned; the value of the loss rises before it falls",
+        learning_rate=4e-3,
+    ),
+    Objective(
+        "asft", (Term(_DEMONSTRATION, _asft, "token", equation=losses.asft_loss),),
+        "DFT plus KL(reference || policy) at each token", "Zhu et al. 2025, arXiv 2509.23753", {"kl_weight": 0.1},
+        reference=False, tokens=True, distributions=True, verified="P",
+        failure="needs the reference's full distribution in every step; learns the unlikely as slowly as DFT",
+        learning_rate=4e-3, axis=_KL_WEIGHTS,
+    ),
+    Objective(
+        "minor-sft", (Term(_DEMONSTRATION, _minor_sft, equation=losses.minor_sft_loss),),
+        "SFT whose weight falls with the implicit reward", "Xie et al. 2024, arXiv 2408.10642", _BETA, tokens=True,
+        verified="2", note="The gradient is as a summary of the paper prints it; the paper itself could not be read.",
+        failure="with the factor 2 / (beta n) dropped, as in some libraries, beta scales the learning rate too",
+        learning_rate=4e-3,
+    ),
+    Objective(
+        "qrpo", (_una("scored", losses.qrpo_loss),), "regression of the implicit reward on its optimum, by quantiles",
+        "Matrenok et al. 2025, arXiv 2507.08068", _BETA, quantiles=True, verified="P",
+        note="The authors let the reference complete each prompt and rank among those; we pool the table's scores.",
+        failure="with ties, or scores that the reference would not produce, the known Z is wrong for all rows",
+    ),
+)  # fmt: skip
+
+OBJECTIVES: dict[str, Objective] = {objective.name: objective for objective in _ALL}
+
+# On completions that a recipe samples, and on no table: the "reference" of a row is the policy that sampled it, its
+# "score" an advantage.
+ON_SAMPLES: dict[str, Objective] = {
+    "rloo": Objective(
+        "rloo", (Term("scored", _policy_gradient, equation=losses.policy_gradient_loss),),
+        "policy gradient with a leave-one-out baseline", "Ahmadian et al. 2024, arXiv 2402.14740",
+        {"beta": 0.03, "clip": 0.2}, verified="2",
+        note="KL is in the reward, R - beta log(pi / pi_ref), as of when the completion was sampled.",
+        failure="it climbs whatever the reward function is wrong about; a small beta lets it",
+        learning_rate=1e-3, axis=("beta", (0.003, 0.01, 0.03, 0.1)),
+    )
+}  # fmt: skip
+
+
+def objective_named(name: str) -> Objective:
+    """The registered objective, or one clear error with the names there are."""
+    known = {**OBJECTIVES, **ON_SAMPLES}
+    if name not in known:
+        raise InputError("An objective", f"be one of {', '.join(known)}", name, "See `uftlab methods`")
+    return known[name]

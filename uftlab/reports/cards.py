@@ -1,0 +1,161 @@
+"""A card for each method, made from the registry and the docstrings of the losses, so that they cannot drift.
+
+uftlab methods --cards docs/methods
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from uftlab.files import write_atomically
+from uftlab.objectives.objective import VERIFIED, Objective
+from uftlab.rows.table import KINDS
+from uftlab.study.trials import chosen_settings
+from uftlab.training.catalogue import SAMPLING, Method, Stage, data_kinds, default_settings
+from uftlab.training.methods import all_methods
+from uftlab.training.recipes import RECIPES
+
+EQUATION = re.compile(r"^(\w+: +)?L = ")
+HEAD = "<!-- made by `uftlab methods --cards docs/methods`: change the registry or the docstrings instead -->"
+
+
+def cards() -> dict[str, str]:
+    """File name -> text, for every method that trains, and an index."""
+    methods = [method for method in all_methods().values() if method.stages]
+    return {"README.md": _index(methods)} | {f"{method.name}.md": card(method) for method in methods}
+
+
+def write_cards(folder: Path) -> list[Path]:
+    """Write all cards; what lies in the folder under other names stays."""
+    paths = []
+    for name, text in cards().items():
+        write_atomically(folder / name, text)
+        paths.append(folder / name)
+    return paths
+
+
+def card(method: Method) -> str:
+    """What a method optimises, eats and costs, how it fails, where it comes from: one page of Markdown."""
+    objectives = method.objectives
+    parts = [HEAD, f"# {method.name}", f"> {_sentence(method.summary)}", "## What it optimises"]
+    for objective in objectives:
+        parts += [f"### {objective.name}: {objective.summary}"] if len(objectives) > 1 else []
+        parts += _terms(objective)
+    for stage in method.stages:
+        if stage.recipe != "offline":
+            parts += ["## Recipe", equation_of(RECIPES[stage.recipe])]
+    parts += ["## Data", *(_stage(index, method, stage) for index, stage in enumerate(method.stages))]
+    parts += ["## Settings", _settings(method)]
+    parts += ["## Cost"]
+    for objective in objectives:
+        parts += [f"`{objective.name}`:"] if len(objectives) > 1 else []
+        parts += ["\n".join(_cost(objective))]
+    named = len(objectives) > 1
+    failures = (f"{o.name}: {o.failure}." if named else _sentence(o.failure) for o in objectives)
+    parts += ["## Known failure", *failures]
+    parts += ["## Source", *(_source(objective) for objective in objectives)]
+    return "\n\n".join(parts) + "\n"
+
+
+def equation_of(function: Callable) -> str:
+    """The docstring of a loss up to its arguments, equations set apart, and what it says of the value."""
+    text = inspect.getdoc(function) or ""
+    body, _, returns = text.partition("\nReturns:\n")
+    paragraphs = body.partition("\nArgs:\n")[0].strip().split("\n\n")
+    shown = []
+    for paragraph in paragraphs:
+        lines = paragraph.split("\n")
+        equation = EQUATION.match(lines[0])
+        shown.append("```text\n" + paragraph + "\n```" if equation else paragraph)
+    if returns.strip():
+        shown.append("Value: " + " ".join(returns.split()))
+    return "\n\n".join(shown)
+
+
+def _sentence(text: str) -> str:
+    first = text[:1] if text[1:2].isupper() else text[:1].upper()  # cDPO stays cDPO
+    return first + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _terms(objective: Objective) -> list[str]:
+    parts = []
+    for term in objective.terms:
+        weight = f", times `{term.weight}`" if term.weight else ""
+        many = len(objective.terms) > 1
+        lead = f"**On {term.kind} rows{weight}**, per {term.per}:" if many else f"Averaged per {term.per}:"
+        parts += [lead, equation_of(term.equation) if term.equation else "(a function of its own)"]
+    return parts
+
+
+def _stage(index: int, method: Method, stage: Stage) -> str:
+    kinds = [f"{kind} rows ({', '.join(sorted(KINDS[kind]))})" for kind in data_kinds(stage)]
+    shares = [stage.demonstrations, 1 - stage.demonstrations]
+    parts = (
+        [f"{share:.0%} of the completions from" for share in shares if share > 0] if len(kinds) > 1 else ["all from"]
+    )
+    tables = (["demonstrations"] if stage.demonstrations > 0 else []) + (
+        ["feedback"] if stage.demonstrations < 1 else []
+    )
+    if stage.recipe in SAMPLING:
+        tables[-1], kinds[-1] = "prompts of the feedback, which it answers itself", kinds[-1].partition(" (")[0]
+    made = [f"{part} the {table}, as {kind}" for part, table, kind in zip(parts, tables, kinds, strict=True)]
+    count = f"Stage {index + 1}: " if len(method.stages) > 1 else ""
+    budget = "the whole budget" if stage.budget == 1 else f"{stage.budget:.0%} of the budget"
+    return f"{count}`{stage.objective}`, {budget}; {'; '.join(made)}."
+
+
+def _settings(method: Method) -> str:
+    chosen = chosen_settings().get(method.name, {})
+    rows = [
+        f"| `{name}` | {value:g} | {f'{chosen[name]:g}' if name in chosen else '-'} |"
+        for name, value in default_settings(method).items()
+    ]
+    table = "\n".join(["| setting | untuned | chosen by the sweep |", "|---|---|---|", *rows])
+    return f"{table}\n\nThe sweep varies {', '.join(f'`{name}`' for name in method.tuned)}."
+
+
+def _cost(objective: Objective) -> list[str]:
+    lines = ["- The policy: one forward and one backward pass per completion."]
+    if objective.reference:
+        lines.append("- The reference: one forward pass per completion before training, kept; no memory afterwards.")
+    if objective.distributions:
+        lines.append(
+            "- The reference's full distributions: one more forward pass per completion in every step, its weights in "
+            "memory (none with LoRA, where it is the policy with its adapters off), and completions x tokens x "
+            "vocabulary numbers of each model."
+        )
+    if objective.mismatched:
+        lines.append("- A mismatched completion with every row: one more forward pass of policy and reference.")
+    if not objective.reference and not objective.distributions:
+        lines.append("- No reference.")
+    if objective.across_batch:
+        lines.append("- It looks across the batch: accumulated micro-batches are not the same as one big batch.")
+    return lines
+
+
+def _source(objective: Objective) -> str:
+    meanings = " and ".join(f"{VERIFIED[letter]} ({letter})" for letter in objective.verified.split())
+    note = f" {objective.note}" if objective.note else ""
+    return f"{objective.name}: {objective.source}. Verified by: {meanings}.{note}"
+
+
+def _index(methods: list[Method]) -> str:
+    rows = []
+    for method in methods:
+        needs = method.needs()
+        reference = "in every step" if needs["distributions"] else "once" if needs["reference"] else "no"
+        letters = " ".join(dict.fromkeys(" ".join(needs["verification"].values()).split()))
+        link = f"[{method.name}]({method.name}.md)"
+        summary, data = method.summary.replace("|", "\\|"), ", ".join(needs["data"])
+        rows.append(f"| {link} | {method.group} | {summary} | {data} | {reference} | {letters} |")
+    letters = "; ".join(f"{letter}: {meaning}" for letter, meaning in VERIFIED.items())
+    head = ["| method | group | what it is | learns from | reference | verified |", "|---|---|---|---|---|---|"]
+    intro = (
+        "Groups: *paper* and *control* are the study's methods (`uftlab run --methods all`); *loss* is one loss of the "
+        "registry on the one table that it eats, for the whole budget; *pipeline* and *online* are recipes around the "
+        "losses (`uftlab.training.recipes`). Verified by, " + letters + "."
+    )
+    return "\n\n".join([HEAD, "# Methods", intro, "\n".join([*head, *rows])]) + "\n"

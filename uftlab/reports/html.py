@@ -1,0 +1,118 @@
+"""One self-contained HTML page from stored trials: figures, table, findings, costs, limits."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
+
+from uftlab.files import write_atomically
+from uftlab.plots import figures, theme
+from uftlab.study import results
+from uftlab.training.methods import all_methods
+
+LIMITS = (
+    "The model has 0.14 million parameters and a vocabulary of a few hundred words; nothing here says what a "
+    "large model does, only what these losses do when everything else is equal.",
+    "Feedback is scored by a program with random slips. People disagree in less tidy ways.",
+    "Settings were tuned with twelve trials per method on one other world. More tuning could move a method.",
+    "The tuning rule looks at instructions and truth alone. It gave stage one of the pipelines a larger learning rate "
+    "than the mixtures, and how much pre-training text is forgotten follows the learning rate (see notebook 04).",
+    "A difference whose interval includes 0 is called not settled, whichever way it points.",
+)
+STYLE = """
+body { font: 18px/1.5 "Open Sans", "DejaVu Sans", Verdana, sans-serif; color: #222; max-width: 1240px;
+       margin: 2rem auto; padding: 0 1rem; background: white; }
+table { border-collapse: collapse; font-size: 15px; display: block; overflow-x: auto; }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid #bbb; text-align: right; white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; }
+td small { color: #555; }
+li { margin: .25rem 0; }
+"""
+
+
+def write_report(path: Path, trials: list[dict[str, Any]]) -> Path:
+    """Write the report and return its path. It needs no network: plotly.js is inside, once."""
+    frame = results.tidy(trials)
+    summary, along = results.summary(frame), results.curve_summary(results.curves(trials))
+    present = [name for name in all_methods() if name in set(frame["method"])]
+    seeds = sorted({t["seed"] for t in trials})
+    parts = [
+        "<h1>What SFT and alignment do to each other</h1>",
+        f"<p>{len(present)} methods, {len(seeds)} seed(s), profile {trials[0]['profile']}: each seed is another "
+        "world with its own base model. All methods but <em>base</em> and <em>sft</em> (half, the stage one of the "
+        "pipelines) back-propagate the same number of completions. Measured on creatures never seen in "
+        "fine-tuning.</p>",
+        *_untuned(trials),
+        _figure(figures.skills(summary), first=True),
+        "<h2>Numbers</h2>",
+        _table(summary, present),
+    ]
+    if "sft" in present and any(m in present for m in results.PIPELINES):
+        parts += ["<h2>What stage two takes away</h2>", _figure(figures.before_after(summary))]
+    if {"sft-then-dpo", "sft-plus-dpo", "uft-then-una", "uft"} <= set(present):
+        parts.append("<h2>The loss or the mixing?</h2>")
+        parts += [_figure(figures.two_by_two(summary, metric)) for metric in ("instruction/strict", "truth/mc2")]
+    if len(along):
+        wanted = ["sft-full", "sft-then-dpo", "uft", "uft-cross-entropy", "sft-plus-dpo"]
+        shown = [m for m in present if m in wanted] or [m for m in present if m != "base"]
+        parts.append("<h2>Along training</h2>")
+        parts += [_figure(figures.learning_curves(along, shown, m)) for m in ("instruction/strict", "truth/mc2")]
+    sentences = results.findings(frame, ("instruction/strict", "truth/mc2", "balance"))
+    if sentences:
+        parts.append("<h2>Comparisons named beforehand</h2>")
+        parts += ["<ul>", *(f"<li>{html.escape(s)}</li>" for s in sentences), "</ul>"]
+    parts += [
+        "<h2>What this does not show</h2>",
+        "<ul>",
+        *(f"<li>{html.escape(line)}</li>" for line in LIMITS),
+        "</ul>",
+    ]
+    versions = ", ".join(f"{k} {v}" for k, v in trials[0]["versions"].items())
+    parts.append(f"<p><small>{html.escape(trials[0]['device'])}; {html.escape(versions)}.</small></p>")
+    head = f'<head><meta charset="utf-8"><title>uftlab: forgetting</title><style>{STYLE}</style></head>'
+    write_atomically(path, f'<!doctype html><html lang="en">{head}<body>{"".join(parts)}</body></html>')
+    return path
+
+
+def _untuned(trials: list[dict[str, Any]]) -> list[str]:
+    """Which methods nobody tuned: no comparison with a tuned one is fair."""
+    names = ", ".join(dict.fromkeys(t["method"] for t in trials if not t.get("tuned", True)))
+    return [f"<p>Not tuned, run with the registry's defaults: {html.escape(names)}.</p>"] if names else []
+
+
+def _figure(fig: go.Figure, first: bool = False) -> str:
+    return pio.to_html(fig, include_plotlyjs=first, full_html=False, config=theme.CONFIG)
+
+
+def _table(summary: pd.DataFrame, methods: list[str]) -> str:
+    """Methods by headline metrics and costs: mean, and below it the interval."""
+    columns = [*results.HEADLINES, *(metric for metric in results.COSTS if metric != "cost/seconds")]
+    cells = {(r["method"], r["metric"]): r for r in summary.to_dict("records")}
+    lines = ["<table><thead><tr><th>method</th>"]
+    for metric in columns:
+        label = figures.label_of(metric) if metric in results.HEADLINES else results.COSTS[metric][1]
+        lines.append(f"<th>{label.replace(' (', '<br><small>(')}</small></th>")
+    lines.append("</tr></thead><tbody>")
+    for method in methods:
+        lines.append(f'<tr><td title="{html.escape(all_methods()[method].summary)}">{method}</td>')
+        for metric in columns:
+            row = cells.get((method, metric))
+            lines.append(f"<td>{_cell(row, whole=metric.startswith('cost/'))}</td>")
+        lines.append("</tr>")
+    return "".join([*lines, "</tbody></table>"])
+
+
+def _cell(row: dict[str, Any] | None, whole: bool) -> str:
+    if row is None:
+        return "0" if whole else ""
+    if whole:
+        return f"{row['mean']:,.0f}"
+    if row["seeds"] < 3:
+        return f"{row['mean']:.2f}"
+    return f"{row['mean']:.2f}<br><small>{row['low']:.2f} to {row['high']:.2f}</small>"

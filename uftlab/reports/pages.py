@@ -1,0 +1,130 @@
+"""docs/pipelines.md from stored trials: who forgets what, at what cost.
+
+uftlab results --study pipelines --page docs/pipelines.md
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from uftlab.files import write_atomically
+from uftlab.study import results
+from uftlab.study.overoptimisation import STORED
+from uftlab.training.methods import all_methods
+
+HEAD = "<!-- made by `uftlab results --study pipelines --page docs/pipelines.md`: run the study again instead -->"
+SHOWN = ("instruction/strict", "truth/mc2", "plain/mc1", "retention/excess", "length/words", "balance")
+TOLD = ("instruction/strict", "truth/mc2", "retention/excess")
+LIMITS = (
+    "Models of 0.14 million parameters in worlds of 256 creatures: what these recipes do when all else is equal, not "
+    "what they do to a large model.",
+    "Methods that sample ask the world's raters, without slips, about answers that no table holds. The others see a "
+    "rated table with slips. So a gain of sampling may be a gain of more feedback; the column of sampled completions "
+    "says how much more.",
+    "Equal are completions back-propagated, not seconds: sampling and other runs cost more, in columns of their own.",
+    "Twelve settings each, tuned on one other world. What a recipe needs beyond (how often samples are refreshed, how "
+    "many of a prompt) was left at its default.",
+    "The tuning rule looks at instructions and truth alone; pre-training text forgotten follows the learning rate that "
+    "it chose, so a difference there says little about the recipe.",
+    "Many comparisons at 95 %: of twenty that are true to zero one is expected to look settled.",
+)
+
+
+def pipelines_page(trials: list[dict[str, Any]]) -> str:
+    """The page as Markdown: skills and costs with intervals, then every comparison named beforehand, in sentences."""
+    frame = results.tidy(trials)
+    cells = {(r["method"], r["metric"]): r for r in results.summary(frame).to_dict("records")}
+    methods = [name for name in all_methods() if name in set(frame["method"])]
+    seeds = sorted({t["seed"] for t in trials})
+    named = {f"{a} minus {b}" for a, b, _ in results.PIPELINE_COMPARISONS}
+    rows = [r for r in results.compare(frame) if r["comparison"] in named and r["metric"] in TOLD]
+    settled = [r for r in rows if r["verdict"] != "not settled"]
+    unsettled = [r for r in rows if r["verdict"] == "not settled"]
+    skills = [f"{results.HEADLINES[m][0]} ({results.HEADLINES[m][1]})" for m in SHOWN]
+    parts = [
+        HEAD,
+        "# Pipelines, mergers and online learning",
+        "> Who forgets what, at what cost?",
+        f"{len(methods)} methods, {len(seeds)} seeds, profile {trials[0]['profile']}. A seed is a world with a base "
+        "model of its own. All but `base` and `sft` (half the budget, the stage one of the pipelines) back-propagate "
+        "the same number of completions. Measured on creatures never seen in fine-tuning; mean and 95 % interval over "
+        "seeds.",
+        "## Skills",
+        _table(["method", *skills], [[_name(m), *(_cell(cells.get((m, k))) for k in SHOWN)] for m in methods]),
+        "## Costs",
+        "Means over seeds. Seconds include measuring, and depend on what else the machine did.",
+        _table(
+            ["method", *(label for _, label in results.COSTS.values())],
+            [[_name(m), *(_whole(cells.get((m, k))) for k in results.COSTS)] for m in methods],
+        ),
+        "## What is settled",
+        _sentences(settled),
+        "## What is not settled",
+        _sentences(unsettled),
+        "## When the reward is a model",
+        _overoptimised(json.loads(STORED.read_text())["runs"]),
+        "## What this does not show",
+        "\n".join(f"- {line}" for line in LIMITS),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_page(path: Path, trials: list[dict[str, Any]]) -> Path:
+    """Write the page and return its path."""
+    write_atomically(path, pipelines_page(trials))
+    return path
+
+
+def _overoptimised(runs: list[dict[str, Any]]) -> str:
+    """What the stored runs of `uftlab.study.overoptimisation` did to both scores, in words."""
+    lines = [
+        f"RLOO against a reward model from {runs[0]['rated']} pairs, {runs[0]['points'][-1]['step']} steps from the "
+        "base model (`python -m uftlab.study.overoptimisation`); change of the mean score of sampled answers, 95 % "
+        "interval over worlds:",
+        "",
+    ]
+    for beta in sorted({run["beta"] for run in runs}):
+        own = [run["points"] for run in runs if run["beta"] == beta]
+        told = []
+        for name, meaning in (("proxy", "the reward model says"), ("true", "the world's raters say")):
+            found = results.interval([points[-1][name] - points[0][name] for points in own])
+            told.append(f"{meaning} {found.mean:+.2f} ({found.low:.2f} to {found.high:.2f})")
+        lines.append(f"- β = {beta:g}, {len(own)} worlds: {', '.join(told)}.")
+    return "\n".join(lines)
+
+
+def _name(method: str) -> str:
+    return f"[{method}](methods/{method}.md)" if all_methods()[method].stages else method
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    if row["low"] is None or row["low"] != row["low"]:
+        return f"{row['mean']:.2f}"
+    return f"{row['mean']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+
+
+def _whole(row: dict[str, Any] | None) -> str:
+    return "0" if row is None else f"{row['mean']:,.0f}"
+
+
+def _sentences(rows: list[dict[str, Any]]) -> str:
+    """One list for each skill."""
+    parts = []
+    for metric in TOLD:
+        own = [results.sentence(r).split(": ", 1)[1] for r in rows if r["metric"] == metric]
+        if own:
+            more = results.HEADLINES[metric][2]
+            note = "" if more is None else ", more is better" if more else ", less is better"
+            lines = "\n".join(f"- {line}" for line in own)
+            name, unit, _ = results.HEADLINES[metric]
+            parts.append(f"**{name.capitalize()}** ({unit}{note})\n\n{lines}")
+    return "\n\n".join(parts) or "Nothing."

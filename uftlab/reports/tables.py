@@ -1,0 +1,108 @@
+"""What commands print: the table of a study, the list of methods, comparisons in words."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from uftlab.errors import InputError
+from uftlab.study.results import HEADLINES, IN_SHORT, sentence, summary
+from uftlab.training.methods import all_methods
+
+
+def summary_table(frame: pd.DataFrame, columns: int = 100) -> Table:
+    """Methods by headline metrics, in the words of the report: means, and half of the interval where there is one.
+
+    With the methods of the study it takes 100 columns; where there are fewer, an interval stands below its mean.
+    """
+    seeds = frame["seed"].nunique()
+    spread = " ± half of the 95 % interval" if seeds > 2 else f"; {seeds} seed(s) are too few for intervals"
+    table = Table(
+        title=f"mean over seeds{spread}, test creatures",
+        caption="without a unit: share or probability; balance: the weaker of instructions and truth, of its ceiling",
+        box=SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
+    )
+    table.add_column("method", no_wrap=True)
+    shown = [metric for metric in HEADLINES if metric in set(frame["metric"])]
+    for metric in shown:
+        table.add_column(_heading(metric), justify="right", vertical="bottom", overflow="fold")
+    cells = {(r["method"], r["metric"]): r for r in summary(frame).to_dict("records")}
+    for method in all_methods():
+        if (method, shown[0]) in cells:
+            table.add_row(method, *(_cell(cells.get((method, metric)), columns < 100) for metric in shown))
+    return table
+
+
+def width_of(table: Table) -> int:
+    """Columns that a table takes where nothing limits it; the table of the study fits 100."""
+    free = Console(width=1000)
+    return Measurement.get(free, free.options, table).maximum
+
+
+def _heading(metric: str) -> str:
+    """The label of a metric in short lines, whole words, and its unit where it is neither share nor probability."""
+    label, unit, _ = HEADLINES[metric]
+    words = label.split(":")[0]
+    lines = textwrap.wrap(words, max(9, *map(len, words.split())), break_on_hyphens=False)
+    if not unit.startswith(("share", "probability")):
+        lines += textwrap.wrap(f"({unit})", max(9, *map(len, lines)))
+    return "\n".join(lines)
+
+
+def _cell(row: Mapping[str, Any] | None, narrow: bool) -> str:
+    if row is None:
+        return ""
+    if row["seeds"] < 3:  # the interval of two seeds is nearly all t distribution
+        return f"{row['mean']:.2f}"
+    half = f"{row['high'] - row['mean']:.2f}".removeprefix("0")
+    return f"{row['mean']:.2f}" + "\n" * narrow + f"±{half}"
+
+
+def methods_table(rows: Sequence[Mapping[str, Any]], wide: bool) -> Table:
+    """One row for each of `Method.needs()`; what it learns from and needs only where the window is wide."""
+    table = Table("method", "group", "what it is", *(("learns from", "reference", "verified") if wide else ()))
+    table.columns[0].no_wrap = True  # names are there to be copied
+    for row in rows:
+        needs = "full, each step" if row["distributions"] else "once" if row["reference"] else "no"
+        letters = " ".join(sorted(set(" ".join(row["verification"].values()).split())))
+        more = (", ".join(row["data"]), needs, letters) if wide else ()
+        table.add_row(row["name"], row["group"], row["summary"], *more)
+    return table
+
+
+def about(rows: Sequence[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    """The comparisons whose methods, metric or reason hold the text; capitals do not matter.
+
+    Raises:
+        InputError: when there is none.
+    """
+
+    def words(row: Mapping[str, Any]) -> str:
+        return " ".join((row["comparison"], row["metric"], HEADLINES[row["metric"]][0], row["why"])).lower()
+
+    found = [row for row in rows if text.lower() in words(row)]
+    if rows and not found:
+        labels = ", ".join(label.split(":")[0] for label, _, _ in HEADLINES.values())
+        raise InputError("--only", f"be part of the name of a method or of a metric ({labels})", text, "Check the name")
+    return found
+
+
+def comparisons(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
+    """Headings and their sentences: first what came out in short, then every comparison with all its metrics."""
+    by_name = {(row["comparison"], row["metric"]): row for row in rows}
+    short = [sentence(by_name[name]) for name in IN_SHORT if name in by_name]
+    if short:
+        yield "What came out, in short", short
+    for name, group in itertools.groupby(rows, key=lambda row: row["comparison"]):
+        own = list(group)
+        yield f"{name}: {own[0]['why']}", [sentence(row) for row in own]

@@ -1,0 +1,101 @@
+"""Reward over-optimisation, provoked: a reward model from few pairs, a policy that climbs it, and what the world says.
+
+Gao et al. 2023 (arXiv 2210.10760): as a policy is optimised against a reward model, the model's score goes on rising
+while the true score first rises and then falls. A small beta lets the policy go where the model is wrong.
+
+    python -m uftlab.study.overoptimisation      runs it in five worlds and stores data/results/overoptimisation.json
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, set_seed
+
+from uftlab.engine.trainer import Quiet
+from uftlab.files import DATA, write_atomically
+from uftlab.models.generation import answers
+from uftlab.models.policies import frozen_copy, load_base, tiny_tokenizer
+from uftlab.rows.table import from_rows
+from uftlab.rows.tokens import Tokens
+from uftlab.training.catalogue import Stage
+from uftlab.training.recipes import train_stage
+from uftlab.training.reward_functions import Reward, train_reward_model, world_reward
+from uftlab.world.world import World, pairs
+
+STORED = DATA / "results" / "overoptimisation.json"
+BETAS, SEEDS = (0.0, 0.1), range(5)
+
+
+class _Scores(TrainerCallback):
+    """Both scores of sampled answers to held-out questions, every few steps."""
+
+    def __init__(self, prompts: Sequence[str], proxy: Reward, true: Reward, every: int) -> None:
+        self.prompts, self.proxy, self.true, self.every = prompts, proxy, true, every
+        self.points: list[dict[str, float]] = []
+        self.said: list[str] = []
+
+    def measure(self, model: Any, step: int) -> None:
+        """Adds a point."""
+        self.said = answers(model, tiny_tokenizer(), self.prompts, seed=1)
+        scores = {
+            name: reward(self.prompts, self.said) for name, reward in (("proxy", self.proxy), ("true", self.true))
+        }
+        words = [float(len(text.split())) for text in self.said]
+        means = {name: sum(values) / len(values) for name, values in {**scores, "words": words}.items()}
+        self.points.append({"step": step, **means})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Measures when its step has come."""
+        if state.global_step % self.every == 0:
+            self.measure(model, state.global_step)
+
+
+def provoke(
+    seed: int = 0, beta: float = 0.0, steps: int = 160, rated: int = 64, every: int = 10, learning_rate: float = 2e-3
+) -> dict[str, Any]:
+    """Train a reward model on `rated` pairs of a world, RLOO against it, and measure both scores on the way.
+
+    Args:
+        beta: KL strength in the reward; 0 holds nothing back.
+        rated: pairs the reward model sees; few, so that it is wrong about much.
+
+    Returns:
+        `points` (step, proxy: what the reward model says, true: what the world's raters say, both in [0, 1], words per
+        answer) on questions about creatures that the reward model has not seen, and a few `answers` at the end.
+    """
+    world, tokens = World(seed), Tokens(tiny_tokenizer())
+    set_seed(seed)
+    policy: Any = frozen_copy(load_base(seed)).requires_grad_(True)
+    table = from_rows(pairs(world.feedback(rated)))
+    prompts = list(dict.fromkeys(r["prompt"] for r in world.feedback(120, "validation")))
+    asked = from_rows(pairs(world.feedback(1000)))
+    stage = Stage("rloo", 0.0, 1.0, "rloo", (("refresh", 1.0), ("completions", 4.0)))
+    with tempfile.TemporaryDirectory(prefix="uftlab-") as folder:
+        proxy = train_reward_model(policy, tokens, table, folder, steps=60, seed=seed)
+        scores = _Scores(prompts, proxy, world_reward(seed), every)
+        scores.measure(policy, 0)
+        settings = {"learning_rate": learning_rate, "beta": beta}
+        train_stage(
+            policy, stage, {"feedback": asked}, tokens, settings, steps, seed, folder,
+            callbacks=(scores, Quiet()), reward=proxy, lr_scheduler_type="constant_with_warmup",
+        )  # fmt: skip
+    said = [{"prompt": x, "answer": y} for x, y in zip(prompts[:6], scores.said, strict=False)]
+    return {"seed": seed, "beta": beta, "rated": rated, "points": scores.points, "answers": said}
+
+
+def main() -> None:
+    """Run it with and without KL in five worlds and store all of it, four significant digits: four minutes."""
+    torch.set_num_threads(1)
+    runs = [provoke(seed, beta) for beta in BETAS for seed in SEEDS]
+    for run in runs:
+        run["points"] = [{name: float(f"{value:.4g}") for name, value in point.items()} for point in run["points"]]
+    write_atomically(STORED, json.dumps({"runs": runs}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

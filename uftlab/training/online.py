@@ -1,0 +1,286 @@
+"""Learning from the policy's own samples: batched rollouts, scored, turned into rows that a loss can eat.
+
+One dial, `refresh`: completions are sampled for that many steps at a time. 1 is fully online; as many as there are
+steps is offline, all samples being the reference's.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, islice
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from uftlab.errors import InputError
+from uftlab.losses import leave_one_out
+from uftlab.models.generation import generate_ids
+from uftlab.models.logps import ReferenceCache, as_reference
+from uftlab.rows.tokens import Completion, Example, Tokens, interleave
+from uftlab.training.catalogue import Stage
+from uftlab.training.methods import TrainedStage, history_of
+from uftlab.training.reward_functions import Reward, train_reward_model
+from uftlab.training.runs import FedTrainer, Run, feed_steps, offline, policy_logps
+
+MIN_NEW_TOKENS = 24  # of a sample at least; more where the table has longer completions
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sampled completion: prompt and completion as they were and as tokens, and its score in [0, 1]."""
+
+    prompt: Any
+    text: str
+    row: Completion
+
+
+def sample(
+    policy: Any, tokens: Tokens, prompts: Sequence[Any], reward: Reward, longest: int, seed: int
+) -> list[Sample]:
+    """One completion for each prompt, drawn at temperature 1 and scored; the random state is left as it was."""
+    ids = [tokens.prompt(prompt) for prompt in prompts]
+    made = generate_ids(policy, tokens.tokenizer, ids, longest, seed)
+    texts = [str(tokens.tokenizer.decode(list(row), skip_special_tokens=True)).strip() for row in made]
+    scores = reward(prompts, texts)
+    rows = [Completion(x, y, "scored", float(s)) for x, y, s in zip(ids, made, scores, strict=True)]
+    return [Sample(*parts) for parts in zip(prompts, texts, rows, strict=True)]
+
+
+def reward_of(run: Run) -> tuple[Reward, int]:
+    """The run's reward function, or one trained on its pairs; and the completions back-propagated for it.
+
+    Raises:
+        InputError: when there is none and the table has no pairs.
+    """
+    if run.reward is not None:
+        return run.reward, 0
+    table, folder = run.tables["feedback"], run.folder
+    model = train_reward_model(
+        run.policy, run.tokens, table, folder, run.steps, seed=run.seed, batch=run.batch, max_length=run.max_length
+    )
+    return model, model.completions
+
+
+def _prompts(table: Dataset) -> list[Any]:
+    """The different prompts of a table, in order."""
+    return list({repr(prompt): prompt for prompt in table["prompt"]}.values())
+
+
+def _epochs(prompts: Sequence[Any], seed: int) -> Iterator[Any]:
+    rng = random.Random(f"uftlab prompts {seed}")
+    while True:
+        yield from rng.sample(list(prompts), len(prompts))
+
+
+def _longest(run: Run) -> int:
+    table = run.tables["feedback"]
+    columns = [c for c in ("completion", "chosen", "rejected") if c in table.column_names]
+    lengths = (len(run.tokens.completion(r["prompt"], r[c])) for r in table for c in columns)
+    return max(MIN_NEW_TOKENS, *lengths)
+
+
+# ------------------------------------------------------------------------------------- samples, then DPO
+
+
+def pairs_from_samples(samples: Sequence[Sample], temperature: float, threshold: float) -> list[dict[str, Any]]:
+    """Pairs of two completions of one prompt whose scores differ enough (RS-DPO, Khaki et al. 2024, arXiv 2402.10038).
+
+    Kept where sigma((R_i - R_j) / tau) >= eta. Scores 0.9 and 0.5 at tau 0.2: sigma(2) = 0.881, kept at eta 0.85.
+    """
+    by_prompt: dict[str, list[Sample]] = {}
+    for one in samples:
+        by_prompt.setdefault(repr(one.prompt), []).append(one)
+    kept = []
+    for group in by_prompt.values():
+        best = {one.text: one for one in group if one.text}  # a completion drawn twice is one
+        for pair in combinations(best.values(), 2):
+            chosen, rejected = sorted(pair, key=lambda one: -one.row.score)
+            if 1 / (1 + math.exp(-(chosen.row.score - rejected.row.score) / temperature)) >= threshold:
+                kept.append({"prompt": chosen.prompt, "chosen": chosen.text, "rejected": rejected.text})
+    return kept
+
+
+def rs_dpo(run: Run) -> TrainedStage:
+    """Sample `completions` of each prompt, score them, keep pairs that differ enough, DPO on those (arXiv 2402.10038).
+
+    Kept where sigma((R_i - R_j) / tau) >= eta, tau = `temperature`, eta = `threshold`; both from memory, the rest from
+    a secondary source. Samples are made once, before the first step; of the table only the prompts are used.
+
+    Paid for on top: the samples and their scores.
+
+    Raises:
+        InputError: when no two samples of a prompt differ enough.
+    """
+    reward, extra_runs = reward_of(run)
+    prompts = [p for p in _prompts(run.tables["feedback"]) for _ in range(int(run.option("completions")))]
+    samples = sample(run.policy, run.tokens, prompts, reward, _longest(run), _seed(run, 0))
+    kept = pairs_from_samples(samples, run.option("temperature"), run.option("threshold"))
+    if not kept:
+        got = f"none among {len(samples)} samples at threshold {run.option('threshold'):g}"
+        raise InputError("RS-DPO", "find pairs whose scores differ enough", got, "Lower the threshold")
+    alone = replace(run, tables={"feedback": Dataset.from_list(kept)}, stage=Stage("dpo", 0.0))
+    record = offline(alone)
+    return replace(record, settings={**record.settings, **run.options()}, sampled=len(samples), extra_runs=extra_runs)
+
+
+def _seed(run: Run, step: int) -> int:
+    return 1 + run.seed * 1_000_003 + step
+
+
+# ------------------------------------------------------------------------------------- samples all along
+
+
+class Rollouts:
+    """The samples of a run: prompts in reshuffled epochs, `refresh` steps of them at a time, and what they cost.
+
+    The reference is the policy as the stage found it, kept as a copy; with LoRA the model with its adapters off.
+
+    Args:
+        count: completions per step, `completions` of each prompt.
+
+    Raises:
+        InputError: when a step cannot hold the completions of one prompt.
+    """
+
+    def __init__(self, run: Run, count: int) -> None:
+        self.run, self.group = run, int(run.option("completions"))
+        if count < self.group:
+            what, remedy = "A step of samples", "Raise the batch or lower completions"
+            raise InputError(what, f"hold {self.group} completions of a prompt", count, remedy)
+        self.refresh, self.per_step = max(1, int(run.option("refresh"))), count // self.group
+        self.reward, self.extra_runs = reward_of(run)
+        adapted = hasattr(run.policy, "disable_adapter")
+        self.reference: Any = run.policy if adapted else copy.deepcopy(run.policy).requires_grad_(False)
+        self.prompts = _epochs(_prompts(run.tables["feedback"]), run.seed)
+        self.longest, self.sampled, self.forwards = _longest(run), 0, 0
+
+    def draw(self, step: int) -> list[Completion]:
+        """Scored samples of the policy as it is now, for the steps from `step` to the next refresh."""
+        steps = min(self.refresh, self.run.steps - step)
+        asked = [p for p in islice(self.prompts, steps * self.per_step) for _ in range(self.group)]
+        made = sample(self.run.policy, self.run.tokens, asked, self.reward, self.longest, _seed(self.run, step))
+        self.sampled += len(made)
+        return [one.row for one in made]
+
+    def reference_logps(self, rows: Sequence[Completion]) -> list[float]:
+        """log pi_ref of each sample in nats."""
+        self.forwards += len(rows)
+        with as_reference(self.reference):
+            return policy_logps(self.reference, rows, self.run.pad)
+
+    def rollout_logps(self, rows: Sequence[Completion]) -> list[float]:
+        """log pi of each sample in nats under the policy as it is: the one that sampled them."""
+        self.forwards += len(rows)
+        return policy_logps(self.run.policy, rows, self.run.pad)
+
+
+Label = Callable[[Rollouts, list[Completion], float], list[Completion]]
+
+
+def against_reference(rollouts: Rollouts, rows: list[Completion], beta: float) -> list[Completion]:
+    """The samples with log pi_ref: the ratio of the paper's equation (UNA, arXiv 2408.15339)."""
+    logps = rollouts.reference_logps(rows)
+    return [replace(row, reference_logps=value) for row, value in zip(rows, logps, strict=True)]
+
+
+def against_rollout(rollouts: Rollouts, rows: list[Completion], beta: float) -> list[Completion]:
+    """The samples with the log-probability they were sampled with: the ratio of the authors' published script.
+
+    At each refresh every implicit reward starts from 0 again, so nothing remembers where the run began.
+    """
+    logps = rollouts.rollout_logps(rows)
+    return [replace(row, reference_logps=value) for row, value in zip(rows, logps, strict=True)]
+
+
+def with_advantages(rollouts: Rollouts, rows: list[Completion], beta: float) -> list[Completion]:
+    """The samples with their leave-one-out advantage for a score, of the reward R - beta log(pi / pi_ref)."""
+    own, reference = rollouts.rollout_logps(rows), rollouts.reference_logps(rows)
+    paid = [row.score - beta * (p - q) for row, p, q in zip(rows, own, reference, strict=True)]
+    advantages = leave_one_out(torch.tensor(paid).reshape(-1, rollouts.group)).flatten().tolist()
+    return [
+        replace(row, score=advantage, reference_logps=p)
+        for row, advantage, p in zip(rows, advantages, own, strict=True)
+    ]
+
+
+def learn_from_samples(run: Run, label: Label) -> TrainedStage:
+    """Train on the policy's own samples; on demonstrations too where the stage has a share of them.
+
+    Every `refresh` steps completions are sampled, scored and labelled for the steps to come. One trainer goes through
+    all of it. `beta_nats` is read as nats of the first samples and the demonstrations.
+    """
+    demonstrated = round(run.batch * run.stage.demonstrations)
+    beside: list[Example] = []
+    cache = ReferenceCache()
+    if demonstrated:
+        alone = replace(run, stage=replace(run.stage, demonstrations=1.0))
+        beside = cache.fill(run.policy, alone.examples()[0], run.pad)
+    rollouts = Rollouts(run, run.batch - demonstrated)
+    order = interleave([beside], [demonstrated], run.steps, run.seed) if beside else []
+    size = rollouts.per_step * rollouts.group
+    drawn = rollouts.draw(0)
+    if "beta_nats" in run.settings:
+        settings = run.resolved([[(row,) for row in against_reference(rollouts, drawn, 0.0)], beside])
+    else:
+        settings = run.resolved([])
+    rows: list[Completion] = []
+
+    def feed(trainer: FedTrainer, step: int) -> list[Example]:
+        nonlocal drawn, rows
+        if step % rollouts.refresh == 0:
+            drawn = rollouts.draw(step) if step else drawn
+            words = sum(len(row.completion_ids) for row in drawn) / len(drawn)
+            trainer.note({"rollout/score": sum(row.score for row in drawn) / len(drawn), "rollout/tokens": words})
+            rows = label(rollouts, drawn, settings["beta"])
+        at = step % rollouts.refresh * size
+        samples: list[Example] = [(row,) for row in rows[at : at + size]]
+        return [*order[step * demonstrated : (step + 1) * demonstrated], *samples]
+
+    trainer = feed_steps(run, feed, settings)
+    return TrainedStage(
+        run.stage.objective,
+        run.steps,
+        {**settings, **run.options()},
+        trainer.completions,
+        cache.computed + rollouts.forwards,
+        rollouts.sampled,
+        rollouts.extra_runs,
+        history_of(trainer),
+    )
+
+
+def online(run: Run) -> TrainedStage:
+    """UNA, or UFT where demonstrations are in the table too, on the policy's samples, with the paper's ratio.
+
+    Every `refresh` steps the policy answers prompts of the table, the reward function scores the answers, and the loss
+    fits implicit scores to those; log pi_ref is of the policy as the stage found it. 1 is fully online; as many as
+    there are steps is offline, all samples being the reference's.
+
+    Paid for on top: the samples, their scores, and a forward pass of the reference for each.
+    """
+    return learn_from_samples(run, against_reference)
+
+
+def online_rollout(run: Run) -> TrainedStage:
+    """As `online`, with the ratio against the policy that sampled, as the authors' published script has it.
+
+    At each refresh every implicit reward starts from 0, so nothing remembers where the run began and no fit is ever
+    reached: what scores above one half is pushed up for as long as it is sampled.
+    """
+    return learn_from_samples(run, against_rollout)
+
+
+def rloo(run: Run) -> TrainedStage:
+    """Policy gradient with a leave-one-out baseline (Ahmadian et al. 2024, arXiv 2402.14740), KL in the reward.
+
+    Advantage of a sample: R - beta log(pi / pi_ref), less the mean of that over the other `completions` of its prompt.
+    Samples are refreshed every `refresh` steps; older ones are weighted by their ratio, clipped.
+
+    Paid for on top: the samples, their scores, and a forward pass of policy and reference for each.
+    """
+    return learn_from_samples(run, with_advantages)
