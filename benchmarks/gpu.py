@@ -26,7 +26,7 @@ import transformers
 from clock import wait
 from population import GRID, WORLDS, device_name, limits, stack_seconds, step_work, trainer_seconds
 
-from uftlab.engine import population
+from uftlab.engine import decoding, population
 from uftlab.engine.population import Member, train
 from uftlab.engine.stack import flatten
 from uftlab.engine.trainer import Quiet, UFTTrainer
@@ -301,6 +301,9 @@ def fast(result: Result, profile: Profile, dry: bool) -> None:
     if GPU:
         with attempted(result, "kernels"):
             result["kernels"] = kernels(members)
+    with attempted(result, "looks"):
+        result["looks"] = looks(2 if dry else 64, profile)
+        log(f"tokens between looks for the end, seconds: {result['looks']}")
     for mode, precision in VARIANTS:
         name = f"{mode}, {precision}"
         if dry and ("compile" in mode):
@@ -319,6 +322,25 @@ def fast(result: Result, profile: Profile, dry: bool) -> None:
             made["distance_from_float32"] = float(((trained.weights - plain.weights).norm(dim=1) / moved).max())
             result["variants"][name] = made
             log(f"{name}: {made}")
+
+
+def looks(count: int, profile: Profile) -> dict[str, float]:
+    """Seconds in which so many members answer all prompts, by the tokens between two looks for the end."""
+    own, before = materials(0, profile, "test"), decoding.LOOKS[DEVICE]
+    stack, seconds = reader(torch.stack([own.base] * count)), {}
+    try:
+        for tokens_between in (1, 8, 24):
+            decoding.LOOKS[DEVICE] = tokens_between
+            times = []
+            for _ in range(3):
+                wait()
+                started = time.perf_counter()
+                stack.generate([own.full.prompts] * count)
+                times.append(time.perf_counter() - started)
+            seconds[str(tokens_between)] = min(times)
+    finally:
+        decoding.LOOKS[DEVICE] = before
+    return seconds
 
 
 def packing_seconds(members: list[Member]) -> float:

@@ -1,0 +1,308 @@
+"""Checks what `benchmarks/gpu.sh` wrote and turns it into committed results, the lines of README and a page.
+
+    python benchmarks/gpu_results.py build/gpu            look: what was measured, what it had to reach
+    python benchmarks/gpu_results.py build/gpu --commit   and write data/results/gpu, docs/gpu.md and README's lines
+    python benchmarks/gpu_results.py data/results/gpu     look at what is committed
+
+Files of a dry run, or of several devices, are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+STORE = ROOT / "data" / "results" / "gpu"
+PAGE = ROOT / "docs" / "gpu.md"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- written by benchmarks/gpu_results.py -->", "<!-- end -->"
+NEEDED, OPTIONAL = ("right", "fast", "grid", "study"), ("real",)
+
+Parts = dict[str, dict[str, Any]]
+
+
+def parts_of(folder: Path) -> Parts:
+    """The files of a run.
+
+    Raises:
+        SystemExit: for a part that is missing, cut or dry, and for files of different devices.
+    """
+    parts: Parts = {}
+    for name in (*NEEDED, *OPTIONAL):
+        path = folder / f"{name}.json"
+        if path.is_file():
+            parts[name] = json.loads(path.read_text())
+        elif name in NEEDED:
+            raise SystemExit(f"{path} must be there; got nothing. Run benchmarks/gpu.sh --parts {name}.")
+    for name, part in parts.items():
+        if part["dry"]:
+            raise SystemExit(
+                f"{name}.json must come from a GPU; got a dry run. Run benchmarks/gpu.sh without --dry-run."
+            )
+        if not part["whole"]:
+            raise SystemExit(f"{name}.json must be whole; got a cut run. Run benchmarks/gpu.sh --parts {name}.")
+    devices = sorted({part["device"] for part in parts.values()})
+    if len(devices) != 1:
+        raise SystemExit(f"The files must come from one device; got {', '.join(devices)}. Run all parts on one.")
+    return parts
+
+
+Check = tuple[str, Callable[[Parts], float], str, float]
+
+CHECKS: tuple[Check, ...] = (
+    ("64 members over UFTTrainer one after another", lambda p: _size(p, 64, "speedup_over_trainer"), ">=", 25),
+    ("1,024 members over UFTTrainer one after another", lambda p: _size(p, 1024, "speedup_over_trainer"), ">=", 100),
+    ("the grid, trained and measured, in seconds", lambda p: p["grid"]["seconds"], "<=", 20),
+    ("the study of sixteen seeds in seconds", lambda p: p["study"]["seconds"], "<=", 60),
+    ("distance of the GPU's weights from the CPU's, share of the way", lambda p: _worst(p, "distance"), "<=", 0.01),
+    ("answers of the GPU that equal the CPU's", lambda p: p["right"]["generation"]["greedy_equal"], ">=", 0.99),
+    ("reference log-probabilities, GPU against CPU, in nats", lambda p: p["right"]["reference_nats"], "<=", 1e-3),
+    ("faults", lambda p: float(sum(len(part["faults"]) for part in p.values())), "<=", 0),
+)
+
+
+def _size(parts: Parts, members: int, key: str) -> float:
+    return parts["fast"]["sizes"][str(members)][key]
+
+
+def _worst(parts: Parts, key: str) -> float:
+    return max(entry[key] for entry in parts["right"]["trajectories"].values())
+
+
+def checked(parts: Parts) -> list[tuple[str, float, str, bool]]:
+    """Each thing that was to be reached: what, how much, the limit, and whether it was."""
+    made = []
+    for what, value_of, sign, limit in CHECKS:
+        value = value_of(parts)
+        made.append((what, value, f"{sign} {limit:g}", value >= limit if sign == ">=" else value <= limit))
+    return made
+
+
+def readme_lines(parts: Parts) -> str:
+    """What README says of the GPU: every number from the files."""
+    fast, grid, study = parts["fast"], parts["grid"], parts["study"]
+    small, large = (fast["sizes"][name] for name in ("64", "1024"))
+    return "\n".join(
+        [
+            f"On one {fast['device']} ([all numbers](docs/gpu.md); `benchmarks/gpu.sh` measures them again):",
+            "",
+            f"- **{small['speedup_over_trainer']:.0f}** times as fast as `UFTTrainer` for 64 models, one after the other;"
+            f" **{large['speedup_over_trainer']:.0f}** times for 1,024 models.",
+            f"- **{grid['seconds']:.0f}** s for a grid of {grid['members']} models, {grid['steps']:,} steps each,"
+            " measured at the end.",
+            f"- **{study['seconds']:.0f}** s for the study above: {study['trials']} trials in sixteen worlds.",
+        ]
+    )
+
+
+def page(parts: Parts) -> str:
+    """All numbers, as Markdown."""
+    right, fast, grid, study = (parts[name] for name in NEEDED)
+    lines = [
+        "# On a GPU",
+        "",
+        f"{fast['device']}, torch {fast['torch']}, transformers {fast['transformers']}, Python {fast['python']}.",
+        "`OUT=build/gpu bash benchmarks/gpu.sh` measures everything in nine minutes at most, and",
+        "`python benchmarks/gpu_results.py build/gpu --commit` writes this page.",
+        "",
+        "## What was to be reached",
+        "",
+        *_table(
+            ["what", "measured", "limit", "reached"],
+            [[what, _number(value), limit, "yes" if ok else "**no**"] for what, value, limit, ok in checked(parts)],
+        ),
+        "",
+        "## Is it right?",
+        "",
+        f"{len(right['trajectories'])} objectives were trained by the engine of the studies on the CPU and on the GPU,",
+        "with the same data. Distance: how far the two ends lie apart, as a share of the way from the start. Logs: the",
+        "largest relative difference of a logged number.",
+        "",
+        *_table(
+            ["objective", "distance", "logs"],
+            [[name, f"{e['distance']:.1e}", f"{e['logs']:.1e}"] for name, e in right["trajectories"].items()],
+        ),
+        "",
+        "`UFTTrainer` on the GPU against the engine on the CPU, distance: "
+        + ", ".join(f"{name} {value:.1e}" for name, value in right["trainer"].items())
+        + ".",
+        "",
+        "Reference log-probabilities differ by at most "
+        f"{right['reference_nats']:.1e} nats. Equal answers, GPU against CPU: greedy "
+        f"{right['generation']['greedy_equal']:.1%}, sampled {right['generation']['sampled_equal']:.1%}; the engine "
+        f"against transformers' own generation {right['generation']['as_the_library']:.1%}.",
+        "",
+        "The same seed again on the GPU:",
+        "",
+        *_table(
+            ["second run", "weights equal to the bit", "logs equal to the bit", "largest difference"],
+            [
+                [_REPEATED[name], _yes(e["weights_bitwise"]), _yes(e["histories_bitwise"]), _small(e)]
+                for name, e in right["repeated"].items()
+                if name in _REPEATED
+            ],
+        ),
+        "",
+        "A loss that looks at a value on the CPU cannot be held by a graph. It is trained step by step, with the message "
+        f"“{_said(right)}”; its weights differ by {right['repeated']['without_a_graph']['largest_difference']:.1e}.",
+        "",
+        "## How fast?",
+        "",
+        f"UFT, 32 completions a step. `UFTTrainer` takes {1000 * fast['trainer_seconds_per_step']:.1f} ms a step for one",
+        "model. GPU alone: the captured step without the making of batches, which the CPU does at the same time.",
+        "The last two columns: operations and bytes that a step needs at least, over what a large matrix product and a",
+        "large copy reach on this GPU.",
+        "",
+        *_table(
+            [
+                "models",
+                "ms a step",
+                "GPU alone",
+                "making a batch",
+                "model steps per s",
+                "over UFTTrainer",
+                "over one by one",
+                "memory, GiB",
+                "arithmetic",
+                "bandwidth",
+            ],
+            [
+                [
+                    f"{int(count):,}",
+                    f"{1000 * e['seconds_per_step']:.2f}",
+                    f"{1000 * e['device_seconds']:.2f}",
+                    f"{1000 * e['packing_seconds']:.2f}",
+                    f"{e['member_steps_per_second']:,.0f}",
+                    f"{e['speedup_over_trainer']:.0f} x",
+                    f"{e['speedup_over_one_by_one']:.1f} x",
+                    f"{e['peak_gib']:.1f}",
+                    f"{e['fraction_of_arithmetic']:.0%}",
+                    f"{e['fraction_of_memory']:.0%}",
+                ]
+                for count, e in fast["sizes"].items()
+            ],
+        ),
+        "",
+        "64 models in other modes and precisions. Distance: of the weights from float32 after the same steps, as a share",
+        "of the way.",
+        "",
+        *_table(
+            ["mode", "ms a step", "first steps and set-up, s", "distance"],
+            [
+                [
+                    name,
+                    f"{1000 * e['seconds_per_step']:.2f}",
+                    f"{e['with_set_up_seconds']:.1f}",
+                    f"{e['distance_from_float32']:.1e}",
+                ]
+                for name, e in fast["variants"].items()
+            ],
+        ),
+        "",
+        "A captured graph in float32 is the default. The other precisions gain less than they lose: the tests compare a",
+        "GPU with a CPU. Compiling takes longer than most studies.",
+        "",
+        "Answers of 64 models to all prompts of a world, by the tokens between two looks for the end (a look waits for",
+        "the GPU): " + ", ".join(f"{name}: {value:.2f} s" for name, value in fast["looks"].items()) + ".",
+        "",
+        "## The grid and the study",
+        "",
+        f"The grid: {grid['members']} models, {grid['steps']:,} steps, trained in {grid['train_seconds']:.1f} s and "
+        f"measured in {grid['evaluate_seconds']:.1f} s (preparing the data took {grid['prepare_seconds']:.1f} s). Means "
+        f"over {len({p['world'] for p in grid['points']})} worlds:",
+        "",
+        *_table(["learning rate", "beta", *(label for _, label in _SKILLS)], _grid_rows(grid["points"])),
+        "",
+        f"The study: {study['trials']} trials in {study['seconds']:.0f} s from the first import to the last file, on "
+        f"{study['processes']} CPU cores. Difference of its metrics from the trials in data/results/class, which a CPU "
+        "ran:",
+        "",
+        *_table(
+            ["metric", "mean difference", "largest"],
+            [[name, f"{e['mean']:+.4f}", f"{e['largest']:.3f}"] for name, e in sorted(study["apart"].items())],
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+_REPEATED = {
+    "second": "as before",
+    "eager": "without a graph",
+    "deterministic": "with `torch.use_deterministic_algorithms`",
+}
+_SKILLS = (
+    ("instruction/strict", "instructions followed"),
+    ("instruction/both", "and correct"),
+    ("truth/mc2", "truth"),
+    ("retention/excess", "old text forgotten"),
+)
+
+
+def _grid_rows(points: Sequence[dict[str, float]]) -> list[list[str]]:
+    rows = []
+    for rate, beta in sorted({(p["learning_rate"], p["beta"]) for p in points}):
+        own = [p for p in points if (p["learning_rate"], p["beta"]) == (rate, beta)]
+        means = (statistics.mean(p[name] for p in own) for name, _ in _SKILLS)
+        rows.append([f"{rate:g}", f"{beta:g}", *(f"{value:.3f}" for value in means)])
+    return rows
+
+
+def _said(right: dict[str, Any]) -> str:
+    said = right["repeated"]["without_a_graph"]["said"]
+    return said[0] if said else "nothing"
+
+
+def _small(entry: dict[str, Any]) -> str:
+    return entry["fault"] or f"{entry['largest_difference']:.1e}"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1e}" if 0 < abs(value) < 0.01 else f"{value:.3g}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def with_lines(text: str, lines: str) -> str:
+    """README with the lines of the GPU in their place."""
+    before, _, rest = text.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise SystemExit(f"{README} must hold the marks {BEGIN} and {END}; got none. Put them back.")
+    return f"{before}{BEGIN}\n{lines}\n{END}{after}"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Check, print and write on request; 1 where something was not reached."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("folder", type=Path, help="where benchmarks/gpu.sh wrote")
+    options.add_argument("--commit", action="store_true", help="write results, page and README's lines")
+    chosen = options.parse_args(words)
+    parts = parts_of(chosen.folder)
+    found = checked(parts)
+    for what, value, limit, ok in found:
+        print(f"{'yes' if ok else 'NO':<4}{what}: {_number(value)} ({limit})")
+    print(readme_lines(parts))
+    if chosen.commit:
+        STORE.mkdir(parents=True, exist_ok=True)
+        for name, part in parts.items():
+            (STORE / f"{name}.json").write_text(json.dumps(part, indent=1) + "\n")
+        PAGE.write_text(page(parts))
+        README.write_text(with_lines(README.read_text(), readme_lines(parts)))
+    return 0 if all(ok for *_, ok in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
