@@ -92,8 +92,8 @@ def readme_lines(parts: Parts) -> str:
         [
             f"On one {fast['device']} ([all numbers](docs/gpu.md); `benchmarks/gpu.sh` measures them again):",
             "",
-            f"- **{small['speedup_over_trainer']:.0f}** times as fast as `UFTTrainer` for 64 models, one after the other;"
-            f" **{large['speedup_over_trainer']:.0f}** times for 1,024 models.",
+            f"- **{small['speedup_over_trainer']:.0f}** times as fast as `UFTTrainer` for 64 models, one after the"
+            f" other; **{large['speedup_over_trainer']:.0f}** times for 1,024 models.",
             f"- **{grid['seconds']:.0f}** s for a grid of {grid['members']} models, {grid['steps']:,} steps each,"
             " measured at the end.",
             f"- **{study['seconds']:.0f}** s for the study above: {study['trials']} trials in sixteen worlds.",
@@ -149,13 +149,13 @@ def page(parts: Parts) -> str:
             ],
         ),
         "",
-        "A loss that looks at a value on the CPU cannot be held by a graph. It is trained step by step, with the message "
-        f"“{_said(right)}”; its weights differ by {right['repeated']['without_a_graph']['largest_difference']:.1e}.",
+        "A loss that looks at a value on the CPU cannot be held by a graph. It is trained step by step, with the message"
+        f" “{_said(right)}”; its weights differ by {right['repeated']['without_a_graph']['largest_difference']:.1e}.",
         "",
         "## How fast?",
         "",
-        f"UFT, 32 completions a step. `UFTTrainer` takes {1000 * fast['trainer_seconds_per_step']:.1f} ms a step for one",
-        "model. GPU alone: the captured step without the making of batches, which the CPU does at the same time.",
+        f"UFT, 32 completions a step. `UFTTrainer` takes {1000 * fast['trainer_seconds_per_step']:.1f} ms a step for",
+        "one model. GPU alone: the captured step without the making of batches, which the CPU does at the same time.",
         "The last two columns: operations and bytes that a step needs at least, over what a large matrix product and a",
         "large copy reach on this GPU.",
         "",
@@ -189,8 +189,8 @@ def page(parts: Parts) -> str:
             ],
         ),
         "",
-        "64 models in other modes and precisions. Distance: of the weights from float32 after the same steps, as a share",
-        "of the way.",
+        "64 models in other modes and precisions. Distance: of the weights from float32 after the same steps, as a",
+        "share of the way.",
         "",
         *_table(
             ["mode", "ms a step", "first steps and set-up, s", "distance"],
@@ -205,8 +205,8 @@ def page(parts: Parts) -> str:
             ],
         ),
         "",
-        "A captured graph in float32 is the default. The other precisions gain less than they lose: the tests compare a",
-        "GPU with a CPU. Compiling takes longer than most studies.",
+        "A captured graph in float32 is the default. The other precisions gain less than they lose: the tests compare",
+        "a GPU with a CPU. Compiling takes longer than most studies.",
         "",
         "Answers of 64 models to all prompts of a world, by the tokens between two looks for the end (a look waits for",
         "the GPU): " + ", ".join(f"{name}: {value:.2f} s" for name, value in fast["looks"].items()) + ".",
@@ -214,8 +214,8 @@ def page(parts: Parts) -> str:
         "## The grid and the study",
         "",
         f"The grid: {grid['members']} models, {grid['steps']:,} steps, trained in {grid['train_seconds']:.1f} s and "
-        f"measured in {grid['evaluate_seconds']:.1f} s (preparing the data took {grid['prepare_seconds']:.1f} s). Means "
-        f"over {len({p['world'] for p in grid['points']})} worlds:",
+        f"measured in {grid['evaluate_seconds']:.1f} s (preparing the data took {grid['prepare_seconds']:.1f} s). Means"
+        f" over {len({p['world'] for p in grid['points']})} worlds:",
         "",
         *_table(["learning rate", "beta", *(label for _, label in _SKILLS)], _grid_rows(grid["points"])),
         "",
