@@ -293,7 +293,7 @@ def fast(result: Result, profile: Profile, dry: bool) -> None:
                 "fraction_of_arithmetic": scale * work["flops"] / seconds / result["limits"]["flops"],
                 "fraction_of_memory": scale * work["bytes"] / seconds / result["limits"]["bytes"],
                 "packing_seconds": packing_seconds(members),
-                **(device_seconds(members) if GPU else {}),
+                **device_seconds(members),
             }
             result["sizes"][str(count)] = made
             log(f"{count} members: {json.dumps({k: float(f'{v:.4g}') for k, v in made.items()})}")
@@ -315,7 +315,8 @@ def fast(result: Result, profile: Profile, dry: bool) -> None:
             first = time.perf_counter() - started
             seconds = statistics.median(stack_seconds(members) for _ in range(1 if dry else 3))
             made = {"seconds_per_step": seconds, "with_set_up_seconds": first}
-            made |= device_seconds(members) if GPU and "graph" in mode else {}
+            if "graph" in mode:
+                made |= device_seconds(members)
             if name == "graph, float32":
                 plain = trained
             moved = (plain.weights - torch.stack([m.start for m in members])).norm(dim=1)
@@ -353,7 +354,9 @@ def packing_seconds(members: list[Member]) -> float:
 
 
 def device_seconds(members: list[Member]) -> dict[str, float]:
-    """What one captured step costs the GPU alone, and the memory that it takes."""
+    """What one captured step costs the GPU alone, and the memory that it takes; 0 without one."""
+    if not GPU:
+        return {"device_seconds": 0.0, "peak_gib": 0.0}
     torch.cuda.reset_peak_memory_stats()
     stack = population._Stack(members, layout(), torch.device("cuda"))
     batch = population.Batches(stack.members, alike=True).at(0)

@@ -104,6 +104,7 @@ def readme_lines(parts: Parts) -> str:
 def page(parts: Parts) -> str:
     """All numbers, as Markdown."""
     right, fast, grid, study = (parts[name] for name in NEEDED)
+    awkward = right["repeated"]["without_a_graph"]["largest_difference"]
     lines = [
         "# On a GPU",
         "",
@@ -149,8 +150,8 @@ def page(parts: Parts) -> str:
             ],
         ),
         "",
-        "A loss that looks at a value on the CPU cannot be held by a graph. It is trained step by step, with the message"
-        f" “{_said(right)}”; its weights differ by {right['repeated']['without_a_graph']['largest_difference']:.1e}.",
+        "A loss that looks at a value on the CPU cannot be held by a graph. It is trained step by step, with the",
+        f"message “{_said(right)}”; its weights differ by {awkward:.1e}.",
         "",
         "## How fast?",
         "",

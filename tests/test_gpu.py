@@ -1,0 +1,102 @@
+"""The GPU script runs whole without a GPU, and what it wrote on one is what README and the page say."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gpu_results
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+STORED = sorted(gpu_results.STORE.glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory):
+    """The folder of a dry run."""
+    folder = tmp_path_factory.mktemp("gpu")
+    script = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "--dry-run"]
+    environment = {**os.environ, "OUT": str(folder), "PYTHON": sys.executable}
+    ended = subprocess.run(script, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    return folder
+
+
+def read(folder):
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+def test_the_dry_run_writes_every_part_whole_without_a_fault_and_marked_as_dry(dry):
+    parts = read(dry)
+    assert sorted(parts) == sorted((*gpu_results.NEEDED, *gpu_results.OPTIONAL))
+    assert {name: part["faults"] for name, part in parts.items() if part["faults"]} == {}
+    assert all(part["dry"] and part["whole"] for part in parts.values())
+
+
+def test_what_the_dry_run_finds_is_right_on_a_cpu(dry):
+    right = read(dry)["right"]
+    assert max(entry["distance"] for entry in right["trajectories"].values()) == 0.0  # the same engine on the same CPU
+    assert max(right["trainer"].values()) < 0.01
+    assert right["generation"] == {"greedy_equal": 1.0, "sampled_equal": 1.0, "as_the_library": 1.0}
+    assert right["repeated"]["second"]["weights_bitwise"] and right["repeated"]["generation_equal"]
+
+
+def test_numbers_of_a_dry_run_are_refused(dry):
+    with pytest.raises(SystemExit, match=r"right\.json must come from a GPU; got a dry run"):
+        gpu_results.main([str(dry)])
+
+
+@pytest.fixture
+def made(dry, tmp_path):
+    """The dry run as if it came from a GPU, for looking at what becomes of it."""
+    for name, part in read(dry).items():
+        changed = {**part, "dry": False, "device": "a GPU"}
+        if name == "fast":
+            changed["sizes"] = dict.fromkeys(("64", "1024"), part["sizes"]["2"])
+        (tmp_path / f"{name}.json").write_text(json.dumps(changed))
+    return tmp_path
+
+
+def test_results_become_files_a_page_and_lines_of_readme(made, tmp_path, monkeypatch, capsys):
+    store, page, readme = tmp_path / "store", tmp_path / "gpu.md", tmp_path / "README.md"
+    readme.write_text(f"before\n{gpu_results.BEGIN}\nold\n{gpu_results.END}\nafter\n")
+    for name, path in (("STORE", store), ("PAGE", page), ("README", readme)):
+        monkeypatch.setattr(gpu_results, name, path)
+    code = gpu_results.main([str(made), "--commit"])
+    said = capsys.readouterr().out
+    assert code == 1 and "NO  64 members over UFTTrainer" in said  # a CPU does not reach what a GPU has to
+    assert sorted(path.name for path in store.iterdir()) == sorted(f"{name}.json" for name in read(made))
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and "On one a GPU" in text
+    assert page.read_text().count("**no**") >= 2 and "nan" not in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"whole": False}, r"grid\.json must be whole; got a cut run"),
+        ({"device": "another GPU"}, "must come from one device; got a GPU, another GPU"),
+    ],
+)
+def test_cut_runs_and_mixed_devices_are_refused(made, change, message):
+    path = made / "grid.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(SystemExit, match=message):
+        gpu_results.main([str(made)])
+
+
+def test_a_missing_part_is_named(made):
+    (made / "study.json").unlink()
+    with pytest.raises(SystemExit, match=r"study\.json must be there; got nothing"):
+        gpu_results.main([str(made)])
+
+
+@pytest.mark.skipif(not STORED, reason="no GPU was at hand: nothing is stored")
+def test_readme_and_page_say_what_is_stored():
+    parts = gpu_results.parts_of(gpu_results.STORE)
+    assert gpu_results.PAGE.read_text() == gpu_results.page(parts)
+    text = gpu_results.README.read_text()
+    assert gpu_results.with_lines(text, gpu_results.readme_lines(parts)) == text
+    assert all(ok for *_, ok in gpu_results.checked(parts))
