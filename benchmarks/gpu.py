@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -23,8 +23,10 @@ from typing import Any
 
 import torch
 import transformers
-from clock import wait
+from clock import WARM_UP, Clock, wait
+from datasets import Dataset
 from population import GRID, WORLDS, device_name, limits, stack_seconds, step_work, trainer_seconds
+from transformers import set_seed
 
 from uftlab.engine import decoding, population
 from uftlab.engine.population import Member, train
@@ -32,14 +34,16 @@ from uftlab.engine.stack import flatten
 from uftlab.engine.trainer import Quiet, UFTTrainer
 from uftlab.evals.skills import measure
 from uftlab.models.generation import generate_ids
-from uftlab.models.logps import ReferenceCache
-from uftlab.models.policies import frozen_copy, load_base
-from uftlab.objectives.registry import OBJECTIVES, ON_SAMPLES
+from uftlab.models.logps import ReferenceCache, completion_logps, fingerprint, reference_logps
+from uftlab.models.policies import TINY, evaluation_mode, frozen_copy, load_base, load_policy, with_lora
+from uftlab.objectives.registry import OBJECTIVES, ON_SAMPLES, objective_named
+from uftlab.rows.table import load_rows
+from uftlab.rows.tokens import Completion, Example, RememberingTokens, Tokens, collate
 from uftlab.study.cohort import Materials, layout, materials, reader, refer, tokens
 from uftlab.study.trials import PROFILES, Profile, read_trial, trial
 from uftlab.study.workers import run_trials
 from uftlab.training.catalogue import METHODS, Stage
-from uftlab.training.methods import Lesson, fit, lesson, method_named
+from uftlab.training.methods import Lesson, fit, history_of, lesson, method_named, sources
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -468,11 +472,164 @@ def apart(results: Sequence[dict], stored: dict[tuple[str, int], dict[str, float
     return {name: {"mean": statistics.mean(values), "largest": max(map(abs, values))} for name, values in found.items()}
 
 
+# ------------------------------------------------------------------------------------------ a real model
+
+LONGEST = 256  # tokens of prompt and completion; longer rows are left out
+MICRO = 16  # completions in memory at a time: some 30 GiB for 135 M parameters in float32
+AT_ONCE = 64  # completions that are read at a time: logits of at most 3 GiB for 49,152 words
+REAL_RUNS = (("uft", "float32"), ("sft-full", "float32"), ("uft", "bf16"))
+REAL_SETTINGS = {"learning_rate": 3e-4, "beta": 0.03}
+Tables = Mapping[str, Dataset]
+
+
 def real(result: Result, profile: Profile, dry: bool) -> None:
-    """A real model, if its files travelled along."""
-    folder = os.environ.get("UFTLAB_REAL_MODEL", "")
-    if not Path(folder or "/nowhere").is_dir():
-        result["skipped"] = "no model: name its folder in UFTLAB_REAL_MODEL"
+    """A real model by UFT and by SFT with LoRA, if its files travelled along: how fast, and does it learn?"""
+    folder = os.environ.get("UFTLAB_REAL_MODEL") or (str(TINY) if dry else "")
+    rows = os.environ.get("UFTLAB_REAL_DATA")
+    if not folder or not Path(folder).is_dir() or not (rows or dry):
+        result["skipped"] = "no model: name its folder in UFTLAB_REAL_MODEL, that of its rows in UFTLAB_REAL_DATA"
+        return
+    started = time.perf_counter()
+    names = ("demonstrations", "feedback")
+    tables = materials(0, profile, "test").tables
+    if rows:
+        tables = {name: load_rows(Path(rows) / f"{name}.jsonl") for name in names}
+    split = {name: table.train_test_split(0.1, seed=0) for name, table in tables.items()}
+    words = RememberingTokens(load_policy(folder)[1])  # rows are tokenised once for all runs
+    shown = {name: parts["train"] for name, parts in split.items()}
+    mixture = method_named("uft").stages[0]
+    for source in sources(mixture, shown, words, max_length=LONGEST)[0]:
+        log(f"{len(source)} rows, {sum(map(length, source))} tokens")
+    kept = sources(mixture, {name: parts["test"] for name, parts in split.items()}, words, max_length=LONGEST)[0]
+    config = json.loads((Path(folder) / "config.json").read_text())
+    result |= {
+        "model": config.get("_model_name_or_path") or Path(folder).name,
+        "rows": {name: len(table) for name, table in shown.items()},
+        "held_out_rows": dict(zip(names, map(len, kept), strict=True)),
+        "steps": 2 if dry else 40,
+        "longest": LONGEST,
+        "at_a_time": MICRO,
+        "prepare_seconds": time.perf_counter() - started,
+        "runs": {},
+    }
+    for method, precision in REAL_RUNS:
+        name = f"{method}, {precision}"
+        with attempted(result, name):
+            found = result["runs"][name] = {}
+            real_run(found, folder, method, precision, shown, words, result["steps"], kept)
+            log(f"{name}: {json.dumps({key: value for key, value in found.items() if key != 'history'})}")
+
+
+def real_run(
+    found: dict[str, Any],
+    folder: str,
+    method: str,
+    precision: str,
+    tables: Tables,
+    words: Tokens,
+    steps: int,
+    kept: Sequence[Sequence[Example]],
+) -> None:
+    """One run from the model in a folder, as `uftlab train` does it; what is found goes into `found` phase by phase."""
+    started = time.perf_counter()
+    set_seed(0)
+    policy = with_lora(load_policy(folder)[0]).to(DEVICE)
+    wait()
+    found["load_seconds"] = time.perf_counter() - started
+    found["parameters"] = sum(p.numel() for p in policy.parameters() if not p.requires_grad)
+    found["trained_parameters"] = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    pad, cache = words.tokenizer.pad_token_id, ReferenceCache()
+    weights = fingerprint(policy)
+
+    def refer(examples: Sequence[Example]) -> list[Example]:
+        return cache.fill_from(weights, lambda rows: reference_logps(policy, rows, pad).tolist(), examples, AT_ONCE)
+
+    stage = method_named(method).stages[-1]
+    unread = sources(stage, tables, words, max_length=LONGEST)[0]
+    if objective_named(stage.objective).reference:
+        distinct = {c.key(): (c,) for source in unread for example in source for c in example}
+        with phase(found, "reference", policy, list(distinct.values())):
+            refer(list(distinct.values()))
+    made = lesson(stage, tables, words, REAL_SETTINGS, steps, 0, refer, max_length=LONGEST)
+    kept = [refer(source) for source in kept]
+    found |= {"settings": made.settings, "before": held_out(policy, kept, pad)}
+    micro, clock = min(MICRO, made.per_step), Clock()
+    wanted = {
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": made.per_step // micro,
+        "max_steps": steps,
+        "logging_steps": 1,
+        "bf16": precision == "bf16",
+        "use_cpu": not GPU,
+    }
+    with tempfile.TemporaryDirectory() as scratch, phase(found, "training", policy, made.order):
+        arguments = (made.order, made.objective, made.settings, pad, [Quiet(), clock])
+        trained = fit(UFTTrainer, policy, scratch, *arguments, **wanted)
+    trained.accelerator.unwrap_model(policy, keep_fp32_wrapper=False)  # it is read in float32 again
+    found["step_seconds"] = statistics.median(clock.seconds()) if steps > WARM_UP else None
+    found["history"] = [{k: float(f"{v:.5g}") for k, v in entry.items()} for entry in history_of(trained)]
+    found["after"] = held_out(policy, kept, pad)
+
+
+@contextmanager
+def phase(found: dict[str, Any], name: str, policy: Any, examples: Sequence[Example]) -> Iterator[None]:
+    """Seconds, memory, tokens, and positions that went through the model for them, of what happens within."""
+    positions = 0
+
+    def count(module: Any, args: Any, given: dict[str, Any]) -> None:
+        nonlocal positions
+        positions += given["input_ids"].numel()
+
+    hook = policy.register_forward_pre_hook(count, with_kwargs=True)
+    if GPU:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    wait()
+    started = time.perf_counter()
+    try:
+        yield
+        wait()
+    finally:
+        hook.remove()
+    seconds, read = time.perf_counter() - started, sum(map(length, examples))
+    found[name] = {
+        "seconds": seconds,
+        "completions": sum(map(len, examples)),
+        "tokens": read,
+        "tokens_per_second": read / seconds,
+        "positions_per_token": positions / read,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if GPU else None,
+    }
+
+
+def length(example: Example) -> int:
+    """Tokens of an example, prompts and completions."""
+    return sum(len(c.prompt_ids) + len(c.completion_ids) for c in example)
+
+
+def held_out(policy: Any, kept: Sequence[Sequence[Example]], pad: int) -> dict[str, float]:
+    """Nats a token of demonstrations; how often the implicit reward puts two scored rows in the order of their scores.
+
+    The order is that of log-ratios, over all pairs of unequal scores, whatever their prompts; a tie counts half.
+    """
+    shown, judged = (torch.tensor(policy_logps(policy, [c for (c,) in source], pad)) for source in kept)
+    read = sum(len(c.completion_ids) for (c,) in kept[0])
+    rewards = judged - torch.tensor([c.reference_logps for (c,) in kept[1]])
+    scores = torch.tensor([c.score for (c,) in kept[1]])
+    above = scores[:, None] > scores[None]
+    gaps = (rewards[:, None] - rewards[None])[above]
+    right = (gaps > 0.01).float() + 0.5 * (gaps.abs() <= 0.01).float()  # before training all are 0 but for rounding
+    return {"nats_per_token": float(-shown.sum() / read), "order": float(right.mean())}
+
+
+def policy_logps(policy: Any, rows: Sequence[Completion], pad: int) -> list[float]:
+    """log pi(y | x) of each row under the policy as it is, adapters and all."""
+    found: list[float] = []
+    with torch.no_grad(), evaluation_mode(policy):
+        for start in range(0, len(rows), AT_ONCE):
+            batch = collate([(c,) for c in rows[start : start + AT_ONCE]], pad)
+            found += completion_logps(policy, {name: x.to(DEVICE) for name, x in batch.items()}).tolist()
+    return found
 
 
 PARTS: dict[str, Callable[[Result, Profile, bool], None]] = {

@@ -5,6 +5,7 @@
 #   OUT=build/gpu bash benchmarks/gpu.sh              on a machine with a GPU
 #   OUT=build/gpu bash benchmarks/gpu.sh --dry-run    the same parts and files, small, on a CPU; never to be published
 #   bash benchmarks/gpu.sh --parts "right fast"       some of the parts
+#   UFTLAB_REAL_MODEL=dir UFTLAB_REAL_DATA=dir ...    the real model, and demonstrations.jsonl, feedback.jsonl
 #
 # Each part has its own time limit and its own file, so a fault in one loses no other. Needs torch, transformers and
 # datasets, no Jupyter and no network. `python benchmarks/gpu_results.py build/gpu` turns the files into results.
@@ -19,7 +20,7 @@ while [ $# -gt 0 ]; do
   case $1 in
     --dry-run) dry=--dry-run ;;
     --parts) parts=$2; shift ;;
-    *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
   esac
   shift
 done

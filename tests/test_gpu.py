@@ -43,6 +43,16 @@ def test_what_the_dry_run_finds_is_right_on_a_cpu(dry):
     assert right["repeated"]["second"]["weights_bitwise"] and right["repeated"]["generation_equal"]
 
 
+def test_the_real_model_is_trained_by_each_run_and_learns(dry):
+    real = read(dry)["real"]
+    assert sorted(real["runs"]) == ["sft-full, float32", "uft, bf16", "uft, float32"]
+    for run in real["runs"].values():
+        assert len(run["history"]) == real["steps"] and run["training"]["completions"] == 32 * real["steps"]
+        assert run["training"]["positions_per_token"] >= 1
+        assert run["after"]["nats_per_token"] < run["before"]["nats_per_token"] and run["before"]["order"] == 0.5
+    assert "reference" in real["runs"]["uft, float32"] and "reference" not in real["runs"]["sft-full, float32"]
+
+
 def test_numbers_of_a_dry_run_are_refused(dry):
     with pytest.raises(SystemExit, match=r"right\.json must come from a GPU; got a dry run"):
         gpu_results.main([str(dry)])
