@@ -475,7 +475,7 @@ def apart(results: Sequence[dict], stored: dict[tuple[str, int], dict[str, float
 # ------------------------------------------------------------------------------------------ a real model
 
 LONGEST = 256  # tokens of prompt and completion; longer rows are left out
-MICRO = 16  # completions in memory at a time: some 30 GiB for 135 M parameters in float32
+MICRO = 16  # completions in memory at a time: at most 25 GiB for 135 M parameters in float32
 AT_ONCE = 64  # completions that are read at a time: logits of at most 3 GiB for 49,152 words
 REAL_RUNS = (("uft", "float32"), ("sft-full", "float32"), ("uft", "bf16"))
 REAL_SETTINGS = {"learning_rate": 3e-4, "beta": 0.03}
@@ -491,9 +491,10 @@ def real(result: Result, profile: Profile, dry: bool) -> None:
         return
     started = time.perf_counter()
     names = ("demonstrations", "feedback")
-    tables = materials(0, profile, "test").tables
     if rows:
         tables = {name: load_rows(Path(rows) / f"{name}.jsonl") for name in names}
+    else:
+        tables = materials(0, profile, "test").tables
     split = {name: table.train_test_split(0.1, seed=0) for name, table in tables.items()}
     words = RememberingTokens(load_policy(folder)[1])  # rows are tokenised once for all runs
     shown = {name: parts["train"] for name, parts in split.items()}
