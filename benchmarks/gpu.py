@@ -38,8 +38,7 @@ from uftlab.objectives.registry import OBJECTIVES, ON_SAMPLES
 from uftlab.study.cohort import Materials, layout, materials, reader, refer, tokens
 from uftlab.study.trials import PROFILES, Profile, read_trial, trial
 from uftlab.study.workers import run_trials
-from uftlab.training.catalogue import METHODS, Stage
-from uftlab.training.methods import Lesson, fit, lesson, method_named
+from uftlab.training.methods import METHODS, Lesson, Stage, fit, lesson, method_named
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"

@@ -21,8 +21,7 @@ from uftlab.study import trials as study
 from uftlab.study import workers
 from uftlab.study.results import HEADLINES
 from uftlab.training import checkpoint
-from uftlab.training.catalogue import METHODS
-from uftlab.training.methods import all_methods
+from uftlab.training.methods import METHODS, all_methods
 from uftlab.world.world import World, pairs
 
 COMMANDS = typer.main.get_command(app).commands

@@ -16,7 +16,7 @@ from uftlab.course.held_out import (
     tokenised,
 )
 from uftlab.errors import InputError
-from uftlab.evals.skills import Sizes
+from uftlab.evals.sizes import Sizes
 from uftlab.study.results import interval
 from uftlab.world.world import World
 

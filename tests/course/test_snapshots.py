@@ -10,7 +10,7 @@ from uftlab.course import snapshots
 from uftlab.course.held_out import held_out, read_text, tokenised
 from uftlab.course.snapshots import Run
 from uftlab.errors import InputError
-from uftlab.evals.skills import Sizes
+from uftlab.evals.sizes import Sizes
 from uftlab.models.logps import reference_logps
 from uftlab.study.trials import PROFILES
 from uftlab.world.world import World
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pulses(folder):
-    return snapshots.take(RUNS, TINY, folder=folder, say=quiet)
+    return snapshots.pulses_of(RUNS, TINY, folder=folder, say=quiet)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_run_has_its_steps_stages_and_settings(pulses):
 def test_what_is_stored_is_not_trained_again(pulses, folder, monkeypatch):
     monkeypatch.setattr(snapshots, "lesson", lambda *a, **k: pytest.fail("trained again"))
     said = []
-    again = snapshots.take(RUNS, TINY, folder=folder, say=said.append)
+    again = snapshots.pulses_of(RUNS, TINY, folder=folder, say=said.append)
     assert said == []
     for name in pulses:
         assert torch.equal(again[name].token_logps, pulses[name].token_logps)
@@ -58,7 +58,7 @@ def test_what_is_stored_is_not_trained_again(pulses, folder, monkeypatch):
 
 def test_the_same_bits_in_another_folder_whatever_the_random_state(pulses, tmp_path):
     torch.manual_seed(123)
-    again = snapshots.take([Run("sft-then-dpo")], TINY, folder=tmp_path, say=quiet)["sft-then-dpo"]
+    again = snapshots.pulses_of([Run("sft-then-dpo")], TINY, folder=tmp_path, say=quiet)["sft-then-dpo"]
     assert torch.equal(again.token_logps, pulses["sft-then-dpo"].token_logps)
 
 
@@ -73,11 +73,11 @@ def test_a_shared_first_stage_is_stored_once_and_another_size_elsewhere(pulses, 
 
     monkeypatch.setattr(snapshots, "lesson", lesson)
     with pytest.raises(KeyboardInterrupt):  # KTO goes on from the SFT that is there
-        snapshots.take([Run("sft-then-kto")], TINY, folder=folder, say=quiet)
+        snapshots.pulses_of([Run("sft-then-kto")], TINY, folder=folder, say=quiet)
     with pytest.raises(KeyboardInterrupt):
-        snapshots.take([Run("uft")], replace(TINY, steps=5), folder=folder, say=quiet)
+        snapshots.pulses_of([Run("uft")], replace(TINY, steps=5), folder=folder, say=quiet)
     with pytest.raises(KeyboardInterrupt):
-        snapshots.take([Run("uft")], TINY, seed=1, folder=folder, say=quiet)
+        snapshots.pulses_of([Run("uft")], TINY, seed=1, folder=folder, say=quiet)
     assert trained == [("kto", 1), ("una-score", 0), ("una-score", 10)]
     assert len(list(folder.rglob("*.safetensors"))) == 4
 
@@ -86,7 +86,7 @@ def test_what_will_be_trained_is_said_before(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(snapshots, "lesson", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        snapshots.take(RUNS, TINY, folder=tmp_path, say=said.append)
+        snapshots.pulses_of(RUNS, TINY, folder=tmp_path, say=said.append)
     assert len(said) == 1 and said[0].startswith("training 4 stages, 12 steps in all: about ")
 
 
@@ -95,7 +95,7 @@ def test_a_bar_is_for_who_looks_on_and_a_line_at_the_end_for_everybody(pulses, t
     monkeypatch.setattr(snapshots, "_pulse", lambda *a: pulses["uft"])
     for watched in (False, True):
         said = []
-        snapshots.take([Run("uft")], TINY, folder=tmp_path, say=said.append, watched=watched)
+        snapshots.pulses_of([Run("uft")], TINY, folder=tmp_path, say=said.append, watched=watched)
         assert len(said) == 2 and said[1].startswith("trained in ")
         assert ("step" in capsys.readouterr().out) == watched
 
@@ -107,7 +107,7 @@ def test_threads_are_given_back(pulses, tmp_path, monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        snapshots.take([Run("uft")], TINY, folder=tmp_path, say=quiet)
+        snapshots.pulses_of([Run("uft")], TINY, folder=tmp_path, say=quiet)
         assert inside == [1] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -116,7 +116,7 @@ def test_threads_are_given_back(pulses, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("method", "message"), [("base", "be trained"), ("nonsense", "be one of")])
 def test_a_run_that_cannot_be_trained_is_refused(method, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        snapshots.take([Run(method)], TINY, folder=tmp_path)
+        snapshots.pulses_of([Run(method)], TINY, folder=tmp_path)
 
 
 def test_token_log_ratios_add_up_to_those_of_the_rows_and_the_snapshots_to_each_other(pulses):

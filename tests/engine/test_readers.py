@@ -10,7 +10,8 @@ from transformers import LlamaForCausalLM
 from uftlab.engine import decoding, readers, stack
 from uftlab.engine.readers import ModelReader, StackReader, answers_of, reader_of
 from uftlab.engine.stack import Layout
-from uftlab.evals.skills import Evaluator, Sizes, measure
+from uftlab.evals.sizes import Sizes
+from uftlab.evals.skills import Evaluator, measure
 from uftlab.models.generation import answers, generate_ids
 from uftlab.models.policies import load_base, tiny_config
 from uftlab.rows.tokens import Completion, Tokens

@@ -12,7 +12,7 @@ from uftlab.files import write_atomically
 from uftlab.reports import pages
 from uftlab.study import results, tuning
 from uftlab.study import trials as study
-from uftlab.training.catalogue import METHODS, PIPELINE_METHODS
+from uftlab.training.methods import METHODS, PIPELINE_METHODS
 
 STORED = results.RESULTS / "pipelines"
 PAGE = results.RESULTS.parent.parent / "docs" / "pipelines.md"

@@ -17,7 +17,7 @@ from uftlab.models import policies, pretrain
 from uftlab.reports import tables
 from uftlab.study import results
 from uftlab.study import trials as study
-from uftlab.training.catalogue import METHODS
+from uftlab.training.methods import METHODS
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 

@@ -19,8 +19,16 @@ from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Tokens
 from uftlab.study import cohort, trials, tuning
 from uftlab.study.cohort import run_trial
-from uftlab.training.catalogue import METHODS, default_settings
-from uftlab.training.methods import BETA_NATS, all_methods, grid, method_named, sources, train_stage
+from uftlab.training.methods import (
+    BETA_NATS,
+    METHODS,
+    all_methods,
+    default_settings,
+    grid,
+    method_named,
+    sources,
+    train_stage,
+)
 from uftlab.world.world import World, pairs
 
 PROMISED = """

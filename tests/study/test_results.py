@@ -18,7 +18,7 @@ from uftlab.reports.html import write_report
 from uftlab.study import results, tuning
 from uftlab.study import trials as study
 from uftlab.study.results import COMPARISONS, HEADLINES, Interval, interval
-from uftlab.training.catalogue import METHODS
+from uftlab.training.methods import METHODS
 
 
 @pytest.fixture(scope="module")

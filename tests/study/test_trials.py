@@ -12,8 +12,8 @@ from uftlab.errors import InputError
 from uftlab.evals.skills import Evaluator, measure
 from uftlab.files import write_atomically
 from uftlab.study import cohort, trials
-from uftlab.study.cohort import run_together, run_trial
-from uftlab.training.catalogue import METHODS
+from uftlab.study.cohort import run_cohort, run_trial
+from uftlab.training.methods import METHODS
 
 
 class Few(Evaluator):
@@ -116,7 +116,7 @@ def test_in_company_every_trial_comes_out_as_alone_and_shared_stages_are_trained
     _, results, _ = everything
     names = ["sft-then-dpo", "sft-then-kto", "uft", "base", "sft"]
     probed.clear()
-    together = run_together([trial_of(name) for name in names], tmp_path)
+    together = run_cohort([trial_of(name) for name in names], tmp_path)
     assert [result["method"] for result in together] == names
     assert probed.count(METHODS["sft"].stages[0]) == 1 and len(probed) == 4
     for name, result in zip(names, together, strict=True):

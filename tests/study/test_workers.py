@@ -14,7 +14,7 @@ from uftlab.files import write_atomically
 from uftlab.models.policies import load_base
 from uftlab.study import cohort, workers
 from uftlab.study import trials as study
-from uftlab.study.cohort import run_together
+from uftlab.study.cohort import run_cohort
 from uftlab.study.workers import check_folder, cohorts, run_trials
 
 
@@ -64,7 +64,7 @@ def in_process(monkeypatch):
         monkeypatch.setattr(workers, "ProcessPoolExecutor", executor)
         monkeypatch.setattr(workers, "wait", executor.wait)
 
-    monkeypatch.setattr(workers, "run_together", quick)
+    monkeypatch.setattr(workers, "run_cohort", quick)
     return install, ran
 
 
@@ -149,7 +149,7 @@ def test_a_missing_base_is_refused_by_name_and_keeps_finished_trials(in_process,
     install, _ = in_process
     install()
     list(run_trials([trial_of("base")], tmp_path))
-    monkeypatch.setattr(workers, "run_together", run_together)
+    monkeypatch.setattr(workers, "run_cohort", run_cohort)
     monkeypatch.setattr(cohort, "load_base", load_base)
     with pytest.raises(InputError, match=r"base model of world 987654 .*uftlab pretrain --world 987654"):
         list(run_trials([trial_of("base"), trial_of("base", seed=987654)], tmp_path))

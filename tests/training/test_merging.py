@@ -8,12 +8,11 @@ from enumerable import REFERENCE, TABLES, TOKENS, BanditPolicy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
+from uftlab.training.runs import Run
 
 from uftlab.engine.trainer import Quiet
-from uftlab.training.catalogue import PIPELINE_METHODS, Stage
 from uftlab.training.merging import merged_apart, task_arithmetic, ties
-from uftlab.training.methods import train_stage
-from uftlab.training.runs import Run
+from uftlab.training.methods import PIPELINE_METHODS, Stage, train_stage
 
 
 def vector(*values):

@@ -13,8 +13,16 @@ from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Completion, Tokens
 from uftlab.study import trials, tuning
 from uftlab.study.trials import PROFILES, Trial
-from uftlab.training.catalogue import METHODS
-from uftlab.training.methods import BETA_NATS, EXTRA, LEARNING_RATES, grid, method_named, resolve_settings, sources
+from uftlab.training.methods import (
+    BETA_NATS,
+    EXTRA,
+    LEARNING_RATES,
+    METHODS,
+    grid,
+    method_named,
+    resolve_settings,
+    sources,
+)
 from uftlab.world.world import World, pairs
 
 TUNED_METHODS = [m for m in METHODS.values() if m.tuned]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from enumerable import PROMPT, REFERENCE, TABLES, TOKENS, WORDS, BanditPolicy, scored
 from torch.testing import assert_close
+from uftlab.training.runs import Run
 
 from uftlab.course import bandit
 from uftlab.engine.trainer import Quiet
@@ -15,10 +16,9 @@ from uftlab.errors import InputError
 from uftlab.losses import leave_one_out, policy_gradient_loss
 from uftlab.rows.tokens import Completion
 from uftlab.training import online
-from uftlab.training.catalogue import PIPELINE_METHODS
+from uftlab.training.methods import PIPELINE_METHODS
 from uftlab.training.online import Rollouts, Sample, pairs_from_samples
 from uftlab.training.recipes import train_stage
-from uftlab.training.runs import Run
 
 REWARDS = torch.tensor([0.1, 0.9, 0.8, 0.2, 0.0])
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from trials import TINY, WeightProbe, probe, random_base, trial_of
+from uftlab.training.runs import FedTrainer
 
 from uftlab.cli import app
 from uftlab.engine.trainer import Quiet, UFTTrainer, training_arguments
@@ -19,11 +20,9 @@ from uftlab.rows.tokens import Tokens
 from uftlab.study import cohort, trials
 from uftlab.study.cohort import run_trial
 from uftlab.training import methods
-from uftlab.training.catalogue import METHODS, PIPELINE_METHODS, Method, Stage, default_settings
 from uftlab.training.checkpoint import train_checkpoint
-from uftlab.training.methods import grid
+from uftlab.training.methods import METHODS, PIPELINE_METHODS, Method, Stage, default_settings, grid
 from uftlab.training.recipes import RECIPES, check_recipes, train_stage
-from uftlab.training.runs import FedTrainer
 from uftlab.world.world import World, pairs
 
 pytestmark = pytest.mark.usefixtures("quick_collections")

@@ -14,7 +14,7 @@ from uftlab.plots import figures
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Completion, Tokens, collate
 from uftlab.study import overoptimisation
-from uftlab.training.catalogue import Stage
+from uftlab.training.methods import Stage
 from uftlab.training.online import _longest
 from uftlab.training.recipes import train_stage
 from uftlab.training.reward_functions import rating, rewards_of, train_reward_model, verified, world_reward

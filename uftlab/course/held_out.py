@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from uftlab.errors import InputError
 from uftlab.evals.sizes import Sizes
 from uftlab.models.logps import read_token_logps
-from uftlab.models.policies import evaluation_mode, tiny_tokenizer
-from uftlab.rows.tokens import Completion, Tokens, collate
+from uftlab.models.policies import tiny_tokenizer
+from uftlab.rows.tokens import Completion, Tokens
 from uftlab.study.results import Interval
 from uftlab.world.wording import ATTRIBUTES, CREATURES
 from uftlab.world.world import World

@@ -1,4 +1,4 @@
-"""How much is measured, and which metrics come of it (`uftlab.evals.skills`). Reading results needs no torch for this."""
+"""How much `uftlab.evals.skills` measures, and which metrics come of it. Reading results needs no torch for this."""
 
 from __future__ import annotations
 

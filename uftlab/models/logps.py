@@ -1,4 +1,4 @@
-"""The only place that shifts, masks and gathers; the one loop that reads rows; the cache of reference log-probabilities."""
+"""The only place that shifts, masks and gathers; the one loop that reads rows; what was read of references."""
 
 from __future__ import annotations
 

@@ -14,8 +14,7 @@ from uftlab.files import write_atomically
 from uftlab.objectives.objective import VERIFIED, Objective
 from uftlab.rows.table import KINDS
 from uftlab.study.trials import chosen_settings
-from uftlab.training.catalogue import SAMPLING, Method, Stage, data_kinds, default_settings
-from uftlab.training.methods import all_methods
+from uftlab.training.methods import SAMPLING, Method, Stage, all_methods, data_kinds, default_settings
 from uftlab.training.recipes import RECIPES
 
 EQUATION = re.compile(r"^(\w+: +)?L = ")

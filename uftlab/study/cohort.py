@@ -129,9 +129,9 @@ def _run(trials: Sequence[Trial], folder: Path) -> None:
     keys = dict.fromkeys((trial.seed, trial.profile, trial.split) for trial in trials)
     made = {key: materials(*key) for key in keys}  # all at once: a cohort may have more seeds than are remembered
     for trial in trials:
-        own = made[trial.seed, trial.profile, trial.split]
-        curves = [{"stage": 0, "step": 0, **own.start}] if trial.curves else []
-        begun.append(_Progress(trial, own, own.base, curves=curves))
+        shared_by_seed = made[trial.seed, trial.profile, trial.split]
+        curves = [{"stage": 0, "step": 0, **shared_by_seed.start}] if trial.curves else []
+        begun.append(_Progress(trial, shared_by_seed, shared_by_seed.base, curves=curves))
     for index in range(max(len(method_named(trial.method).stages) for trial in trials)):
         missing = []
         for shared in _shared_jobs(begun, index, folder):
@@ -140,11 +140,11 @@ def _run(trials: Sequence[Trial], folder: Path) -> None:
             else:
                 missing.append(shared)
         trained = run([shared.job for shared in missing], tokens())
-        for shared, own, curve in zip(missing, trained, _curves(missing, trained), strict=True):
-            record = {**asdict(own.record), "demonstrations": shared.job.stage.demonstrations, "curve": curve}
+        for shared, found, curve in zip(missing, trained, _curves(missing, trained), strict=True):
+            record = {**asdict(found.record), "demonstrations": shared.job.stage.demonstrations, "curve": curve}
             if shared.saved is not None:
-                _save_stage(own.weights, shared.saved, record)
-            _finish(shared, own.weights, record)
+                _save_stage(found.weights, shared.saved, record)
+            _finish(shared, found.weights, record)
     stack = reader(torch.stack([own.weights for own in begun]))
     metrics = measure([own.materials.full for own in begun], stack)
     samples = _samples(begun, stack)

@@ -68,12 +68,13 @@ def provoke(
     settings = {"learning_rate": learning_rate, "beta": beta}
     job = Job(start, stage, {"feedback": asked}, settings, steps, seed, proxy, snapshots_at=at)
     (trained,) = run([job], tokens, lr_scheduler_type="constant_with_warmup")
-    points, said_last = [], []
+    points: list[dict[str, float]] = []
+    last: list[str] = []
     for step, weights in [(0, start), *((step, trained.snapshots[step]) for step in at)]:
         policy.load_state_dict(unflatten(weights.cpu(), layout()), strict=False)
-        point, said_last = _point(policy, step, prompts, proxy, world_reward(seed))
+        point, last = _point(policy, step, prompts, proxy, world_reward(seed))
         points.append(point)
-    said = [{"prompt": x, "answer": y} for x, y in zip(prompts[:6], said_last, strict=False)]
+    said = [{"prompt": x, "answer": y} for x, y in zip(prompts[:6], last, strict=False)]
     return {"seed": seed, "beta": beta, "rated": rated, "points": points, "answers": said}
 
 
@@ -81,8 +82,8 @@ def main() -> None:
     """Run it with and without KL in five worlds and store all of it, four significant digits: four minutes."""
     torch.set_num_threads(1)
     runs = [provoke(seed, beta) for beta in BETAS for seed in SEEDS]
-    for run in runs:
-        run["points"] = [{name: float(f"{value:.4g}") for name, value in point.items()} for point in run["points"]]
+    for own in runs:
+        own["points"] = [{name: float(f"{value:.4g}") for name, value in point.items()} for point in own["points"]]
     write_atomically(STORED, json.dumps({"runs": runs}, indent=1) + "\n")
 
 

@@ -60,7 +60,14 @@ def reward_of(task: Task) -> tuple[Reward, int]:
         return task.reward, 0
     table, folder = task.tables["feedback"], task.folder
     model = train_reward_model(
-        task.policy, task.tokens, table, folder, task.steps, seed=task.seed, batch=task.batch, max_length=task.max_length
+        task.policy,
+        task.tokens,
+        table,
+        folder,
+        task.steps,
+        seed=task.seed,
+        batch=task.batch,
+        max_length=task.max_length,
     )
     return model, model.completions
 

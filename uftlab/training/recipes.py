@@ -345,7 +345,9 @@ class FedTrainer(UFTTrainer):
 def feed_steps(task: Task, feed: Feed, settings: Mapping[str, float]) -> FedTrainer:
     """Train the policy of a task on what a feed gives, one batch of any size per step."""
     wanted = {"per_device_train_batch_size": 1, "seed": task.seed, "max_steps": task.steps, **task.arguments}
-    trained = fit(FedTrainer, task.policy, task.folder, feed, task.objective, settings, task.pad, task.callbacks, **wanted)
+    trained = fit(
+        FedTrainer, task.policy, task.folder, feed, task.objective, settings, task.pad, task.callbacks, **wanted
+    )
     assert isinstance(trained, FedTrainer)
     return trained
 

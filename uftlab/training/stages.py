@@ -46,6 +46,7 @@ RECIPES: dict[str, Callable[[Task], Record]] = {
     "online-rollout": online_rollout,
     "rloo": rloo,
 }
+Progress = Callable[[int], Any]  # is told how many optimiser steps were made since it was last called
 ALL_WEIGHTS = ("parts", "paft", "paft-ties")  # with LoRA their reference or base would be another than they say
 
 
@@ -112,7 +113,7 @@ def run(
     device: str | None = None,
     batch: int = BATCH,
     max_length: int | None = None,
-    progress: Callable[[int], Any] | None = None,
+    progress: Progress | None = None,
     callbacks: Sequence[TrainerCallback] | None = None,
     **arguments: Any,
 ) -> list[Trained]:
@@ -176,10 +177,15 @@ def refer(cache: ReferenceCache, weights: Tensor, tokens: Tokens, rows: Sequence
 
 
 def _trained_together(
-    jobs: Sequence[Job], tokens: Tokens, device: str, batch: int, max_length: int | None, progress: Callable[[int], Any] | None
+    jobs: Sequence[Job],
+    tokens: Tokens,
+    device: str,
+    batch: int,
+    max_length: int | None,
+    progress: Progress | None,
 ) -> list[Trained]:
     """Jobs of equally many steps as one population."""
-    starts = [job.start.to(device) for job in jobs]
+    starts: list[Any] = [job.start.to(device) for job in jobs]
     data = [
         prepare(
             job.stage, job.tables, tokens, job.settings, job.steps, job.seed,
@@ -215,7 +221,7 @@ def _trained_together(
 class _Watch(TrainerCallback):
     """Keeps the weights of a tiny model at some steps. A stage may be several trainers, so steps are counted here."""
 
-    def __init__(self, at: Collection[int], progress: Callable[[int], Any] | None) -> None:
+    def __init__(self, at: Collection[int], progress: Progress | None) -> None:
         self.at, self.progress, self.done = at, progress, 0
         self.kept: dict[int, Tensor] = {}
 
@@ -233,7 +239,7 @@ def _trained_alone(
     tokens: Tokens,
     batch: int,
     max_length: int | None,
-    progress: Callable[[int], Any] | None,
+    progress: Progress | None,
     callbacks: Sequence[TrainerCallback],
     arguments: Mapping[str, Any],
 ) -> Trained:
