@@ -35,10 +35,12 @@ from uftlab.models.generation import generate_ids
 from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import frozen_copy, load_base
 from uftlab.objectives.registry import OBJECTIVES, ON_SAMPLES
-from uftlab.study.cohort import Materials, layout, materials, reader, refer, tokens
+from uftlab.study.cohort import Materials, materials, reader, tokens
 from uftlab.study.trials import PROFILES, Profile, read_trial, trial
 from uftlab.study.workers import run_trials
-from uftlab.training.methods import METHODS, Lesson, Stage, fit, lesson, method_named
+from uftlab.training.methods import METHODS, Stage, method_named
+from uftlab.training.recipes import StageData, fit, prepare
+from uftlab.training.stages import layout, refer
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -77,16 +79,18 @@ def attempted(result: Result, name: str) -> Iterator[None]:
 
 
 @cache
-def lesson_of(method: str, world: int, steps: int, profile: Profile, order: int = 0) -> tuple[Materials, Lesson]:
+def lesson_of(method: str, world: int, steps: int, profile: Profile, order: int = 0) -> tuple[Materials, StageData]:
     """What the last stage of a method learns from in a world, from the base."""
     own = materials(world, profile, "test")
     definition = method_named(method)
     stage = definition.stages[-1] if definition.group == "loss" else replace(definition.stages[-1], recipe="offline")
     settings = {"learning_rate": 1.5e-3}
-    return own, lesson(stage, own.tables, tokens(), settings, steps, order, partial(refer, own.references, own.base))
+    return own, prepare(
+        stage, own.tables, tokens(), settings, steps, order, partial(refer, own.references, own.base, tokens())
+    )
 
 
-def member_of(made: tuple[Materials, Lesson], **settings: float) -> Member:
+def member_of(made: tuple[Materials, StageData], **settings: float) -> Member:
     """A member that starts from the base of its world."""
     own, learned = made
     changed = {**learned.settings, **settings}
@@ -113,9 +117,9 @@ def right(result: Result, profile: Profile, dry: bool) -> None:
             continue
         mixed = "demonstration" in objective.kinds and len(objective.kinds) > 1
         share = 0.5 if mixed or name == "una-score" else float("demonstration" in objective.kinds)
-        filled = partial(refer, own.references, own.base)
+        filled = partial(refer, own.references, own.base, tokens())
         settings = {"learning_rate": 1.5e-3}
-        made[name] = lesson(Stage(name, share), own.tables, tokens(), settings, steps, 0, filled)
+        made[name] = prepare(Stage(name, share), own.tables, tokens(), settings, steps, 0, filled)
     members = {name: member_of((own, learned)) for name, learned in made.items()}
     log(f"{len(members)} objectives, {steps} steps each")
     with attempted(result, "trajectories"):

@@ -247,11 +247,8 @@ def sweep(
     from uftlab.study import tuning
     from uftlab.training import methods as training
 
-    names = (
-        list(training.METHODS)
-        if methods == "all"
-        else [training.method_named(n.strip()).name for n in methods.split(",")]
-    )
+    find = training.method_named
+    names = list(training.METHODS) if methods == "all" else [find(n.strip()).name for n in methods.split(",")]
     there = [name for name in names if name in training.chosen_settings()]
     if there and not force:
         remedy = "Name other --methods, or add --force to replace them"

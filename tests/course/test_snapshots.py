@@ -48,7 +48,7 @@ def test_a_run_has_its_steps_stages_and_settings(pulses):
 
 
 def test_what_is_stored_is_not_trained_again(pulses, folder, monkeypatch):
-    monkeypatch.setattr(snapshots, "lesson", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(snapshots, "run", lambda *a, **k: pytest.fail("trained again"))
     said = []
     again = snapshots.pulses_of(RUNS, TINY, folder=folder, say=said.append)
     assert said == []
@@ -67,11 +67,11 @@ def test_a_shared_first_stage_is_stored_once_and_another_size_elsewhere(pulses, 
     assert not list(folder.rglob("*.part*"))
     trained = []
 
-    def lesson(stage, tables, tokens, settings, steps, seed, refer):
-        trained.append((stage.objective, seed))
+    def run(jobs, *args, **kwargs):
+        trained.extend((job.stage.objective, job.seed) for job in jobs)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(snapshots, "lesson", lesson)
+    monkeypatch.setattr(snapshots, "run", run)
     with pytest.raises(KeyboardInterrupt):  # KTO goes on from the SFT that is there
         snapshots.pulses_of([Run("sft-then-kto")], TINY, folder=folder, say=quiet)
     with pytest.raises(KeyboardInterrupt):
@@ -84,7 +84,7 @@ def test_a_shared_first_stage_is_stored_once_and_another_size_elsewhere(pulses, 
 
 def test_what_will_be_trained_is_said_before(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(snapshots, "lesson", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(snapshots, "run", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         snapshots.pulses_of(RUNS, TINY, folder=tmp_path, say=said.append)
     assert len(said) == 1 and said[0].startswith("training 4 stages, 12 steps in all: about ")

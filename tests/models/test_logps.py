@@ -12,6 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from uftlab.models import logps as reading
 from uftlab.models.logps import (
     ReferenceCache,
     completion_logps,
@@ -180,9 +181,10 @@ def test_submodule_that_was_kept_in_evaluation_mode_stays_there(gpt2):
     assert gpt2.training and not gpt2.transformer.drop.training
 
 
-def test_cache_fills_what_the_reference_says_and_keeps_the_order(untrained):
+def test_cache_fills_what_the_reference_says_and_keeps_the_order(untrained, monkeypatch):
+    monkeypatch.setattr(reading, "ROWS", 2)
     examples = [(ROWS[2],), (ROWS[0], ROWS[1]), (ROWS[3],)]
-    filled = ReferenceCache().fill(untrained, examples, PAD, batch_size=2)
+    filled = ReferenceCache().fill(untrained, examples, PAD)
     assert filled == examples  # `reference_logps` does not take part in the comparison
     expected = reference_logps(untrained, [c for e in examples for c in e], PAD)
     assert_close(torch.tensor([c.reference_logps for e in filled for c in e]), expected, atol=1e-4, rtol=1e-5)

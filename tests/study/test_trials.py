@@ -28,16 +28,17 @@ class Few(Evaluator):
 def probed():
     """Random bases and the probe instead of the evaluator, for the whole module; yields the stages trained."""
     patch, trained = pytest.MonkeyPatch(), []
-    original = cohort.lesson
+    original = cohort.run
 
-    def counted(stage, *args, **kwargs):
-        trained.append(stage)
-        return original(stage, *args, **kwargs)
+    def counted(jobs, *args, **kwargs):
+        trained.extend(job.stage for job in jobs)
+        return original(jobs, *args, **kwargs)
 
     patch.setattr(cohort, "load_base", random_base)
     patch.setattr(cohort, "Evaluator", WeightProbe)
     patch.setattr(cohort, "measure", probe)
-    patch.setattr(cohort, "lesson", counted)
+    patch.setattr(cohort, "run", counted)
+    patch.setattr(trials, "metric_names", lambda sizes: {"digest"})
     cohort.materials.cache_clear()
     yield trained
     patch.undo()
@@ -66,7 +67,7 @@ def test_a_trial_is_one_json_file_that_says_how_it_was_made(everything):
 
 def test_a_finished_trial_is_read_and_not_trained_again(everything, monkeypatch):
     folder, results, _ = everything
-    monkeypatch.setattr(cohort, "lesson", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(cohort, "run", lambda *args, **kwargs: pytest.fail("trained again"))
     assert run_trial(trial_of("uft"), folder) == results["uft"]
 
 
@@ -112,7 +113,7 @@ def test_the_same_trial_gives_the_same_bits_in_another_folder(everything, probed
     assert again["metrics"] == results["uft"]["metrics"] and again["curves"] == results["uft"]["curves"]
 
 
-def test_in_company_every_trial_comes_out_as_alone_and_shared_stages_are_trained_once(everything, probed, tmp_path):
+def test_together_every_trial_comes_out_as_alone_and_shared_stages_are_trained_once(everything, probed, tmp_path):
     _, results, _ = everything
     names = ["sft-then-dpo", "sft-then-kto", "uft", "base", "sft"]
     probed.clear()

@@ -65,6 +65,7 @@ def in_process(monkeypatch):
         monkeypatch.setattr(workers, "wait", executor.wait)
 
     monkeypatch.setattr(workers, "run_cohort", quick)
+    monkeypatch.setattr(study, "metric_names", lambda sizes: set())
     return install, ran
 
 

@@ -1,8 +1,8 @@
 """The pulse of a training run: policies kept at a few steps, asked about completions that they never saw.
 
 `pulses_of` trains methods in one world with their tuned settings, by the runner that trains the trials of the study. At
-each of nine steps it keeps the weights and the log-probability of every token of the held-out rows. Log-ratios, rewards,
-margins and scores at any beta are then differences of stored numbers: no slider waits for a model.
+each of nine steps it keeps the weights and the log-probability of every token of the held-out rows. Log-ratios,
+rewards, margins and scores at any beta are then differences of stored numbers: no slider waits for a model.
 
 A stretch of training (the stages of a method up to one of them) is stored in one file, written whole or not at all,
 and shared by all methods that begin with it; nothing is trained twice. (The name knows settings, sizes, seed and base
