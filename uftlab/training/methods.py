@@ -385,7 +385,7 @@ def all_tuned(method: Method, settings: Sequence[Mapping[str, float]]) -> bool:
 
 
 def plan(
-    method: Method, steps: float, settings: Sequence[Mapping[str, float]]
+    method: Method, steps: int | float, settings: Sequence[Mapping[str, float]]
 ) -> list[tuple[Stage, int, dict[str, float]]]:
     """The stages of a method, each with its optimiser steps and its settings; `steps` are those of a whole budget."""
     planned = []
