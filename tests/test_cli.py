@@ -276,6 +276,38 @@ def test_train_writes_a_checkpoint_that_reloads_with_other_weights(name, rows, t
     assert record["method"] == "uft" and record["stages"][0]["settings"] == {"learning_rate": 0.01, "beta": beta}
 
 
+def test_without_settings_the_tiny_model_learns_with_those_of_its_world(rows, tmp_path):
+    out = tmp_path / "out"
+    files = ("--demonstrations", rows[0], "--method", "sft-full", "--steps", "60", "--batch", "8")
+    result = uftlab("train", "--model", "tiny", *files, "--out", out)
+    assert result.exit_code == 0, result.output
+    first = result.output.splitlines()[0]
+    assert first == "sft-full on tiny: what you did not set is what the sweep chose for the tiny world"
+    record = json.loads((out / "training.json").read_text())["stages"][0]
+    assert record["settings"] == methods.chosen_settings()["sft-full"]
+    losses = [entry["loss"] for entry in record["history"] if "loss" in entry]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_another_model_has_the_defaults_of_the_loss_and_one_learning_rate(rows, gpt2, tmp_path):
+    files = ("--demonstrations", rows[0], "--feedback", rows[1], "--steps", "2", "--batch", "4")
+    for lora, rate in ((0, methods.LEARNING_RATE_ALL_WEIGHTS), (2, methods.LEARNING_RATE_LORA)):
+        out = tmp_path / f"out{lora}"
+        result = uftlab("train", "--model", gpt2, *files, "--lora", lora, "--out", out)
+        assert result.exit_code == 0 and f"with learning rate {rate:g}, not tuned" in result.output
+        assert json.loads((out / "training.json").read_text())["stages"][0]["settings"] == {
+            **methods.default_settings(METHODS["uft"]),
+            "learning_rate": rate,
+        }
+
+
+def test_a_setting_that_the_method_does_not_have_is_refused(rows, llama, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("--demonstrations", rows[0], "--method", "sft-full", "--beta", "0.5", "--out", out)
+    refused(uftlab("train", "--model", llama, *arguments), "Settings of sft-full", "learning_rate", "Leave out --beta")
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("method", ["sft-then-dpo", "uft"])
 def test_train_with_lora_writes_an_adapter_that_loads(method, rows, llama, tmp_path):
     from peft import PeftModel

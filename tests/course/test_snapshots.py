@@ -13,6 +13,7 @@ from uftlab.errors import InputError
 from uftlab.evals.sizes import Sizes
 from uftlab.models.logps import reference_logps
 from uftlab.study.trials import PROFILES
+from uftlab.training.methods import tuned_settings
 from uftlab.world.world import World
 
 TINY = replace(PROFILES["smoke"], steps=4, demonstrations=24, prompts=12, sizes=Sizes(6, 8, 0, 5))
@@ -167,3 +168,26 @@ def test_a_pulse_is_the_run_that_a_trial_of_the_study_would_be(pulses, tmp_path)
     stored = run_trial(replace(trial("uft", 0, size), curves=False), tmp_path)["metrics"]
     chosen = (rows["role"] == "chosen").to_numpy()
     assert p.logratios(4).numpy()[chosen].mean() == pytest.approx(stored["logratio/chosen"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["maxright", "rs-dpo", "alright"])
+def test_a_pulse_follows_the_recipe_of_its_method(name, tmp_path):
+    """The last policy is the one that a trial of the method ends with, and not a plain mixture or plain DPO."""
+    from uftlab.study.cohort import run_trial
+    from uftlab.study.trials import trial
+
+    size = replace(TINY, steps=8, demonstrations=48, prompts=24)
+    (own,) = snapshots.pulses_of([Run(name)], size, folder=tmp_path / "pulse", say=quiet).values()
+    stored = run_trial(replace(trial(name, 0, size), curves=False), tmp_path)["metrics"]
+    roles = held_out(World(0), size.sizes)["role"].to_numpy()
+    for role in ("chosen", "rejected", "demonstration"):
+        assert own.logratios(-1).numpy()[roles == role].mean() == pytest.approx(stored[f"logratio/{role}"], rel=1e-3)
+    plain = "sft-then-dpo" if name == "rs-dpo" else "sft-plus-dpo"
+    (other,) = snapshots.pulses_of([Run(plain, own_settings(name))], size, folder=tmp_path, say=quiet).values()
+    assert (own.logratios(-1) - other.logratios(-1)).abs().max() > 0.01
+
+
+def own_settings(name):
+    """What the sweep chose for a method, as far as the plain method has it."""
+    kept = ("learning_rate", "beta", "preference_weight")
+    return tuple((k, v) for k, v in tuned_settings(name).items() if k in kept)

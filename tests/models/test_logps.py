@@ -263,3 +263,41 @@ def test_cache_of_an_adapted_model_holds_its_base(untrained, adapted):
     filled = ReferenceCache().fill(adapted, [(row,) for row in ROWS], PAD)
     expected = reference_logps(untrained, ROWS, PAD)
     assert_close(torch.tensor([row.reference_logps for (row,) in filled]), expected, atol=1e-4, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+
+def with_sizes(model, vocabulary, width):
+    """The model, which says that it is large."""
+    model.config.vocab_size, model.config.hidden_size = vocabulary, width
+    return model
+
+
+def test_reading_fills_a_share_of_the_free_memory_whatever_the_vocabulary(untrained, monkeypatch):
+    """200 tokens over 151,000 words are 0.5 GB a row with what their sums need: 8 GB hold sixteen rows, not 256."""
+    monkeypatch.setattr(reading, "free_memory", lambda device: 80e9)
+    large = with_sizes(untrained, 151_936, 896)
+    assert reading.rows_at_once(large, 300, 200) == 16
+    assert reading.rows_at_once(large, 300, 2) == 256
+    monkeypatch.setattr(reading, "free_memory", lambda device: 1e6)
+    assert reading.rows_at_once(large, 300, 200) == 1
+
+
+def test_a_batch_is_no_larger_for_more_rows(untrained, monkeypatch):
+    monkeypatch.setattr(reading, "free_memory", lambda device: 4e7)
+    sizes = []
+    for count in (40, 400):
+        rows = rows_of_length(*[(5, 6)] * count)
+        batches = [(here, batch) for here, batch in reading.row_batches(untrained, rows, PAD)]
+        assert sorted(i for here, _ in batches for i in here) == list(range(count))
+        sizes.append(max(len(here) for here, _ in batches))
+    assert sizes[0] == sizes[1] < 40
+
+
+def test_what_is_read_does_not_depend_on_how_much_is_read_at_a_time(untrained, monkeypatch):
+    rows = rows_of_length(*[(2 + i % 7, 1 + i % 5) for i in range(50)])
+    whole = reading.read_token_logps(untrained, rows, PAD)
+    monkeypatch.setattr(reading, "free_memory", lambda device: 1e6)
+    assert_close(reading.read_token_logps(untrained, rows, PAD), whole, atol=1e-4, rtol=1e-5)
+    assert whole.shape == (50, 5) and not whole[0, 1:].any()

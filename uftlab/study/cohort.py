@@ -193,6 +193,7 @@ def _stage_path(folder: Path, own: _Progress, stage: Stage, steps: int, settings
 def _curves(jobs: Sequence[_SharedJob], trained: Sequence[Trained]) -> list[list[dict[str, Any]]]:
     """The light metrics of all snapshots, which are measured together: a GPU is faster the more there are."""
     asked = [(n, step) for n, own in enumerate(jobs) for step in sorted(own.job.snapshots_at)]
+    asked = [(n, step) for n, step in asked if step in trained[n].snapshots]
     curves: list[list[dict[str, Any]]] = [[] for _ in jobs]
     for start in range(0, len(asked), MEASURED):
         here = asked[start : start + MEASURED]

@@ -33,7 +33,7 @@ BETAS, SEEDS = (0.0, 0.1), range(5)
 
 def _point(
     policy: Any, step: int, prompts: Sequence[str], proxy: Reward, true: Reward
-) -> tuple[dict[str, float], list[str]]:
+) -> tuple[dict[str, int | float], list[str]]:
     """Both scores of sampled answers to held-out questions, and the answers."""
     said = answers(policy, tiny_tokenizer(), prompts, seed=1)
     scores = {name: reward(prompts, said) for name, reward in (("proxy", proxy), ("true", true))}
@@ -68,7 +68,7 @@ def provoke(
     settings = {"learning_rate": learning_rate, "beta": beta}
     job = Job(start, stage, {"feedback": asked}, settings, steps, seed, proxy, snapshots_at=at)
     (trained,) = run([job], tokens, lr_scheduler_type="constant_with_warmup")
-    points: list[dict[str, float]] = []
+    points: list[dict[str, int | float]] = []
     last: list[str] = []
     for step, weights in [(0, start), *((step, trained.snapshots[step]) for step in at)]:
         policy.load_state_dict(unflatten(weights.cpu(), layout()), strict=False)

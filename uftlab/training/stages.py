@@ -62,7 +62,8 @@ class Job:
         seed: of the order of the data and of what is sampled.
         reward: scores samples; without one a reward model is trained on the pairs and charged as an extra run.
         references: what was read of references before; jobs with the same rows may share it.
-        snapshots_at: steps after which the weights of a tiny model are kept. Those after the last step always are.
+        snapshots_at: steps after which the weights of a tiny model are kept. Those after the last step always are; a
+            recipe that merges models has no others.
     """
 
     start: Tensor | nn.Module
