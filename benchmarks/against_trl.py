@@ -52,8 +52,8 @@ from uftlab.models.policies import load_base, tiny_config, tiny_tokenizer
 from uftlab.objectives.registry import objective_named
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Example, Tokens, interleave
-from uftlab.training.catalogue import Stage
-from uftlab.training.methods import sources
+from uftlab.training.methods import Stage
+from uftlab.training.recipes import sources
 from uftlab.world.world import World, pairs
 
 COMPLETIONS = 64  # of every contestant in every step

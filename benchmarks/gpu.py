@@ -34,16 +34,17 @@ from uftlab.engine.stack import flatten
 from uftlab.engine.trainer import Quiet, UFTTrainer
 from uftlab.evals.skills import measure
 from uftlab.models.generation import generate_ids
-from uftlab.models.logps import ReferenceCache, completion_logps, fingerprint, reference_logps
+from uftlab.models.logps import ReferenceCache, completion_logps
 from uftlab.models.policies import TINY, evaluation_mode, frozen_copy, load_base, load_policy, with_lora
 from uftlab.objectives.registry import OBJECTIVES, ON_SAMPLES, objective_named
 from uftlab.rows.table import load_rows
 from uftlab.rows.tokens import Completion, Example, RememberingTokens, Tokens, collate
-from uftlab.study.cohort import Materials, layout, materials, reader, refer, tokens
+from uftlab.study.cohort import Materials, materials, reader, tokens
 from uftlab.study.trials import PROFILES, Profile, read_trial, trial
 from uftlab.study.workers import run_trials
-from uftlab.training.catalogue import METHODS, Stage
-from uftlab.training.methods import Lesson, fit, history_of, lesson, method_named, sources
+from uftlab.training.methods import METHODS, Stage, method_named
+from uftlab.training.recipes import StageData, fit, history_of, prepare, sources
+from uftlab.training.stages import layout, refer
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -82,16 +83,18 @@ def attempted(result: Result, name: str) -> Iterator[None]:
 
 
 @cache
-def lesson_of(method: str, world: int, steps: int, profile: Profile, order: int = 0) -> tuple[Materials, Lesson]:
+def lesson_of(method: str, world: int, steps: int, profile: Profile, order: int = 0) -> tuple[Materials, StageData]:
     """What the last stage of a method learns from in a world, from the base."""
     own = materials(world, profile, "test")
     definition = method_named(method)
     stage = definition.stages[-1] if definition.group == "loss" else replace(definition.stages[-1], recipe="offline")
     settings = {"learning_rate": 1.5e-3}
-    return own, lesson(stage, own.tables, tokens(), settings, steps, order, partial(refer, own.references, own.base))
+    return own, prepare(
+        stage, own.tables, tokens(), settings, steps, order, partial(refer, own.references, own.base, tokens())
+    )
 
 
-def member_of(made: tuple[Materials, Lesson], **settings: float) -> Member:
+def member_of(made: tuple[Materials, StageData], **settings: float) -> Member:
     """A member that starts from the base of its world."""
     own, learned = made
     changed = {**learned.settings, **settings}
@@ -118,9 +121,9 @@ def right(result: Result, profile: Profile, dry: bool) -> None:
             continue
         mixed = "demonstration" in objective.kinds and len(objective.kinds) > 1
         share = 0.5 if mixed or name == "una-score" else float("demonstration" in objective.kinds)
-        filled = partial(refer, own.references, own.base)
+        filled = partial(refer, own.references, own.base, tokens())
         settings = {"learning_rate": 1.5e-3}
-        made[name] = lesson(Stage(name, share), own.tables, tokens(), settings, steps, 0, filled)
+        made[name] = prepare(Stage(name, share), own.tables, tokens(), settings, steps, 0, filled)
     members = {name: member_of((own, learned)) for name, learned in made.items()}
     log(f"{len(members)} objectives, {steps} steps each")
     with attempted(result, "trajectories"):
@@ -476,7 +479,6 @@ def apart(results: Sequence[dict], stored: dict[tuple[str, int], dict[str, float
 
 LONGEST = 256  # tokens of prompt and completion; longer rows are left out
 MICRO = 16  # completions in memory at a time: at most 25 GiB for 135 M parameters in float32
-AT_ONCE = 64  # completions that are read at a time: logits of at most 3 GiB for 49,152 words
 REAL_RUNS = (("uft", "float32"), ("sft-full", "float32"), ("uft", "bf16"))
 REAL_SETTINGS = {"learning_rate": 3e-4, "beta": 0.03}
 Tables = Mapping[str, Dataset]
@@ -540,10 +542,9 @@ def real_run(
     found["parameters"] = sum(p.numel() for p in policy.parameters() if not p.requires_grad)
     found["trained_parameters"] = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     pad, cache = words.tokenizer.pad_token_id, ReferenceCache()
-    weights = fingerprint(policy)
 
     def refer(examples: Sequence[Example]) -> list[Example]:
-        return cache.fill_from(weights, lambda rows: reference_logps(policy, rows, pad).tolist(), examples, AT_ONCE)
+        return cache.fill(policy, examples, pad)
 
     stage = method_named(method).stages[-1]
     unread = sources(stage, tables, words, max_length=LONGEST)[0]
@@ -551,7 +552,7 @@ def real_run(
         distinct = {c.key(): (c,) for source in unread for example in source for c in example}
         with phase(found, "reference", policy, list(distinct.values())):
             refer(list(distinct.values()))
-    made = lesson(stage, tables, words, REAL_SETTINGS, steps, 0, refer, max_length=LONGEST)
+    made = prepare(stage, tables, words, REAL_SETTINGS, steps, 0, refer, max_length=LONGEST)
     kept = [refer(source) for source in kept]
     found |= {"settings": made.settings, "before": held_out(policy, kept, pad)}
     micro, clock = min(MICRO, made.per_step), Clock()

@@ -31,7 +31,9 @@ from uftlab.evals.skills import measure
 from uftlab.models.policies import frozen_copy, load_base
 from uftlab.study import cohort
 from uftlab.study.trials import PROFILES, Profile
-from uftlab.training.methods import fit, lesson, method_named
+from uftlab.training.methods import method_named
+from uftlab.training.recipes import fit, prepare
+from uftlab.training.stages import layout, refer, usual_device
 
 GRID = [(rate, beta) for rate in (5e-4, 1e-3, 2e-3, 4e-3) for beta in (0.01, 0.03, 0.1, 0.3)]
 WORLDS = (0, 1, 2, 3)
@@ -52,9 +54,9 @@ def members(count: int, steps: int, profile: Profile, worlds: Sequence[int] = (S
     for number in tqdm(range(count), unit="member", desc="data", leave=False):
         rate, beta = GRID[number // len(worlds) % len(GRID)]
         own = cohort.materials(worlds[number % len(worlds)], profile, "test")
-        refer = partial(cohort.refer, own.references, own.base)
-        learned = lesson(
-            stage, own.tables, cohort.tokens(), {"learning_rate": rate, "beta": beta}, steps, number, refer
+        read = partial(refer, own.references, own.base, cohort.tokens())
+        learned = prepare(
+            stage, own.tables, cohort.tokens(), {"learning_rate": rate, "beta": beta}, steps, number, read
         )
         made.append(Member(own.base, learned.objective, learned.settings, learned.order, learned.per_step))
     return made
@@ -62,7 +64,7 @@ def members(count: int, steps: int, profile: Profile, worlds: Sequence[int] = (S
 
 def trainer_seconds(member: Member) -> float:
     """Seconds per step of `UFTTrainer` on one member, its set-up left out."""
-    policy, clock = frozen_copy(load_base(SEED)).requires_grad_(True).to(cohort.device()), Clock()
+    policy, clock = frozen_copy(load_base(SEED)).requires_grad_(True).to(usual_device()), Clock()
     wanted = {"per_device_train_batch_size": member.per_step, "max_steps": member.steps}
     with tempfile.TemporaryDirectory() as folder:
         fit(UFTTrainer, policy, folder, member.order, member.objective, member.settings, 0, [clock, Quiet()], **wanted)
@@ -77,7 +79,7 @@ def stack_seconds(stack: list[Member]) -> float:
         wait()
         ends.append(time.perf_counter())
 
-    train(stack, cohort.layout(), watch=look, at={WARM_UP, stack[0].steps}, logging_steps=10**9, device=cohort.device())
+    train(stack, layout(), watch=look, at={WARM_UP, stack[0].steps}, logging_steps=10**9, device=usual_device())
     parts = zip(ends[::2], ends[1::2], strict=True)
     return sum(end - begin for begin, end in parts) / (stack[0].steps - WARM_UP)
 
@@ -94,8 +96,8 @@ def tall_seconds(stack: list[Member]) -> float:
 def limits() -> dict[str, float]:
     """What this device reaches at best: FLOP/s of a large float32 product, bytes/s of a large copy."""
     size = 8192 if torch.cuda.is_available() else 2048
-    a, b = torch.randn(2, size, size, device=cohort.device())
-    big, times = torch.empty(2**26, device=cohort.device()), {"flops": [], "bytes": []}
+    a, b = torch.randn(2, size, size, device=usual_device())
+    big, times = torch.empty(2**26, device=usual_device()), {"flops": [], "bytes": []}
     for _ in range(5):
         for name, work in (("flops", lambda: a @ b), ("bytes", lambda: big.clone())):
             wait()
@@ -112,12 +114,12 @@ def step_work(stack: list[Member]) -> dict[str, float]:
     Every number that is kept for the gradient is written once and read once; weights, their gradient and both moments
     of the optimiser are read, all but the gradient written.
     """
-    layout = cohort.layout()
+    sizes = layout()
     batch = pack([member.batch(0) for member in stack])
     weights = torch.stack([member.start.cpu() for member in stack]).requires_grad_()
     with FlopCounterMode(display=False) as counter:
-        token_logps(logits(Weights.of(weights, layout), batch, layout), batch).sum().backward()
-    kept = sum(memory_per_member(member, layout) - 5 * member.start.nbytes for member in stack)
+        token_logps(logits(Weights.of(weights, sizes), batch, sizes), batch).sum().backward()
+    kept = sum(memory_per_member(member, sizes) - 5 * member.start.nbytes for member in stack)
     return {"flops": float(counter.get_total_flops()), "bytes": float(2 * kept + 7 * weights.nbytes)}
 
 
@@ -152,7 +154,7 @@ def grid(steps: int, profile: Profile) -> dict[str, Any]:
     evaluators = [cohort.materials(WORLDS[n % len(WORLDS)], profile, "test").full for n in range(len(stack))]
     wait()
     begun = time.perf_counter()
-    trained = train(stack, cohort.layout(), device=cohort.device())
+    trained = train(stack, layout(), device=usual_device())
     wait()
     between = time.perf_counter()
     metrics = measure(evaluators, cohort.reader(trained.weights))

@@ -20,9 +20,8 @@ from uftlab.models.policies import TINY, tiny_config, tiny_tokenizer
 from uftlab.study import trials as study
 from uftlab.study import workers
 from uftlab.study.results import HEADLINES
-from uftlab.training import checkpoint
-from uftlab.training.catalogue import METHODS
-from uftlab.training.methods import all_methods
+from uftlab.training import checkpoint, methods
+from uftlab.training.methods import METHODS, all_methods
 from uftlab.world.world import World, pairs
 
 COMMANDS = typer.main.get_command(app).commands
@@ -181,7 +180,8 @@ def test_ctrl_c_in_a_study_says_how_to_go_on(tmp_path, monkeypatch):
 def finished(tmp_path, monkeypatch):
     """A folder with stored trials of base and sft on two seeds of the smoke profile, which no run has to train."""
     tuned = {"settings": {"sft": {"learning_rate": 1e-3}}}
-    monkeypatch.setattr(study, "TUNED", write(tmp_path / "tuned.json", [tuned]))
+    monkeypatch.setattr(methods, "TUNED", write(tmp_path / "tuned.json", [tuned]))
+    monkeypatch.setattr(study, "metric_names", lambda sizes: set(HEADLINES) - {"balance"})
     metrics = {name: 0.5 for name in HEADLINES if name != "balance"} | {"truth/cued": 0.8}
     for seed in (0, 1):
         for method in ("base", "sft"):
@@ -272,7 +272,40 @@ def test_train_writes_a_checkpoint_that_reloads_with_other_weights(name, rows, t
     assert all(torch.isfinite(w).all() for w in after.values())
     assert AutoTokenizer.from_pretrained(out).get_vocab() == tiny_tokenizer().get_vocab()
     record = json.loads((out / "training.json").read_text())
-    assert record["method"] == "uft" and record["stages"][0]["settings"] == {"learning_rate": 0.01, "beta": 0.03}
+    beta = 0.0111 if name in ("tiny", "llama") else 0.1  # the tiny world's tuned one, or the loss's own
+    assert record["method"] == "uft" and record["stages"][0]["settings"] == {"learning_rate": 0.01, "beta": beta}
+
+
+def test_without_settings_the_tiny_model_learns_with_those_of_its_world(rows, tmp_path):
+    out = tmp_path / "out"
+    files = ("--demonstrations", rows[0], "--method", "sft-full", "--steps", "60", "--batch", "8")
+    result = uftlab("train", "--model", "tiny", *files, "--out", out)
+    assert result.exit_code == 0, result.output
+    first = result.output.splitlines()[0]
+    assert first == "sft-full on tiny: what you did not set is what the sweep chose for the tiny world"
+    record = json.loads((out / "training.json").read_text())["stages"][0]
+    assert record["settings"] == methods.chosen_settings()["sft-full"]
+    losses = [entry["loss"] for entry in record["history"] if "loss" in entry]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_another_model_has_the_defaults_of_the_loss_and_one_learning_rate(rows, gpt2, tmp_path):
+    files = ("--demonstrations", rows[0], "--feedback", rows[1], "--steps", "2", "--batch", "4")
+    for lora, rate in ((0, methods.LEARNING_RATE_ALL_WEIGHTS), (2, methods.LEARNING_RATE_LORA)):
+        out = tmp_path / f"out{lora}"
+        result = uftlab("train", "--model", gpt2, *files, "--lora", lora, "--out", out)
+        assert result.exit_code == 0 and f"with learning rate {rate:g}, not tuned" in result.output
+        assert json.loads((out / "training.json").read_text())["stages"][0]["settings"] == {
+            **methods.default_settings(METHODS["uft"]),
+            "learning_rate": rate,
+        }
+
+
+def test_a_setting_that_the_method_does_not_have_is_refused(rows, llama, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("--demonstrations", rows[0], "--method", "sft-full", "--beta", "0.5", "--out", out)
+    refused(uftlab("train", "--model", llama, *arguments), "Settings of sft-full", "learning_rate", "Leave out --beta")
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("method", ["sft-then-dpo", "uft"])
@@ -365,7 +398,7 @@ def test_bad_rows_are_refused_by_file_and_row_and_leave_nothing(flag, rows, said
     ids=["unknown method", "nothing to train", "missing table", "missing model", "nothing left"],
 )
 def test_what_cannot_be_trained_is_refused_before_training(arguments, said, rows, llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "train_stage", lambda *args: pytest.fail("trained before refusing"))
+    monkeypatch.setattr(checkpoint, "run", lambda *args: pytest.fail("trained before refusing"))
     out, model = tmp_path / "out", () if "--model" in arguments else ("--model", llama)
     refused(uftlab("train", "--demonstrations", rows[0], *model, *arguments, "--out", out), *said)
     assert not out.exists()

@@ -206,6 +206,20 @@ def test_training_and_evaluation_import_without_notebooks_figures_or_type_checks
     assert (ended.returncode, ended.stdout) == (0, "fine\n"), ended.stderr
 
 
+LIGHT_PROBE = """
+import sys
+import {module}
+print(sorted({{"torch", "transformers", "datasets"}} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("module", ["study.results", "study.trials", "training.methods", "evals.sizes"])
+def test_results_are_read_and_methods_are_named_without_torch(module):
+    code = LIGHT_PROBE.format(module=f"uftlab.{module}")
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (ended.returncode, ended.stdout) == (0, "[]\n"), ended.stderr
+
+
 def test_every_name_of_the_public_face_is_the_module_of_its_home():
     for name, home in uftlab.HOMES.items():
         assert getattr(uftlab, name) is importlib.import_module(home) and name in dir(uftlab)

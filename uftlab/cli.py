@@ -75,8 +75,7 @@ def run(
     from uftlab.study import results
     from uftlab.study import trials as study
     from uftlab.study.workers import check_folder
-    from uftlab.training.catalogue import METHODS
-    from uftlab.training.methods import method_named
+    from uftlab.training.methods import METHODS, method_named
 
     chosen = study.profile_named(profile)
     names = list(METHODS) if methods == "all" else [method_named(n.strip()).name for n in methods.split(",")]
@@ -139,9 +138,10 @@ def _run_with_progress(trials: list, folder: Path, workers: int, estimate: float
         TimeRemainingColumn,
     )
 
+    from uftlab.study.trials import is_done
     from uftlab.study.workers import most_workers, run_trials
 
-    missing = sum(not t.path(folder).is_file() for t in trials)
+    missing = sum(not is_done(t, folder) for t in trials)
     count = workers or most_workers()
     line = f"{len(trials)} trials, {len(trials) - missing} already done, {count} worker(s)"
     if estimate and missing:
@@ -244,16 +244,15 @@ def sweep(
     Writes the trials into --out and the chosen settings into data/tuned.json, which every study reads and which ships
     with the settings of the stored results. Methods that are in there are refused without --force.
     """
-    from uftlab.study import trials as study
     from uftlab.study import tuning
-    from uftlab.training.catalogue import METHODS
-    from uftlab.training.methods import method_named
+    from uftlab.training import methods as training
 
-    names = list(METHODS) if methods == "all" else [method_named(n.strip()).name for n in methods.split(",")]
-    there = [name for name in names if name in study.chosen_settings()]
+    find = training.method_named
+    names = list(training.METHODS) if methods == "all" else [find(n.strip()).name for n in methods.split(",")]
+    there = [name for name in names if name in training.chosen_settings()]
     if there and not force:
         remedy = "Name other --methods, or add --force to replace them"
-        raise InputError(f"Methods to tune in {study.TUNED}", "not be there yet", ", ".join(there), remedy)
+        raise InputError(f"Methods to tune in {training.TUNED}", "not be there yet", ", ".join(there), remedy)
     for phase in tuning.phases(names):
         trials = tuning.trials(phase)
         _run_with_progress(trials, out, workers, None)
@@ -302,11 +301,13 @@ def train(
     method: Annotated[str, typer.Option(help="See `uftlab methods`.")] = "uft",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps over all stages.")] = 100,
     batch: Annotated[int, typer.Option(min=2, help="Completions per step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-5,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate; empty: the default, which is printed.", show_default=False)
+    ] = None,
     beta: Annotated[
         float | None,
         typer.Option(
-            help="KL strength of the implicit reward; empty: 0.03, or the loss's own default.", show_default=False
+            help="KL strength of the implicit reward; empty: the default, which is printed.", show_default=False
         ),
     ] = None,
     lora: Annotated[int, typer.Option(help="Rank of LoRA adapters; 0 trains all weights.")] = 0,
@@ -314,12 +315,10 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the data order and the adapters.")] = 0,
 ) -> None:
     """Train a checkpoint from your own rows with any method."""
-    from uftlab.training.catalogue import METHODS
     from uftlab.training.checkpoint import train_checkpoint
 
-    if beta is None and method in METHODS:
-        beta = 0.03
     tables = {"demonstrations": demonstrations, "feedback": feedback}
+    settings = {"learning_rate": learning_rate, "beta": beta}
     train_checkpoint(
         out,
         model,
@@ -327,7 +326,7 @@ def train(
         method,
         steps=steps,
         batch=batch,
-        settings={"learning_rate": learning_rate, **({} if beta is None else {"beta": beta})},
+        settings={name: value for name, value in settings.items() if value is not None},
         lora=lora,
         max_length=max_length or None,
         seed=seed,

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from uftlab.course import beliefs, world_figures
-from uftlab.evals.skills import Evaluator, Sizes
+from uftlab.evals.sizes import Sizes
+from uftlab.evals.skills import Evaluator
 from uftlab.models.policies import load_base
 from uftlab.plots import theme, widgets
 from uftlab.world.wording import ATTRIBUTES, Fact

@@ -10,9 +10,10 @@ from uftlab.course import snapshots
 from uftlab.course.held_out import held_out, read_text, tokenised
 from uftlab.course.snapshots import Run
 from uftlab.errors import InputError
-from uftlab.evals.skills import Sizes
+from uftlab.evals.sizes import Sizes
 from uftlab.models.logps import reference_logps
 from uftlab.study.trials import PROFILES
+from uftlab.training.methods import tuned_settings
 from uftlab.world.world import World
 
 TINY = replace(PROFILES["smoke"], steps=4, demonstrations=24, prompts=12, sizes=Sizes(6, 8, 0, 5))
@@ -30,7 +31,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pulses(folder):
-    return snapshots.take(RUNS, TINY, folder=folder, say=quiet)
+    return snapshots.pulses_of(RUNS, TINY, folder=folder, say=quiet)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,9 @@ def test_a_run_has_its_steps_stages_and_settings(pulses):
 
 
 def test_what_is_stored_is_not_trained_again(pulses, folder, monkeypatch):
-    monkeypatch.setattr(snapshots, "lesson", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(snapshots, "run", lambda *a, **k: pytest.fail("trained again"))
     said = []
-    again = snapshots.take(RUNS, TINY, folder=folder, say=said.append)
+    again = snapshots.pulses_of(RUNS, TINY, folder=folder, say=said.append)
     assert said == []
     for name in pulses:
         assert torch.equal(again[name].token_logps, pulses[name].token_logps)
@@ -58,7 +59,7 @@ def test_what_is_stored_is_not_trained_again(pulses, folder, monkeypatch):
 
 def test_the_same_bits_in_another_folder_whatever_the_random_state(pulses, tmp_path):
     torch.manual_seed(123)
-    again = snapshots.take([Run("sft-then-dpo")], TINY, folder=tmp_path, say=quiet)["sft-then-dpo"]
+    again = snapshots.pulses_of([Run("sft-then-dpo")], TINY, folder=tmp_path, say=quiet)["sft-then-dpo"]
     assert torch.equal(again.token_logps, pulses["sft-then-dpo"].token_logps)
 
 
@@ -67,26 +68,26 @@ def test_a_shared_first_stage_is_stored_once_and_another_size_elsewhere(pulses, 
     assert not list(folder.rglob("*.part*"))
     trained = []
 
-    def lesson(stage, tables, tokens, settings, steps, seed, refer):
-        trained.append((stage.objective, seed))
+    def run(jobs, *args, **kwargs):
+        trained.extend((job.stage.objective, job.seed) for job in jobs)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(snapshots, "lesson", lesson)
+    monkeypatch.setattr(snapshots, "run", run)
     with pytest.raises(KeyboardInterrupt):  # KTO goes on from the SFT that is there
-        snapshots.take([Run("sft-then-kto")], TINY, folder=folder, say=quiet)
+        snapshots.pulses_of([Run("sft-then-kto")], TINY, folder=folder, say=quiet)
     with pytest.raises(KeyboardInterrupt):
-        snapshots.take([Run("uft")], replace(TINY, steps=5), folder=folder, say=quiet)
+        snapshots.pulses_of([Run("uft")], replace(TINY, steps=5), folder=folder, say=quiet)
     with pytest.raises(KeyboardInterrupt):
-        snapshots.take([Run("uft")], TINY, seed=1, folder=folder, say=quiet)
+        snapshots.pulses_of([Run("uft")], TINY, seed=1, folder=folder, say=quiet)
     assert trained == [("kto", 1), ("una-score", 0), ("una-score", 10)]
     assert len(list(folder.rglob("*.safetensors"))) == 4
 
 
 def test_what_will_be_trained_is_said_before(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(snapshots, "lesson", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(snapshots, "run", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        snapshots.take(RUNS, TINY, folder=tmp_path, say=said.append)
+        snapshots.pulses_of(RUNS, TINY, folder=tmp_path, say=said.append)
     assert len(said) == 1 and said[0].startswith("training 4 stages, 12 steps in all: about ")
 
 
@@ -95,7 +96,7 @@ def test_a_bar_is_for_who_looks_on_and_a_line_at_the_end_for_everybody(pulses, t
     monkeypatch.setattr(snapshots, "_pulse", lambda *a: pulses["uft"])
     for watched in (False, True):
         said = []
-        snapshots.take([Run("uft")], TINY, folder=tmp_path, say=said.append, watched=watched)
+        snapshots.pulses_of([Run("uft")], TINY, folder=tmp_path, say=said.append, watched=watched)
         assert len(said) == 2 and said[1].startswith("trained in ")
         assert ("step" in capsys.readouterr().out) == watched
 
@@ -107,7 +108,7 @@ def test_threads_are_given_back(pulses, tmp_path, monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        snapshots.take([Run("uft")], TINY, folder=tmp_path, say=quiet)
+        snapshots.pulses_of([Run("uft")], TINY, folder=tmp_path, say=quiet)
         assert inside == [1] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -116,7 +117,7 @@ def test_threads_are_given_back(pulses, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("method", "message"), [("base", "be trained"), ("nonsense", "be one of")])
 def test_a_run_that_cannot_be_trained_is_refused(method, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        snapshots.take([Run(method)], TINY, folder=tmp_path)
+        snapshots.pulses_of([Run(method)], TINY, folder=tmp_path)
 
 
 def test_token_log_ratios_add_up_to_those_of_the_rows_and_the_snapshots_to_each_other(pulses):
@@ -167,3 +168,26 @@ def test_a_pulse_is_the_run_that_a_trial_of_the_study_would_be(pulses, tmp_path)
     stored = run_trial(replace(trial("uft", 0, size), curves=False), tmp_path)["metrics"]
     chosen = (rows["role"] == "chosen").to_numpy()
     assert p.logratios(4).numpy()[chosen].mean() == pytest.approx(stored["logratio/chosen"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["maxright", "rs-dpo", "alright"])
+def test_a_pulse_follows_the_recipe_of_its_method(name, tmp_path):
+    """The last policy is the one that a trial of the method ends with, and not a plain mixture or plain DPO."""
+    from uftlab.study.cohort import run_trial
+    from uftlab.study.trials import trial
+
+    size = replace(TINY, steps=8, demonstrations=48, prompts=24)
+    (own,) = snapshots.pulses_of([Run(name)], size, folder=tmp_path / "pulse", say=quiet).values()
+    stored = run_trial(replace(trial(name, 0, size), curves=False), tmp_path)["metrics"]
+    roles = held_out(World(0), size.sizes)["role"].to_numpy()
+    for role in ("chosen", "rejected", "demonstration"):
+        assert own.logratios(-1).numpy()[roles == role].mean() == pytest.approx(stored[f"logratio/{role}"], rel=1e-3)
+    plain = "sft-then-dpo" if name == "rs-dpo" else "sft-plus-dpo"
+    (other,) = snapshots.pulses_of([Run(plain, own_settings(name))], size, folder=tmp_path, say=quiet).values()
+    assert (own.logratios(-1) - other.logratios(-1)).abs().max() > 0.01
+
+
+def own_settings(name):
+    """What the sweep chose for a method, as far as the plain method has it."""
+    kept = ("learning_rate", "beta", "preference_weight")
+    return tuple((k, v) for k, v in tuned_settings(name).items() if k in kept)

@@ -11,7 +11,7 @@ import torch
 from uftlab.course import words
 from uftlab.course.held_out import Reading, clustered, held_out, read, tokenised
 from uftlab.course.snapshots import Pulse
-from uftlab.evals.skills import Sizes
+from uftlab.evals.sizes import Sizes
 from uftlab.models.policies import tiny_config
 from uftlab.plots import theme
 from uftlab.plots.widgets import redraw

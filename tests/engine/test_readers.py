@@ -7,10 +7,12 @@ import torch
 from torch.testing import assert_close
 from transformers import LlamaForCausalLM
 
-from uftlab.engine import decoding, readers, stack
+from uftlab.engine import decoding, stack
 from uftlab.engine.readers import ModelReader, StackReader, answers_of, reader_of
 from uftlab.engine.stack import Layout
-from uftlab.evals.skills import Evaluator, Sizes, measure
+from uftlab.evals.sizes import Sizes
+from uftlab.evals.skills import Evaluator, measure
+from uftlab.models import logps as reading
 from uftlab.models.generation import answers, generate_ids
 from uftlab.models.policies import load_base, tiny_config
 from uftlab.rows.tokens import Completion, Tokens
@@ -142,8 +144,8 @@ def test_the_last_possible_noise_still_draws_a_token():
 
 
 def test_a_stack_finds_texts_as_likely_as_each_model_does(bases, reader, rows, tokenizer, monkeypatch):
-    for lines in (readers.LINES, 4):
-        monkeypatch.setattr(readers, "LINES", lines)
+    for lines in (reading.ROWS, 4):
+        monkeypatch.setattr(reading, "ROWS", lines)
         found, predicted = reader.logps(rows), reader.logits(rows)
         for member, (model, own) in enumerate(zip(bases, rows, strict=True)):
             one = ModelReader(model, tokenizer)

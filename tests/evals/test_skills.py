@@ -11,7 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from uftlab.engine.readers import ModelReader
 from uftlab.errors import InputError
-from uftlab.evals.skills import LIGHT, STATEMENT, WORDINGS, Evaluator, Sizes
+from uftlab.evals.sizes import LIGHT, Sizes
+from uftlab.evals.skills import STATEMENT, WORDINGS, Evaluator
 from uftlab.models.generation import answers, generate_ids
 from uftlab.models.policies import (
     TINY,

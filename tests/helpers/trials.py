@@ -6,10 +6,11 @@ from dataclasses import replace
 import torch
 from transformers import LlamaForCausalLM
 
-from uftlab.evals.skills import Evaluator, Sizes
+from uftlab.evals.sizes import Sizes
+from uftlab.evals.skills import Evaluator
 from uftlab.models.policies import tiny_config
 from uftlab.study.trials import Profile, Trial
-from uftlab.training.catalogue import METHODS, PIPELINE_METHODS
+from uftlab.training.methods import METHODS, PIPELINE_METHODS
 
 TINY = Profile("tiny", 4, 1, 48, 24, Sizes(24, 20, 4, 10), 2)
 VALUES = {"learning_rate": 1e-3, "beta": 0.1, "preference_weight": 1.0, "demonstrations": 0.25}

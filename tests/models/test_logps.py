@@ -12,6 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from uftlab.models import logps as reading
 from uftlab.models.logps import (
     ReferenceCache,
     completion_logps,
@@ -180,9 +181,10 @@ def test_submodule_that_was_kept_in_evaluation_mode_stays_there(gpt2):
     assert gpt2.training and not gpt2.transformer.drop.training
 
 
-def test_cache_fills_what_the_reference_says_and_keeps_the_order(untrained):
+def test_cache_fills_what_the_reference_says_and_keeps_the_order(untrained, monkeypatch):
+    monkeypatch.setattr(reading, "ROWS", 2)
     examples = [(ROWS[2],), (ROWS[0], ROWS[1]), (ROWS[3],)]
-    filled = ReferenceCache().fill(untrained, examples, PAD, batch_size=2)
+    filled = ReferenceCache().fill(untrained, examples, PAD)
     assert filled == examples  # `reference_logps` does not take part in the comparison
     expected = reference_logps(untrained, [c for e in examples for c in e], PAD)
     assert_close(torch.tensor([c.reference_logps for e in filled for c in e]), expected, atol=1e-4, rtol=1e-5)
@@ -261,3 +263,41 @@ def test_cache_of_an_adapted_model_holds_its_base(untrained, adapted):
     filled = ReferenceCache().fill(adapted, [(row,) for row in ROWS], PAD)
     expected = reference_logps(untrained, ROWS, PAD)
     assert_close(torch.tensor([row.reference_logps for (row,) in filled]), expected, atol=1e-4, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+
+def with_sizes(model, vocabulary, width):
+    """The model, which says that it is large."""
+    model.config.vocab_size, model.config.hidden_size = vocabulary, width
+    return model
+
+
+def test_reading_fills_a_share_of_the_free_memory_whatever_the_vocabulary(untrained, monkeypatch):
+    """200 tokens over 151,000 words are 0.5 GB a row with what their sums need: 8 GB hold sixteen rows, not 256."""
+    monkeypatch.setattr(reading, "free_memory", lambda device: 80e9)
+    large = with_sizes(untrained, 151_936, 896)
+    assert reading.rows_at_once(large, 300, 200) == 16
+    assert reading.rows_at_once(large, 300, 2) == 256
+    monkeypatch.setattr(reading, "free_memory", lambda device: 1e6)
+    assert reading.rows_at_once(large, 300, 200) == 1
+
+
+def test_a_batch_is_no_larger_for_more_rows(untrained, monkeypatch):
+    monkeypatch.setattr(reading, "free_memory", lambda device: 4e7)
+    sizes = []
+    for count in (40, 400):
+        rows = rows_of_length(*[(5, 6)] * count)
+        batches = [(here, batch) for here, batch in reading.row_batches(untrained, rows, PAD)]
+        assert sorted(i for here, _ in batches for i in here) == list(range(count))
+        sizes.append(max(len(here) for here, _ in batches))
+    assert sizes[0] == sizes[1] < 40
+
+
+def test_what_is_read_does_not_depend_on_how_much_is_read_at_a_time(untrained, monkeypatch):
+    rows = rows_of_length(*[(2 + i % 7, 1 + i % 5) for i in range(50)])
+    whole = reading.read_token_logps(untrained, rows, PAD)
+    monkeypatch.setattr(reading, "free_memory", lambda device: 1e6)
+    assert_close(reading.read_token_logps(untrained, rows, PAD), whole, atol=1e-4, rtol=1e-5)
+    assert whole.shape == (50, 5) and not whole[0, 1:].any()

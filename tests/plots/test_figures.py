@@ -7,7 +7,7 @@ from made_up import every_method, made_up, values_of
 from uftlab.plots import figures
 from uftlab.study import results
 from uftlab.study.results import HEADLINES
-from uftlab.training.catalogue import METHODS
+from uftlab.training.methods import METHODS
 
 TWO_BY_TWO = ("sft-then-dpo", "sft-plus-dpo", "uft-then-una", "uft")
 

@@ -9,8 +9,7 @@ import pytest
 from uftlab.losses import dpo_loss
 from uftlab.objectives.registry import OBJECTIVES
 from uftlab.reports.cards import cards, equation_of, write_cards
-from uftlab.training.catalogue import default_settings
-from uftlab.training.methods import all_methods, method_named
+from uftlab.training.methods import all_methods, default_settings, method_named
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

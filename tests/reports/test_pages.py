@@ -12,7 +12,8 @@ from uftlab.files import write_atomically
 from uftlab.reports import pages
 from uftlab.study import results, tuning
 from uftlab.study import trials as study
-from uftlab.training.catalogue import METHODS, PIPELINE_METHODS
+from uftlab.training import methods
+from uftlab.training.methods import METHODS, PIPELINE_METHODS
 
 STORED = results.RESULTS / "pipelines"
 PAGE = results.RESULTS.parent.parent / "docs" / "pipelines.md"
@@ -81,7 +82,7 @@ def test_the_committed_page_says_what_the_stored_trials_say():
 
 
 def test_the_sweep_has_twelve_trials_of_every_recipe_and_its_choice_is_the_rules(tmp_path, monkeypatch):
-    folder, committed = results.RESULTS / "sweep-pipelines", study.chosen_settings()
+    folder, committed = results.RESULTS / "sweep-pipelines", methods.chosen_settings()
     counts = results.sweep_points(results.load(folder))["method"].value_counts().to_dict()
     assert counts == {"base": 1, **dict.fromkeys(PIPELINE_METHODS, 12)}
     monkeypatch.setattr(tuning, "TUNED", tmp_path / "tuned.json")

@@ -19,8 +19,10 @@ from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Tokens
 from uftlab.study import cohort, trials, tuning
 from uftlab.study.cohort import run_trial
-from uftlab.training.catalogue import METHODS, default_settings
-from uftlab.training.methods import BETA_NATS, all_methods, grid, method_named, sources, train_stage
+from uftlab.training import methods
+from uftlab.training.methods import BETA_NATS, METHODS, all_methods, default_settings, grid, is_tuned, method_named
+from uftlab.training.recipes import sources
+from uftlab.training.stages import Job, run
 from uftlab.world.world import World, pairs
 
 PROMISED = """
@@ -97,12 +99,12 @@ def test_the_sweep_chooses_settings_for_a_loss_by_the_written_rule(name, metric,
 
 
 def test_an_untuned_loss_runs_with_its_defaults_and_a_tuned_one_with_what_was_chosen(tmp_path, monkeypatch):
-    monkeypatch.setattr(trials, "TUNED", tmp_path / "tuned.json")
-    trials.TUNED.write_text(json.dumps({"settings": {"cdpo": {"learning_rate": 0.5, "beta": 2.0}}}))
+    monkeypatch.setattr(methods, "TUNED", tmp_path / "tuned.json")
+    methods.TUNED.write_text(json.dumps({"settings": {"cdpo": {"learning_rate": 0.5, "beta": 2.0}}}))
     assert dict(trials.trial("dpo", 0, TINY).settings) == {"learning_rate": 1.5e-3, "beta": 0.1}
     assert dict(trials.trial("cdpo", 0, TINY).settings) == {"learning_rate": 0.5, "beta": 2.0}
-    assert trials.is_tuned("cdpo", {"beta": 2.0, "learning_rate": 0.5})
-    assert not trials.is_tuned("cdpo", {"beta": 3.0, "learning_rate": 0.5}) and not trials.is_tuned("dpo", {})
+    assert is_tuned("cdpo", {"beta": 2.0, "learning_rate": 0.5})
+    assert not is_tuned("cdpo", {"beta": 3.0, "learning_rate": 0.5}) and not is_tuned("dpo", {})
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,7 @@ def everything(tmp_path_factory):
     patch.setattr(cohort, "load_base", random_base)
     patch.setattr(cohort, "Evaluator", WeightProbe)
     patch.setattr(cohort, "measure", probe)
+    patch.setattr(trials, "metric_names", lambda sizes: {"digest"})
     cohort.materials.cache_clear()
     profile = replace(TINY, steps=3)
     names = [method.name for method in ALONE]
@@ -126,7 +129,7 @@ def everything(tmp_path_factory):
 def test_every_loss_runs_as_a_trial_within_the_budget_and_says_that_nobody_tuned_it(method, everything):
     result = everything[method.name]
     assert result["completions"] == 96 and result["steps"] == 3
-    assert result["tuned"] is trials.is_tuned(method.name, default_settings(method))
+    assert result["tuned"] is is_tuned(method.name, default_settings(method))
     assert result["settings"] == pytest.approx(default_settings(method), rel=1e-4)
     assert result["metrics"]["digest"] != everything["base"]["metrics"]["digest"]
 
@@ -194,9 +197,7 @@ def test_quantiles_replace_scores_before_training(scored, tokenizer):
     assert found == [sum(other <= own for other in plain) / len(plain) for own in plain]
 
 
-def test_an_unfilled_setting_of_a_stage_takes_the_objectives_default(scored, tokenizer, tmp_path):
-    trained = train_stage(
-        random_base(0), method_named("var").stages[0], {"feedback": scored}, Tokens(tokenizer), {"learning_rate": 1e-4},
-        steps=1, seed=0, folder=str(tmp_path), use_cpu=True,
-    )  # fmt: skip
-    assert trained.settings == {"learning_rate": 1e-4, "temperature": 0.5}
+def test_an_unfilled_setting_of_a_stage_takes_the_objectives_default(scored, tokenizer):
+    stage, table = method_named("var").stages[0], {"feedback": scored}
+    (trained,) = run([Job(random_base(0), stage, table, {"learning_rate": 1e-4}, 1)], Tokens(tokenizer), device="cpu")
+    assert trained.record.settings == {"learning_rate": 1e-4, "temperature": 0.5}

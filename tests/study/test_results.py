@@ -18,7 +18,8 @@ from uftlab.reports.html import write_report
 from uftlab.study import results, tuning
 from uftlab.study import trials as study
 from uftlab.study.results import COMPARISONS, HEADLINES, Interval, interval
-from uftlab.training.catalogue import METHODS
+from uftlab.training import methods
+from uftlab.training.methods import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +276,7 @@ def test_stored_means_are_the_means_of_the_trial_files(class_trials):
 
 
 def test_tuned_settings_are_what_the_rule_chooses_from_the_committed_sweep(tmp_path, monkeypatch):
-    committed = json.loads(study.TUNED.read_text())["settings"]
+    committed = json.loads(methods.TUNED.read_text())["settings"]
     tuned = [name for name, method in METHODS.items() if method.tuned]
     monkeypatch.setattr(tuning, "TUNED", tmp_path / "tuned.json")
     tuning.choose(tuned, results.RESULTS / "sweep")

@@ -9,11 +9,13 @@ from trials import TINY, WeightProbe, probe, random_base, trial_of
 
 from uftlab import files
 from uftlab.errors import InputError
+from uftlab.evals.sizes import metric_names
 from uftlab.evals.skills import Evaluator, measure
 from uftlab.files import write_atomically
-from uftlab.study import cohort, trials
-from uftlab.study.cohort import run_together, run_trial
-from uftlab.training.catalogue import METHODS
+from uftlab.study import cohort, trials, tuning
+from uftlab.study.cohort import run_cohort, run_trial
+from uftlab.training.methods import METHODS, Method, Stage, all_tuned, chosen_settings
+from uftlab.world.world import World
 
 
 class Few(Evaluator):
@@ -28,16 +30,17 @@ class Few(Evaluator):
 def probed():
     """Random bases and the probe instead of the evaluator, for the whole module; yields the stages trained."""
     patch, trained = pytest.MonkeyPatch(), []
-    original = cohort.lesson
+    original = cohort.run
 
-    def counted(stage, *args, **kwargs):
-        trained.append(stage)
-        return original(stage, *args, **kwargs)
+    def counted(jobs, *args, **kwargs):
+        trained.extend(job.stage for job in jobs)
+        return original(jobs, *args, **kwargs)
 
     patch.setattr(cohort, "load_base", random_base)
     patch.setattr(cohort, "Evaluator", WeightProbe)
     patch.setattr(cohort, "measure", probe)
-    patch.setattr(cohort, "lesson", counted)
+    patch.setattr(cohort, "run", counted)
+    patch.setattr(trials, "metric_names", lambda sizes: {"digest"})
     cohort.materials.cache_clear()
     yield trained
     patch.undo()
@@ -66,7 +69,7 @@ def test_a_trial_is_one_json_file_that_says_how_it_was_made(everything):
 
 def test_a_finished_trial_is_read_and_not_trained_again(everything, monkeypatch):
     folder, results, _ = everything
-    monkeypatch.setattr(cohort, "lesson", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(cohort, "run", lambda *args, **kwargs: pytest.fail("trained again"))
     assert run_trial(trial_of("uft"), folder) == results["uft"]
 
 
@@ -112,11 +115,11 @@ def test_the_same_trial_gives_the_same_bits_in_another_folder(everything, probed
     assert again["metrics"] == results["uft"]["metrics"] and again["curves"] == results["uft"]["curves"]
 
 
-def test_in_company_every_trial_comes_out_as_alone_and_shared_stages_are_trained_once(everything, probed, tmp_path):
+def test_together_every_trial_comes_out_as_alone_and_shared_stages_are_trained_once(everything, probed, tmp_path):
     _, results, _ = everything
     names = ["sft-then-dpo", "sft-then-kto", "uft", "base", "sft"]
     probed.clear()
-    together = run_together([trial_of(name) for name in names], tmp_path)
+    together = run_cohort([trial_of(name) for name in names], tmp_path)
     assert [result["method"] for result in together] == names
     assert probed.count(METHODS["sft"].stages[0]) == 1 and len(probed) == 4
     for name, result in zip(names, together, strict=True):
@@ -176,3 +179,88 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_an_unknown_profile_names_those_there_are():
     with pytest.raises(InputError, match=r"one of smoke, class, research; got huge"):
         trials.profile_named("huge")
+
+
+# ------------------------------------------------------------------------------------------ what a trial is known by
+
+
+def test_another_base_has_a_first_stage_of_its_own(probed, tmp_path, monkeypatch):
+    """A base that was built again in between: the stage on disk is of the old one and is not gone on from."""
+    run_trial(trial_of("sft"), tmp_path)
+    monkeypatch.setattr(cohort, "load_base", lambda seed: random_base(seed + 7))
+    cohort.materials.cache_clear()
+    try:
+        probed.clear()
+        mixed = run_trial(trial_of("sft-then-dpo"), tmp_path)
+        assert [stage.objective for stage in probed] == ["sft", "dpo"]
+        assert mixed["metrics"] == run_trial(trial_of("sft-then-dpo"), tmp_path / "alone")["metrics"]
+    finally:
+        monkeypatch.undo()
+        cohort.materials.cache_clear()
+
+
+def test_a_stored_trial_without_a_new_metric_is_run_again(probed, tmp_path, monkeypatch):
+    path = trial_of("base").path(tmp_path)
+    first = run_trial(trial_of("base"), tmp_path)
+    assert trials.is_done(trial_of("base"), tmp_path)
+    del first["metrics"]["digest"]
+    path.write_text(json.dumps(first))
+    assert not trials.is_done(trial_of("base"), tmp_path)
+    assert "digest" in run_trial(trial_of("base"), tmp_path)["metrics"]
+
+
+@pytest.mark.parametrize("study", ["class", "pipelines", "sweep", "sweep-pipelines"])
+def test_every_stored_trial_counts_as_done(study):
+    for path in sorted((files.DATA / "results" / study / "trials").glob("*.json")):
+        stored = trials.read_trial(path)
+        sizes = tuning.PROFILE.sizes if stored["profile"] == "sweep" else trials.PROFILES[stored["profile"]].sizes
+        assert set(stored["metrics"]) == metric_names(sizes)
+
+
+def test_the_names_of_stored_trials_are_as_they_were():
+    folder = files.DATA / "results"
+    class_size = trials.PROFILES["class"]
+    for name in METHODS:
+        assert trials.is_done(trials.trial(name, 0, class_size), folder / "class")
+    assert all(trials.is_done(t, folder / "sweep") for t in tuning.trials([m for m in METHODS if METHODS[m].tuned]))
+
+
+def test_the_metrics_are_those_that_an_evaluator_gives(untrained, tokenizer):
+    for sizes in (TINY.sizes, replace(TINY.sizes, drift=0)):
+        evaluator = Few(World(0), untrained, tokenizer, "test", sizes)
+        assert set(evaluator(untrained)) == metric_names(sizes)
+
+
+# ------------------------------------------------------------------------------------------ any number of stages
+
+
+@pytest.fixture
+def three(monkeypatch):
+    """A method of three stages that begins with DPO, beside those that ship."""
+    stages = (Stage("dpo", 0.0, 0.25), Stage("sft", 1.0, 0.5), Stage("una-score", 0.0, 0.25))
+    method = Method("three", stages, "DPO, then SFT, then UNA", group="pipeline")
+    monkeypatch.setitem(METHODS, "three", method)
+    return method
+
+
+def test_any_first_stage_has_settings_and_the_record_says_what_nobody_tuned(three, probed, tmp_path):
+    made = trials.trial("three", 0, replace(TINY, steps=8))
+    dpo, sft, last = made.stage_settings()
+    assert dpo == {"learning_rate": 1.5e-3, "beta": 0.1}  # nobody has tuned DPO alone
+    assert sft == chosen_settings()["sft"] and last == {"learning_rate": 1.5e-3, "beta": 0.1}
+    result = run_trial(made, tmp_path)
+    assert [stage["objective"] for stage in result["stages"]] == ["dpo", "sft", "una-score"]
+    assert [stage["settings"] for stage in result["stages"]] == pytest.approx([dpo, sft, last])
+    assert (result["steps"], result["tuned"]) == (8, False)
+    assert replace(made, between=(((),),)).digest() != made.digest()
+
+
+def test_a_pipeline_is_tuned_only_if_each_stage_is(monkeypatch):
+    method, settings = METHODS["sft-then-dpo"], trials.trial("sft-then-dpo", 0, TINY).stage_settings()
+    assert all_tuned(method, settings)
+    assert not all_tuned(method, [{"learning_rate": 1.0}, settings[1]])
+
+
+def test_a_method_of_three_stages_is_tuned_after_those_of_one(three):
+    assert tuning.phases(["three", "sft"]) == [["sft"], ["three"]]
+    assert len(tuning.trials(["three"])) == 13 and {len(t.between) for t in tuning.trials(["three"])[1:]} == {1}

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import sys
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from uftlab.files import write_atomically
 from uftlab.models.policies import load_base
 from uftlab.study import cohort, workers
 from uftlab.study import trials as study
-from uftlab.study.cohort import run_together
+from uftlab.study.cohort import run_cohort
 from uftlab.study.workers import check_folder, cohorts, run_trials
 
 
@@ -64,7 +65,8 @@ def in_process(monkeypatch):
         monkeypatch.setattr(workers, "ProcessPoolExecutor", executor)
         monkeypatch.setattr(workers, "wait", executor.wait)
 
-    monkeypatch.setattr(workers, "run_together", quick)
+    monkeypatch.setattr(workers, "run_cohort", quick)
+    monkeypatch.setattr(study, "metric_names", lambda sizes: set())
     return install, ran
 
 
@@ -149,7 +151,7 @@ def test_a_missing_base_is_refused_by_name_and_keeps_finished_trials(in_process,
     install, _ = in_process
     install()
     list(run_trials([trial_of("base")], tmp_path))
-    monkeypatch.setattr(workers, "run_together", run_together)
+    monkeypatch.setattr(workers, "run_cohort", run_cohort)
     monkeypatch.setattr(cohort, "load_base", load_base)
     with pytest.raises(InputError, match=r"base model of world 987654 .*uftlab pretrain --world 987654"):
         list(run_trials([trial_of("base"), trial_of("base", seed=987654)], tmp_path))
@@ -197,3 +199,62 @@ def test_an_existing_folder_that_cannot_be_written_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="be writable"):
         check_folder(folder)
+
+
+# ------------------------------------------------------------------------------------------ losses registered here
+
+
+@pytest.fixture
+def registered(tmp_path, monkeypatch):
+    """Registers an objective whose loss lies in a module of the given text; returns the registering function."""
+    import importlib
+
+    from uftlab.objectives.objective import Objective, Term
+    from uftlab.objectives.registry import OBJECTIVES
+
+    (tmp_path / "made_up_loss.py").write_text(
+        "def loss(rows, settings):\n    return -rows.of('scored').policy_logps\n\n\nlazy = lambda rows, settings: 0\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "made_up_loss", raising=False)
+    module = importlib.import_module("made_up_loss")
+
+    def register(name):
+        term = Term("scored", getattr(module, name))
+        objective = Objective("made-up", (term,), "made up", "nobody", reference=False)
+        monkeypatch.setitem(OBJECTIVES, "made-up", objective)
+        return module
+
+    return register
+
+
+def test_worker_processes_know_a_loss_that_was_registered_here(registered):
+    """A real worker, as `run_trials` starts it."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    from uftlab.training.methods import method_named
+
+    registered("loss")
+    handed = workers.handed_over(["made-up", "uft"])
+    with ProcessPoolExecutor(1, get_context("spawn"), workers.start_worker, (handed,)) as executor:
+        assert executor.submit(method_named, "made-up").result() == method_named("made-up")
+
+
+def test_what_ships_is_not_handed_over():
+    assert pickle.loads(workers.handed_over(["uft", "rloo", "sft-then-dpo", "dpo"])) == ({}, {})
+
+
+@pytest.mark.parametrize("place", ["a lambda", "a notebook"])
+def test_a_loss_that_no_process_can_import_is_refused_before_anything_is_trained(
+    registered, place, tmp_path, monkeypatch
+):
+    module = registered("lazy" if place == "a lambda" else "loss")
+    if place == "a notebook":
+        module.loss.__module__ = "__main__"
+        monkeypatch.setattr(sys.modules["__main__"], "loss", module.loss, raising=False)
+        monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    trial = study.Trial("made-up", 0, trial_of("base").profile, (("learning_rate", 1e-3),))
+    with pytest.raises(InputError, match=r"The loss made-up must be a function that worker processes can import"):
+        list(run_trials([trial], tmp_path / "out"))
+    assert not list((tmp_path / "out").rglob("*.json"))

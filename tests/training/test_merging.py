@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from uftlab.engine.trainer import Quiet
-from uftlab.training.catalogue import PIPELINE_METHODS, Stage
 from uftlab.training.merging import merged_apart, task_arithmetic, ties
-from uftlab.training.methods import train_stage
-from uftlab.training.runs import Run
+from uftlab.training.methods import PIPELINE_METHODS, Stage
+from uftlab.training.recipes import Task
+from uftlab.training.stages import Job, run
 
 
 def vector(*values):
@@ -61,22 +61,22 @@ def test_ties_agrees_with_plain_python(columns, data):
     assert_close(ties([vector(*c) for c in deltas], weights, 0.5), vector(*expected))
 
 
-def run(stage, steps=20, **values):
+def task(stage, steps=20, **values):
     policy = BanditPolicy()
     values = {"learning_rate": 0.02, "beta": 0.5, **values}
-    return Run(policy, stage, TABLES, TOKENS, values, steps, 0, "/tmp", 8, callbacks=(Quiet(),))
+    return Task(policy, stage, TABLES, TOKENS, values, steps, 0, "/tmp", 8, callbacks=(Quiet(),))
 
 
 def test_paft_is_the_base_plus_the_weighted_deltas_of_two_runs():
     """Each run by hand from the same base, then added by hand."""
     settings = {"sft_learning_rate": 0.05, "l1": 0.0, "preference_weight": 0.3}
-    own = run(PIPELINE_METHODS["paft"].stages[0], **settings)
+    own = task(PIPELINE_METHODS["paft"].stages[0], **settings)
     record = merged_apart(own, task_arithmetic)
     base, expected = REFERENCE.log(), REFERENCE.log().clone()
     for stage, weight, rate in ((Stage("sft", 1.0), 1.0, 0.05), (Stage("dpo", 0.0), 0.3, 0.02)):
         alone = BanditPolicy()
         values = {"learning_rate": rate, "beta": 0.5}
-        train_stage(alone, stage, TABLES, TOKENS, values, 10, 0, "/tmp", 8, callbacks=(Quiet(),))
+        run([Job(alone, stage, TABLES, values, 10)], TOKENS, batch=8)
         expected += weight * (alone.logits.detach() - base)
     assert_close(own.policy.logits.detach(), expected)
     assert (record.completions, record.extra_runs) == (160, 0)
@@ -84,7 +84,7 @@ def test_paft_is_the_base_plus_the_weighted_deltas_of_two_runs():
 
 def test_a_large_penalty_keeps_the_sft_delta_small():
     def moved(l1):
-        own, seen = run(PIPELINE_METHODS["paft"].stages[0], l1=l1, sft_learning_rate=0.05), []
+        own, seen = task(PIPELINE_METHODS["paft"].stages[0], l1=l1, sft_learning_rate=0.05), []
 
         def only_sft(deltas, weights):
             seen.append(copy.deepcopy(deltas[0]))

@@ -13,8 +13,9 @@ from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Completion, Tokens
 from uftlab.study import trials, tuning
 from uftlab.study.trials import PROFILES, Trial
-from uftlab.training.catalogue import METHODS
-from uftlab.training.methods import BETA_NATS, EXTRA, LEARNING_RATES, grid, method_named, resolve_settings, sources
+from uftlab.training import methods
+from uftlab.training.methods import BETA_NATS, EXTRA, LEARNING_RATES, METHODS, earlier_settings, grid, method_named
+from uftlab.training.recipes import resolve_settings, sources
 from uftlab.world.world import World, pairs
 
 TUNED_METHODS = [m for m in METHODS.values() if m.tuned]
@@ -69,15 +70,15 @@ def test_choose_takes_the_largest_balance_and_keeps_what_other_methods_chose(tmp
 
 
 def test_stage_one_takes_the_settings_tuned_for_its_own_objective(tmp_path, monkeypatch):
-    monkeypatch.setattr(trials, "TUNED", tmp_path / "tuned.json")
+    monkeypatch.setattr(methods, "TUNED", tmp_path / "tuned.json")
     table = {
         "sft": {"learning_rate": 1.0},
         "uft-demonstrations": {"learning_rate": 2.0, "beta": 3.0},
         "uft": {"a": 4.0},
     }
-    trials.TUNED.write_text(json.dumps({"settings": table}))
-    assert trials.first_stage_settings(METHODS["sft-then-kto"]) == (("learning_rate", 1.0),)
-    assert trials.first_stage_settings(METHODS["uft-then-una"]) == (("beta", 3.0), ("learning_rate", 2.0))
+    methods.TUNED.write_text(json.dumps({"settings": table}))
+    assert earlier_settings(METHODS["sft-then-kto"]) == [{"learning_rate": 1.0}]
+    assert earlier_settings(METHODS["uft-then-una"]) == [{"beta": 3.0, "learning_rate": 2.0}]
     assert trials.trial("uft", 0, TINY) == Trial("uft", 0, TINY, (("a", 4.0),), ())
     with pytest.raises(InputError, match=r"Settings of replay must be in tuned.json; .*uftlab sweep"):
         trials.trial("replay", 0, TINY)

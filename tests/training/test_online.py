@@ -10,15 +10,14 @@ from enumerable import PROMPT, REFERENCE, TABLES, TOKENS, WORDS, BanditPolicy, s
 from torch.testing import assert_close
 
 from uftlab.course import bandit
-from uftlab.engine.trainer import Quiet
 from uftlab.errors import InputError
 from uftlab.losses import leave_one_out, policy_gradient_loss
 from uftlab.rows.tokens import Completion
 from uftlab.training import online
-from uftlab.training.catalogue import PIPELINE_METHODS
+from uftlab.training.methods import PIPELINE_METHODS
 from uftlab.training.online import Rollouts, Sample, pairs_from_samples
-from uftlab.training.recipes import train_stage
-from uftlab.training.runs import Run
+from uftlab.training.recipes import Task
+from uftlab.training.stages import Job, run
 
 REWARDS = torch.tensor([0.1, 0.9, 0.8, 0.2, 0.0])
 
@@ -35,9 +34,9 @@ def trained(name, rewards, steps=60, batch=32, seed=0, optim="adamw_torch_fused"
     """The probabilities after the last stage of a method on the bandit, and its record."""
     policy, stage = BanditPolicy(), PIPELINE_METHODS[name].stages[-1]
     settings = {"learning_rate": 0.1, "beta": 1.0, **settings}
-    more = {"callbacks": (Quiet(),), "reward": scored(*rewards), "logging_steps": 1, "optim": optim}
-    record = train_stage(policy, stage, TABLES, TOKENS, settings, steps, seed, "/tmp", batch, **more)
-    return policy.probs(), record
+    job = Job(policy, stage, TABLES, settings, steps, seed, scored(*rewards))
+    (made,) = run([job], TOKENS, batch=batch, logging_steps=1, optim=optim)
+    return policy.probs(), made.record
 
 
 # ------------------------------------------------------------------------------------------ towards the closed form
@@ -128,7 +127,7 @@ def rollouts(refresh, steps=6):
     stage = PIPELINE_METHODS["una-online"].stages[-1]
     settings = {"learning_rate": 0.1, "refresh": refresh}
     return Rollouts(
-        Run(BanditPolicy(), stage, TABLES, TOKENS, settings, steps, 0, "/tmp", 8, reward=scored(*REWARDS)), 8
+        Task(BanditPolicy(), stage, TABLES, TOKENS, settings, steps, 0, "/tmp", 8, reward=scored(*REWARDS)), 8
     )
 
 
@@ -238,9 +237,9 @@ def test_with_adapters_the_reference_is_the_model_without_them(tmp_path):
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=1.0)
     stage = PIPELINE_METHODS["una-online"].stages[-1]
-    run = Run(policy, stage, TABLES, TOKENS, {}, 1, 0, str(tmp_path), 8, reward=lambda x, y: [0.5] * len(y))
-    own = Rollouts(run, 8)
+    task = Task(policy, stage, TABLES, TOKENS, {}, 1, 0, str(tmp_path), 8, reward=lambda x, y: [0.5] * len(y))
+    own = Rollouts(task, 8)
     rows = own.draw(0)
-    base = Rollouts(replace(run, policy=load_base(0)), 8)
+    base = Rollouts(replace(task, policy=load_base(0)), 8)
     assert_close(own.reference_logps(rows), base.rollout_logps(rows), atol=1e-4, rtol=1e-4)
     assert max(abs(a - b) for a, b in zip(own.rollout_logps(rows), own.reference_logps(rows), strict=True)) > 1e-2

@@ -19,11 +19,10 @@ from uftlab.rows.tokens import Tokens
 from uftlab.study import cohort, trials
 from uftlab.study.cohort import run_trial
 from uftlab.training import methods
-from uftlab.training.catalogue import METHODS, PIPELINE_METHODS, Method, Stage, default_settings
 from uftlab.training.checkpoint import train_checkpoint
-from uftlab.training.methods import grid
-from uftlab.training.recipes import RECIPES, check_recipes, train_stage
-from uftlab.training.runs import FedTrainer
+from uftlab.training.methods import METHODS, PIPELINE_METHODS, Method, Stage, default_settings, grid
+from uftlab.training.recipes import FedTrainer, Task, offline
+from uftlab.training.stages import RECIPES, Job, check_recipes, run
 from uftlab.world.world import World, pairs
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
@@ -45,6 +44,7 @@ def probed():
     patch.setattr(cohort, "load_base", random_base)
     patch.setattr(cohort, "Evaluator", WeightProbe)
     patch.setattr(cohort, "measure", probe)
+    patch.setattr(trials, "metric_names", lambda sizes: {"digest"})
     patch.setattr(cohort, "world_reward", lambda seed: by_letters)
     cohort.materials.cache_clear()
     yield
@@ -86,13 +86,13 @@ def test_every_recipe_but_offline_belongs_to_a_method():
 
 def test_an_unknown_recipe_names_those_there_are(untrained):
     with pytest.raises(InputError, match="A recipe must be one of offline, parts, .*; got magic"):
-        train_stage(untrained, Stage("sft", 1.0, recipe="magic"), {}, Tokens(tiny_tokenizer()), {}, 1, 0, "")
+        run([Job(untrained, Stage("sft", 1.0, recipe="magic"), {}, {}, 1)], Tokens(tiny_tokenizer()))
 
 
 def test_a_stage_of_another_recipe_is_not_trained_offline_by_mistake(untrained):
     stage = PIPELINE_METHODS["rloo"].stages[1]
-    with pytest.raises(InputError, match="must be offline; got rloo. Call uftlab.training.recipes.train_stage"):
-        methods.train_stage(untrained, stage, {}, Tokens(tiny_tokenizer()), {}, 1, 0, "")
+    with pytest.raises(InputError, match="must be offline; got rloo. Call uftlab.training.stages.run"):
+        offline(Task(untrained, stage, {}, Tokens(tiny_tokenizer()), {}, 1, 0, ""))
 
 
 # ------------------------------------------------------------------------------------------ in a study
@@ -158,9 +158,9 @@ def trained(model, stage, tables, folder, settings, steps=4, **more):
     """The weights after a stage, and its record."""
     policy = copy.deepcopy(model)
     settings = {"learning_rate": 1e-3, **settings}
-    more = {"callbacks": (Quiet(),), **more}
-    record = train_stage(policy, stage, tables, Tokens(tiny_tokenizer()), settings, steps, 3, str(folder), 8, **more)
-    return {name: weight.detach() for name, weight in policy.named_parameters()}, record
+    job = Job(policy, stage, tables, settings, steps, 3)
+    (made,) = run([job], Tokens(tiny_tokenizer()), batch=8, output_dir=str(folder), **more)
+    return {name: weight.detach() for name, weight in policy.named_parameters()}, made.record
 
 
 def assert_same_bits(first, second):
@@ -272,8 +272,8 @@ def test_methods_lists_them_and_all_does_not_run_them():
 
 
 def test_untuned_recipes_run_with_their_defaults(monkeypatch, tmp_path):
-    monkeypatch.setattr(trials, "TUNED", tmp_path / "tuned.json")
-    trials.TUNED.write_text(json.dumps({"settings": {"sft": {"learning_rate": 1.0}}}))
+    monkeypatch.setattr(methods, "TUNED", tmp_path / "tuned.json")
+    methods.TUNED.write_text(json.dumps({"settings": {"sft": {"learning_rate": 1.0}}}))
     made = trials.trial("rloo", 0, TINY)
     assert dict(made.settings) == default_settings(PIPELINE_METHODS["rloo"])
     assert isinstance(PIPELINE_METHODS["rloo"], Method)

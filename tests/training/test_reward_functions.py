@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from uftlab.engine.trainer import Quiet
 from uftlab.errors import InputError
 from uftlab.models.policies import load_base, tiny_tokenizer
 from uftlab.plots import figures
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Completion, Tokens, collate
 from uftlab.study import overoptimisation
-from uftlab.training.catalogue import Stage
+from uftlab.training.methods import Stage
 from uftlab.training.online import _longest
-from uftlab.training.recipes import train_stage
+from uftlab.training.recipes import Task
 from uftlab.training.reward_functions import rating, rewards_of, train_reward_model, verified, world_reward
+from uftlab.training.stages import Job, run
 from uftlab.world.instructions import Instruction
 from uftlab.world.wording import Fact
 from uftlab.world.world import World, pairs
@@ -124,19 +124,16 @@ def test_without_a_reward_function_one_is_trained_and_charged(untrained, table, 
     options = (("refresh", 1.0), ("completions", 2.0), ("temperature", 1e-4), ("threshold", 0.6))
     stage = Stage(objective, 0.0, 1.0, recipe, options)
     few = {"feedback": table.select(range(6))}
-    record = train_stage(
-        untrained, stage, few, TOKENS, {"learning_rate": 1e-3}, 2, 0, str(tmp_path), 4, callbacks=(Quiet(),)
-    )
+    (made,) = run([Job(untrained, stage, few, {"learning_rate": 1e-3}, 2)], TOKENS, batch=4)
+    record = made.record
     assert (record.completions, record.extra_runs) == (8, 8)
     assert record.sampled in (8, 12)
 
 
 def test_samples_may_be_as_long_as_the_longest_completion(table, untrained):
-    from uftlab.training.runs import Run
-
     long = from_rows([{"prompt": "hello", "completion": " ".join(["moss"] * 40), "label": True}])
-    run = Run(untrained, Stage("una-score", 0.0), {"feedback": long}, TOKENS, {}, 1, 0, "")
-    assert _longest(run) == 41
+    task = Task(untrained, Stage("una-score", 0.0), {"feedback": long}, TOKENS, {}, 1, 0, "")
+    assert _longest(task) == 41
 
 
 # ------------------------------------------------------------------------------------------ over-optimisation
@@ -159,8 +156,8 @@ def test_the_stored_runs_without_kl_climb_the_model_and_lose_the_truth(stored):
 
 def test_kl_holds_it_back(stored):
     ends = {run["beta"]: [] for run in stored}
-    for run in stored:
-        ends[run["beta"]].append(run["points"][-1]["true"])
+    for one in stored:
+        ends[one["beta"]].append(one["points"][-1]["true"])
     largest = max(ends)
     assert len(ends) > 1 and min(ends[largest]) > max(ends[0.0])
 

@@ -18,10 +18,10 @@ from scipy import stats
 from torch import Tensor, nn
 
 from uftlab.errors import InputError
-from uftlab.evals.skills import Sizes
-from uftlab.models.logps import token_logps
-from uftlab.models.policies import evaluation_mode, tiny_tokenizer
-from uftlab.rows.tokens import Completion, Tokens, collate
+from uftlab.evals.sizes import Sizes
+from uftlab.models.logps import read_token_logps
+from uftlab.models.policies import tiny_tokenizer
+from uftlab.rows.tokens import Completion, Tokens
 from uftlab.study.results import Interval
 from uftlab.world.wording import ATTRIBUTES, CREATURES
 from uftlab.world.world import World
@@ -55,20 +55,9 @@ def tokenised(rows: pd.DataFrame) -> list[Completion]:
     ]
 
 
-@torch.no_grad()
-def read(model: nn.Module, completions: Sequence[Completion], size: int = 256) -> Float[Tensor, "row pos"]:
-    """log pi of each token of each completion in nats, its end token included, 0 after the end; `size` rows at once."""
-    lengths = [len(c.completion_ids) for c in completions]
-    out = torch.zeros(len(completions), max(lengths))
-    device, pad = next(model.parameters()).device, tiny_tokenizer().pad_token_id
-    order = sorted(range(len(completions)), key=lambda i: len(completions[i].prompt_ids) + lengths[i])
-    with evaluation_mode(model):
-        for start in range(0, len(order), size):
-            here = order[start : start + size]
-            batch = collate([(completions[i],) for i in here], pad)
-            values = token_logps(model, {name: value.to(device) for name, value in batch.items()}).cpu()
-            out[here, : values.shape[1]] = values
-    return out
+def read(model: nn.Module, completions: Sequence[Completion]) -> Float[Tensor, "row pos"]:
+    """log pi of each token of each completion in nats, its end token included, 0 after the end."""
+    return read_token_logps(model, completions, tiny_tokenizer().pad_token_id)  # type: ignore[arg-type]
 
 
 def kinds_of_tokens(rows: pd.DataFrame) -> np.ndarray:

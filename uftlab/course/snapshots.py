@@ -1,7 +1,7 @@
 """The pulse of a training run: policies kept at a few steps, asked about completions that they never saw.
 
-`take` trains runs in one world, methods with their tuned settings, exactly as a trial of `uftlab.study.trials` does,
-and keeps at each of nine steps the weights and the log-probability of every token of the held-out rows. Log-ratios,
+`pulses_of` trains methods in one world with their tuned settings, by the runner that trains the trials of the study. At
+each of nine steps it keeps the weights and the log-probability of every token of the held-out rows. Log-ratios,
 rewards, margins and scores at any beta are then differences of stored numbers: no slider waits for a model.
 
 A stretch of training (the stages of a method up to one of them) is stored in one file, written whole or not at all,
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +32,21 @@ from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
 from uftlab.course.held_out import held_out, read, tokenised
-from uftlab.engine.population import Member, train
 from uftlab.engine.stack import flatten, unflatten
 from uftlab.errors import InputError
 from uftlab.files import DATA, save_atomically
 from uftlab.models.logps import ReferenceCache, fingerprint
 from uftlab.models.policies import frozen_copy, load_base, tiny_config
 from uftlab.rows.tokens import Completion
-from uftlab.study.cohort import device, layout, refer, tokens
-from uftlab.study.trials import Profile, first_stage_settings, lesson_tables, plan, tuned_settings
-from uftlab.training.catalogue import Stage
-from uftlab.training.methods import BATCH, lesson, method_named
+from uftlab.study.cohort import tokens, training_tables
+from uftlab.study.trials import Profile
+from uftlab.training.methods import Stage, method_named, plan, settings_of
+from uftlab.training.recipes import BATCH
+from uftlab.training.reward_functions import world_reward
+from uftlab.training.stages import Job, Progress, layout, run
 from uftlab.world.world import World
 
-SCHEMA = 1
+SCHEMA = 2
 PARTS = 8  # a run of this many parts has one snapshot more: the base comes first
 FOLDER = DATA.parent / "results" / "pulse"
 SECONDS_PER_COMPLETION = 0.0007  # one thread of a laptop, measured; for the estimate alone
@@ -141,12 +142,12 @@ class _Stretch:
         return self.stages[-1][1]
 
 
-def _stretches(run: Run, profile: Profile) -> list[_Stretch]:
-    definition = method_named(run.method)
+def _stretches(own: Run, profile: Profile) -> list[_Stretch]:
+    definition = method_named(own.method)
     if not definition.stages:
-        raise InputError("A method with a pulse", "be trained", run.method, "Choose another, see `uftlab methods`")
-    last = {**tuned_settings(run.method), **dict(run.changes)}
-    planned = plan(definition, profile, last, dict(first_stage_settings(definition)))
+        raise InputError("A method with a pulse", "be trained", own.method, "Choose another, see `uftlab methods`")
+    *earlier, last = settings_of(definition)
+    planned = plan(definition, profile.steps, [*earlier, {**last, **dict(own.changes)}])
     stages = [(stage, steps, tuple(sorted(settings.items()))) for stage, steps, settings in planned]
     return [_Stretch(tuple(stages[: index + 1])) for index in range(len(stages))]
 
@@ -164,7 +165,7 @@ class _Room:
     @cached_property
     def tables(self) -> dict[str, Dataset]:
         """The training rows, as a trial of the study has them."""
-        return lesson_tables(self.world, self.profile)
+        return training_tables(self.world, self.profile)
 
     @cached_property
     def completions(self) -> list[Completion]:
@@ -188,40 +189,33 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _train(room: _Room, stretch: _Stretch, tick: Callable[[], Any]) -> None:
+def _train(room: _Room, stretch: _Stretch, tick: Progress) -> None:
     """Train the last stage of a stretch from where the one before it ended, and store its snapshots."""
     index = len(stretch.stages) - 1
     stage, steps, settings = stretch.stages[-1]
     policy: Any = frozen_copy(room.base)
     if index:
-        _, _, weights = _stored(room.path(_Stretch(stretch.stages[:-1])))
-        policy.load_state_dict(weights[-1], strict=False)
+        _, _, before = _stored(room.path(_Stretch(stretch.stages[:-1])))
+        policy.load_state_dict(before[-1], strict=False)
     start = flatten(policy.state_dict(), layout())
-    tensors: dict[str, Tensor] = {}
-    readings: list[Tensor] = []
-    done: list[int] = []
     parts = max(1, round(PARTS * stage.budget))
     at = {max(1, round(steps * (k + 1) / parts)) for k in range(parts)}
-
-    def take(step: int, state: dict[str, Tensor]) -> None:
+    # order of data and random state as in a trial of the study, whose runs these are
+    job = Job(
+        start, stage, room.tables, dict(settings), steps, room.seed * 10 + index, world_reward(room.seed),
+        room.references, at,
+    )  # fmt: skip
+    (trained,) = run([job], tokens(), progress=tick)
+    found = {0: start} if index == 0 else {}
+    found |= {step: weights for step, weights in sorted(trained.snapshots.items()) if step in at}
+    tensors: dict[str, Tensor] = {}
+    readings = []
+    for number, weights in enumerate(found.values()):
+        state = unflatten(weights.cpu(), layout())
         policy.load_state_dict(state, strict=False)
-        tensors.update({f"{len(readings)}/{name}": weight for name, weight in state.items()})
         readings.append(read(policy, room.completions))
-        done.append(stretch.before + step)
-
-    def watch(step: int, _: Sequence[int], weights: Tensor) -> None:
-        tick()
-        if step in at:
-            take(step, unflatten(weights[0].cpu(), layout()))
-
-    # order of data and reference as in a trial of the study, whose runs these are
-    referred = partial(refer, room.references, start)
-    made = lesson(stage, room.tables, tokens(), dict(settings), steps, room.seed * 10 + index, referred)
-    if index == 0:
-        take(0, unflatten(start, layout()))
-    member = Member(start, made.objective, made.settings, made.order, made.per_step)
-    train([member], layout(), watch=watch, at=range(1, steps + 1), logging_steps=steps, device=device())
-    record = {"steps": done, "settings": made.settings}
+        tensors |= {f"{number}/{name}": weight for name, weight in state.items()}
+    record = {"steps": [stretch.before + step for step in found], "settings": trained.record.settings}
     kept = {"token_logps": torch.stack(readings), **tensors}
     save_atomically(room.path(stretch), kept, {"record": json.dumps(record)})
 
@@ -238,7 +232,7 @@ def _stored(path: Path) -> tuple[dict[str, Any], Tensor, list[dict[str, Tensor]]
         return record, file.get_tensor("token_logps"), weights
 
 
-def take(
+def pulses_of(
     runs: Sequence[Run],
     profile: Profile,
     seed: int = 0,
@@ -256,7 +250,7 @@ def take(
     Raises:
         InputError: for an unknown method or one that is not trained, before anything is.
     """
-    wanted = {run.name: _stretches(run, profile) for run in runs}
+    wanted = {own.name: _stretches(own, profile) for own in runs}
     room = _Room(profile, seed, folder)
     missing = list(dict.fromkeys(s for part in wanted.values() for s in part if not room.path(s).is_file()))
     missing.sort(key=lambda s: len(s.stages))  # a first stage comes before what goes on from it

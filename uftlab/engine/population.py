@@ -19,9 +19,10 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from uftlab.engine.packing import Lines, Packed, Shape, pack
-from uftlab.engine.stack import MOST_LINES, Layout, Weights, free_memory, logits, token_logps
+from uftlab.engine.stack import MOST_LINES, Layout, Weights, logits, token_logps
 from uftlab.engine.trainer import training_arguments
 from uftlab.errors import InputError
+from uftlab.models.logps import free_memory
 from uftlab.objectives.objective import Objective, Positions, Rows
 from uftlab.rows.tokens import ROLE_INDEX, Example
 

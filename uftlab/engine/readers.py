@@ -23,11 +23,9 @@ from uftlab.engine.packing import Lines, Packed
 from uftlab.engine.stack import Layout, Weights
 from uftlab.errors import InputError
 from uftlab.models.generation import generate_ids, texts
-from uftlab.models.logps import completion_logits, completion_logps
+from uftlab.models.logps import completion_logits, read_logps, row_batches
 from uftlab.models.policies import evaluation_mode
-from uftlab.rows.tokens import Completion, Example, Tokens, collate
-
-LINES = 256  # prompts that one model reads at a time: bounds memory
+from uftlab.rows.tokens import Completion, Example, Tokens
 
 Ids = tuple[int, ...]
 Predictions = tuple[Float[Tensor, "row pos vocabulary"], Bool[Tensor, "row pos"]]
@@ -72,16 +70,16 @@ def reader_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Reader:
     return ModelReader(model, tokenizer)
 
 
-def _chunks(own: Sequence[Completion], most: int, size: int) -> list[tuple[list[int], list[Example]]]:
+def _chunks(own: Sequence[Completion], size: int) -> list[tuple[list[int], list[Example]]]:
     """Rows of one member by length, so many examples at a time, and which rows they are.
 
-    Neighbours with the same prompt make one example, `most` at most.
+    Two neighbours with the same prompt make one example.
     """
     examples: list[tuple[int, list[int]]] = []
     for _, same in groupby(range(len(own)), key=lambda i: own[i].prompt_ids):
         run = list(same)
-        for start in range(0, len(run), most):
-            here = run[start : start + most]
+        for start in range(0, len(run), 2):
+            here = run[start : start + 2]
             tokens = len(own[here[0]].prompt_ids) + sum(len(own[i].completion_ids) for i in here)
             examples.append((tokens, here))
     examples.sort()
@@ -133,7 +131,7 @@ class ModelReader:
         """As of `Reader`."""
         (own,), predicted = rows, _Predicted(rows)
         with torch.no_grad(), evaluation_mode(self.model):
-            for here, batch in self._batches(own):
+            for here, batch in row_batches(self.model, own, self._pad):
                 mask = batch["completion_mask"]
                 predicted.put(0, here, completion_logits(self.model, batch)[mask], mask)
         return predicted.entries()
@@ -141,17 +139,12 @@ class ModelReader:
     def logps(self, rows: Sequence[Sequence[Completion]]) -> list[Float[Tensor, "row"]]:
         """As of `Reader`."""
         (own,) = rows
-        out = torch.zeros(len(own))
-        with torch.no_grad(), evaluation_mode(self.model):
-            for here, batch in self._batches(own):
-                out[here] = completion_logps(self.model, batch).cpu()
-        return [out]
+        return [read_logps(self.model, own, self._pad)]
 
-    def _batches(self, own: Sequence[Completion]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        device, pad = next(self.model.parameters()).device, self.tokenizer.pad_token_id
-        for here, examples in _chunks(own, 1, LINES):
-            batch = collate(examples, self.tokenizer.eos_token_id if pad is None else pad)
-            yield here, {name: value.to(device) for name, value in batch.items()}
+    @property
+    def _pad(self) -> int:
+        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        return end if pad is None else pad  # type: ignore[return-value]
 
 
 class StackReader:
@@ -200,7 +193,7 @@ class StackReader:
         ]
         reads = max((len(c.completion_ids) for own in distinct.values() for c in own), default=0)
         most = stack.lines_at_once(self.layout, max(longest), 2 * reads, self.weights.device)
-        cut = {key: _chunks(own, 2, max(1, most // len(rows))) for key, own in distinct.items()}
+        cut = {key: _chunks(own, max(1, most // len(rows))) for key, own in distinct.items()}
         lines = Lines([example for parts in cut.values() for _, examples in parts for example in examples])
         chunks: dict[int, list[tuple[list[int], np.ndarray]]] = {}
         end = 0

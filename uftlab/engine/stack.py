@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 import torch.nn.functional as F
 from jaxtyping import Complex, Float, Int
@@ -21,11 +20,11 @@ from transformers import LlamaConfig
 
 from uftlab.engine.packing import Packed
 from uftlab.errors import InputError
+from uftlab.models.logps import READING, free_memory
 
 REACH = 512  # positions for which rotations are tabled
 MOST_LINES = 32_768  # that attention takes at a time on a GPU (its grid ends at 65,535)
 CPU_LINES = 256  # that are read at a time on a CPU: more leave its cache
-READING = 0.1  # share of the free memory that reading may fill: several processes may share a GPU
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,6 @@ class Weights(NamedTuple):
         parts = flat.split([torch.Size(shape).numel() for shape in shapes], dim=1)
         embedding, *middle, gain = (p.view(len(flat), *shape) for p, shape in zip(parts, shapes, strict=True))
         return cls(embedding, [Layer(*middle[i : i + 7]) for i in range(0, len(middle), 7)], gain)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def lines_at_once(layout: Layout, columns: int, reads: int, device: torch.device) -> int:

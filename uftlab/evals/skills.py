@@ -27,7 +27,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -37,6 +36,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from uftlab.engine.readers import ModelReader, Predictions, Reader, reader_of
+from uftlab.evals.sizes import Sizes
 from uftlab.models.generation import texts
 from uftlab.models.logps import token_kl
 from uftlab.rows.tokens import Completion, Example, RememberingTokens
@@ -55,19 +55,6 @@ WORDINGS = (
 )
 STATEMENT = "the {a} of {c} is"
 ROUNDING = 1e-4  # nats: log-ratios that differ by less are equal, as are all of the base's own
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is measured. `light` is for learning curves: a few tenths of a second."""
-
-    instructions: int = 300
-    documents: int = 400
-    drift: int = 48
-    pairs: int = 200
-
-
-LIGHT = Sizes(instructions=96, documents=150, drift=0, pairs=100)
 
 
 def _share(values: list[bool]) -> float:

@@ -348,3 +348,7 @@ def objective_named(name: str) -> Objective:
     if name not in known:
         raise InputError("An objective", f"be one of {', '.join(known)}", name, "See `uftlab methods`")
     return known[name]
+
+
+# What every process finds here; what is registered later has to be handed over to worker processes.
+SHIPPED: dict[str, Objective] = {**OBJECTIVES, **ON_SAMPLES}

@@ -13,10 +13,16 @@ from pathlib import Path
 from uftlab.files import write_atomically
 from uftlab.objectives.objective import VERIFIED, Objective
 from uftlab.rows.table import KINDS
-from uftlab.study.trials import chosen_settings
-from uftlab.training.catalogue import SAMPLING, Method, Stage, data_kinds, default_settings
-from uftlab.training.methods import all_methods
-from uftlab.training.recipes import RECIPES
+from uftlab.training.methods import (
+    SAMPLING,
+    Method,
+    Stage,
+    all_methods,
+    chosen_settings,
+    data_kinds,
+    default_settings,
+)
+from uftlab.training.stages import RECIPES
 
 EQUATION = re.compile(r"^(\w+: +)?L = ")
 HEAD = "<!-- made by `uftlab methods --cards docs/methods`: change the registry or the docstrings instead -->"

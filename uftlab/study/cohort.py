@@ -1,7 +1,6 @@
-"""Runs trials in company: what many trials do at the same time is done by one stack of models.
+"""Runs several trials together: one run of all their stages of a number, and one measurement of all that came of it.
 
-Stages of the recipe "offline" are trained by `engine.population`, all others by `UFTTrainer`, one after the other;
-everything is measured together. Stage one is the same for all pipelines of a seed, so it is trained once.
+A stage that several trials have in common is trained once: all pipelines of a seed begin with the same SFT.
 """
 
 from __future__ import annotations
@@ -9,41 +8,34 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import LlamaForCausalLM, TrainerCallback, set_seed
 
-from uftlab.engine.population import Member, train
 from uftlab.engine.readers import StackReader, answers_of
-from uftlab.engine.stack import Layout, flatten, unflatten
-from uftlab.engine.trainer import Quiet
-from uftlab.evals.skills import LIGHT, Evaluator, measure
+from uftlab.engine.stack import flatten, unflatten
+from uftlab.evals.sizes import LIGHT
+from uftlab.evals.skills import Evaluator, measure
 from uftlab.files import save_atomically, write_atomically
 from uftlab.models.logps import ReferenceCache
-from uftlab.models.policies import frozen_copy, load_base, tiny_config, tiny_tokenizer
-from uftlab.rows.tokens import Completion, Example, RememberingTokens
-from uftlab.study.trials import SCHEMA, Profile, Trial, is_tuned, lesson_tables, plan, read_trial
-from uftlab.training.catalogue import Stage
-from uftlab.training.methods import TrainedStage, lesson, method_named
-from uftlab.training.recipes import train_stage
+from uftlab.models.policies import frozen_copy, load_base, tiny_tokenizer
+from uftlab.rows.table import from_rows
+from uftlab.rows.tokens import RememberingTokens
+from uftlab.study.trials import SCHEMA, Profile, Trial, is_done, read_trial
+from uftlab.training.methods import Stage, all_tuned, method_named, plan
 from uftlab.training.reward_functions import world_reward
-from uftlab.world.world import World
+from uftlab.training.stages import Job, Trained, digest_of, layout, run, usual_device
+from uftlab.world.world import World, pairs
 
-
-@lru_cache(maxsize=1)
-def layout() -> Layout:
-    """Of the tiny model."""
-    return Layout.of(tiny_config())
+MEASURED = 64  # models that are measured together at most: what they predict lies in memory
 
 
 @lru_cache(maxsize=1)
@@ -52,14 +44,18 @@ def tokens() -> RememberingTokens:
     return RememberingTokens(tiny_tokenizer())
 
 
-def device() -> str:
-    """Where stacks are trained."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def reader(weights: torch.Tensor) -> StackReader:
     """Reads a stack of tiny models."""
     return StackReader(weights, layout(), tokens().tokenizer)
+
+
+def training_tables(world: World, profile: Profile) -> dict[str, Dataset]:
+    """What all methods learn from in a world: the tables `demonstrations` and `feedback`."""
+    shown = world.demonstrations(profile.demonstrations)
+    return {
+        "demonstrations": from_rows([{"prompt": r["prompt"], "completion": r["completion"]} for r in shown]),
+        "feedback": from_rows(pairs(world.feedback(profile.prompts))),
+    }
 
 
 class Materials:
@@ -67,30 +63,19 @@ class Materials:
 
     def __init__(self, seed: int, profile: Profile, split: str) -> None:
         world = World(seed)
-        self.tables = lesson_tables(world, profile)
+        self.tables = training_tables(world, profile)
         base: Any = frozen_copy(load_base(seed))
-        base.to(device())
+        base.to(usual_device())
         small = LIGHT if profile.steps > 50 else replace(LIGHT, instructions=24)
         self.full = Evaluator(world, base, tokens().tokenizer, split, profile.sizes)
         self.light = Evaluator(world, base, tokens().tokenizer, split, small)
-        self.base = flatten(base.state_dict(), layout()).to(device())
+        self.base = flatten(base.state_dict(), layout()).to(usual_device())
         self.references = ReferenceCache()
 
     @cached_property
     def start(self) -> dict[str, float]:
         """The light metrics of the base, where every curve begins."""
         return measure([self.light], reader(self.base[None]))[0]
-
-
-def refer(cache: ReferenceCache, weights: torch.Tensor, rows: Sequence[Example]) -> list[Example]:
-    """The examples with log pi_ref of these weights, which the cache remembers."""
-    asked = reader(weights[None])
-
-    def read(missing: Sequence[Completion]) -> list[float]:
-        return asked.logps([missing])[0].tolist()
-
-    digest = hashlib.blake2b(weights.cpu().numpy().tobytes(), digest_size=16).hexdigest()
-    return cache.fill_from(digest, read, rows)
 
 
 @lru_cache(maxsize=8)
@@ -100,7 +85,7 @@ def materials(seed: int, profile: Profile, split: str) -> Materials:
 
 
 @dataclass
-class _Run:
+class _Progress:
     """A trial on its way: its weights, and what is known of the stages behind it."""
 
     trial: Trial
@@ -116,42 +101,23 @@ class _Run:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A stage to be trained, once for all trials that share it."""
+class _SharedJob:
+    """A stage to be trained, once for all trials that have it in common."""
 
-    runs: list[_Run]
+    trials: list[_Progress]  # all alike so far
     index: int
-    stage: Stage
-    steps: int
-    settings: dict[str, float]
+    job: Job
     saved: Path | None
-
-    @property
-    def first(self) -> _Run:
-        """One of the runs, which are all alike so far."""
-        return self.runs[0]
-
-    @property
-    def seed(self) -> int:
-        """Of the order of its data: depends on the trial's seed and the stage alone."""
-        return self.first.trial.seed * 10 + self.index
-
-    def points(self) -> frozenset[int]:
-        """The steps after which the curve has a point."""
-        if not self.first.trial.curves:
-            return frozenset()
-        count = max(1, round(self.first.trial.profile.curve_points * self.stage.budget))
-        return frozenset(round(self.steps * (k + 1) / count) for k in range(count))
 
 
 def run_trial(trial: Trial, folder: Path) -> dict[str, Any]:
     """Train and measure one trial, write its JSON and return it. A finished trial is read, not run again."""
-    return run_together([trial], folder)[0]
+    return run_cohort([trial], folder)[0]
 
 
-def run_together(trials: Sequence[Trial], folder: Path) -> list[dict[str, Any]]:
+def run_cohort(trials: Sequence[Trial], folder: Path) -> list[dict[str, Any]]:
     """Train and measure trials, write one JSON for each and return them. Finished trials are read, not run again."""
-    waiting = [trial for trial in trials if not trial.path(folder).is_file()]
+    waiting = [trial for trial in trials if not is_done(trial, folder)]
     if waiting:
         _run(waiting, folder)
     return [read_trial(trial.path(folder)) for trial in trials]  # the same numbers whether they were run or read
@@ -159,143 +125,92 @@ def run_together(trials: Sequence[Trial], folder: Path) -> list[dict[str, Any]]:
 
 def _run(trials: Sequence[Trial], folder: Path) -> None:
     started = time.perf_counter()
-    runs = []
+    begun = []
     keys = dict.fromkeys((trial.seed, trial.profile, trial.split) for trial in trials)
     made = {key: materials(*key) for key in keys}  # all at once: a cohort may have more seeds than are remembered
     for trial in trials:
-        own = made[trial.seed, trial.profile, trial.split]
-        curves = [{"stage": 0, "step": 0, **own.start}] if trial.curves else []
-        runs.append(_Run(trial, own, own.base, curves=curves))
+        shared_by_seed = made[trial.seed, trial.profile, trial.split]
+        curves = [{"stage": 0, "step": 0, **shared_by_seed.start}] if trial.curves else []
+        begun.append(_Progress(trial, shared_by_seed, shared_by_seed.base, curves=curves))
     for index in range(max(len(method_named(trial.method).stages) for trial in trials)):
-        jobs = _jobs(runs, index, folder)
-        together: dict[tuple, list[_Job]] = {}
-        for job in jobs:
-            if job.saved is not None and job.saved.with_suffix(".json").is_file():
-                _finish(job, flatten(load_file(str(job.saved)), layout()), _record_of(job.saved))
-            elif job.stage.recipe == "offline":
-                together.setdefault((job.steps, job.points()), []).append(job)
+        missing = []
+        for shared in _shared_jobs(begun, index, folder):
+            if shared.saved is not None and shared.saved.with_suffix(".json").is_file():
+                _finish(shared, flatten(load_file(str(shared.saved)), layout()), _record_of(shared.saved))
             else:
-                _finish(job, *_train_alone(job))
-        for alike in together.values():
-            for job, (weights, record) in zip(alike, _train_together(alike), strict=True):
-                if job.saved is not None:
-                    _save_stage(weights, job.saved, record)
-                _finish(job, weights, record)
-    stack = reader(torch.stack([run.weights for run in runs]))
-    metrics = measure([run.materials.full for run in runs], stack)
-    samples = _samples(runs, stack)
-    seconds = (time.perf_counter() - started) / len(runs)
-    for run, measured, said in zip(runs, metrics, samples, strict=True):
-        result = _result(run, measured, said, seconds)
-        write_atomically(run.trial.path(folder), json.dumps(_rounded(result), separators=(",", ":")))
+                missing.append(shared)
+        trained = run([shared.job for shared in missing], tokens())
+        for shared, found, curve in zip(missing, trained, _curves(missing, trained), strict=True):
+            record = {**asdict(found.record), "demonstrations": shared.job.stage.demonstrations, "curve": curve}
+            if shared.saved is not None:
+                _save_stage(found.weights, shared.saved, record)
+            _finish(shared, found.weights, record)
+    stack = reader(torch.stack([own.weights for own in begun]))
+    metrics = measure([own.materials.full for own in begun], stack)
+    samples = _samples(begun, stack)
+    seconds = (time.perf_counter() - started) / len(begun)
+    for own, measured, said in zip(begun, metrics, samples, strict=True):
+        result = _result(own, measured, said, seconds)
+        write_atomically(own.trial.path(folder), json.dumps(_rounded(result), separators=(",", ":")))
 
 
-def _jobs(runs: Sequence[_Run], index: int, folder: Path) -> list[_Job]:
-    """The stages number `index`: what several runs have in common is one job."""
-    jobs: dict[Any, _Job] = {}
-    for run in runs:
-        trial = run.trial
-        stages = plan(method_named(trial.method), trial.profile, dict(trial.settings), dict(trial.stage_one))
+def _shared_jobs(begun: Sequence[_Progress], index: int, folder: Path) -> list[_SharedJob]:
+    """The stages number `index`: what several trials have in common is one job."""
+    jobs: dict[Any, _SharedJob] = {}
+    for own in begun:
+        trial = own.trial
+        stages = plan(method_named(trial.method), trial.profile.steps, trial.stage_settings())
         if index >= len(stages):
             continue
         stage, steps, settings = stages[index]
         # an SFT stage of half the budget is stage one of several methods; the sft method is that stage alone
         shared = stage.budget == 0.5 and stage.demonstrations == 1.0
-        saved = _stage_one_path(folder, trial, tuple(sorted(settings.items())), stage, steps) if shared else None
-        job = jobs.setdefault(saved or id(run), _Job([], index, stage, steps, settings, saved))
-        job.runs.append(run)
+        saved = _stage_path(folder, own, stage, steps, settings) if shared else None
+        if (saved or id(own)) not in jobs:
+            job = Job(
+                own.weights, stage, own.materials.tables, settings, steps, trial.seed * 10 + index,
+                world_reward(trial.seed), own.materials.references, _points(trial, stage, steps),
+            )  # fmt: skip
+            jobs[saved or id(own)] = _SharedJob([], index, job, saved)
+        jobs[saved or id(own)].trials.append(own)
     return list(jobs.values())
 
 
-def _stage_one_path(folder: Path, trial: Trial, settings: tuple, stage: Stage, steps: int) -> Path:
-    key = repr((SCHEMA, trial.seed, trial.profile, stage, steps, settings, trial.curves, trial.split))
+def _points(trial: Trial, stage: Stage, steps: int) -> frozenset[int]:
+    """The steps of a stage after which the curve has a point."""
+    count = max(1, round(trial.profile.curve_points * stage.budget))
+    return frozenset(round(steps * (k + 1) / count) for k in range(count)) if trial.curves else frozenset()
+
+
+def _stage_path(folder: Path, own: _Progress, stage: Stage, steps: int, settings: dict[str, float]) -> Path:
+    """Where a stage is stored that several trials have in common. The name knows the weights that it starts from."""
+    trial, start = own.trial, digest_of(own.weights)
+    known = (SCHEMA, trial.seed, trial.profile, stage, steps, tuple(sorted(settings.items())), trial.curves)
+    key = repr((*known, trial.split, start))
     return folder / "stages" / f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.safetensors"
 
 
-def _finish(job: _Job, weights: torch.Tensor, record: dict[str, Any]) -> None:
+def _curves(jobs: Sequence[_SharedJob], trained: Sequence[Trained]) -> list[list[dict[str, Any]]]:
+    """The light metrics of all snapshots, which are measured together: a GPU is faster the more there are."""
+    asked = [(n, step) for n, own in enumerate(jobs) for step in sorted(own.job.snapshots_at)]
+    asked = [(n, step) for n, step in asked if step in trained[n].snapshots]
+    curves: list[list[dict[str, Any]]] = [[] for _ in jobs]
+    for start in range(0, len(asked), MEASURED):
+        here = asked[start : start + MEASURED]
+        stack = reader(torch.stack([trained[n].snapshots[step].to(usual_device()) for n, step in here]))
+        metrics = measure([jobs[n].trials[0].materials.light for n, _ in here], stack)
+        for (n, step), found in zip(here, metrics, strict=True):
+            curves[n].append({"step": step, **found})
+    return curves
+
+
+def _finish(shared: _SharedJob, weights: torch.Tensor, record: dict[str, Any]) -> None:
     kept = {name: value for name, value in record.items() if name != "curve"}
-    for run in job.runs:
-        before = run.done
-        run.curves += [{**p, "stage": job.index + 1, "step": before + p["step"]} for p in record["curve"]]
-        run.weights = weights.to(device())
-        run.stages.append(dict(kept))
-
-
-def _recorded(trained: TrainedStage, job: _Job, points: list[dict[str, Any]]) -> dict[str, Any]:
-    return {**asdict(trained), "demonstrations": job.stage.demonstrations, "curve": points}
-
-
-def _train_together(jobs: Sequence[_Job]) -> list[tuple[torch.Tensor, dict[str, Any]]]:
-    """Stages of equal length as one population: the weights and the record of each."""
-    lessons = []
-    for job in jobs:
-        own, weights = job.first.materials, job.first.weights
-        referred = partial(refer, own.references, weights)
-        lessons.append(lesson(job.stage, own.tables, tokens(), job.settings, job.steps, job.seed, referred))
-    members = [
-        Member(job.first.weights, made.objective, made.settings, made.order, made.per_step)
-        for job, made in zip(jobs, lessons, strict=True)
-    ]
-    points: list[list[dict[str, Any]]] = [[] for _ in jobs]
-
-    def watch(step: int, own: Sequence[int], weights: torch.Tensor) -> None:
-        for m, metrics in zip(own, measure([jobs[m].first.materials.light for m in own], reader(weights)), strict=True):
-            points[m].append({"step": step, **metrics})
-
-    every = max(1, jobs[0].steps // 20)
-    trained = train(members, layout(), watch=watch, at=jobs[0].points(), logging_steps=every, device=device())
-    records = [
-        _recorded(made.record(history), job, curve)
-        for job, made, history, curve in zip(jobs, lessons, trained.histories, points, strict=True)
-    ]
-    return list(zip(trained.weights, records, strict=True))
-
-
-class _Curve(TrainerCallback):
-    """Light evaluations at given steps of a stage that `UFTTrainer` trains."""
-
-    def __init__(self, evaluate: Callable[[Any], dict[str, float]], at: frozenset[int]) -> None:
-        self.evaluate, self.at = evaluate, at
-        self.points: list[dict[str, Any]] = []
-        self.done = 0  # counted here: a stage may be several trainers, each of which counts from 0
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Measures the policy when its step has come."""
-        self.done += 1
-        if self.done in self.at:
-            self.points.append({"step": self.done, **self.evaluate(model)})
-
-
-def _train_alone(job: _Job) -> tuple[torch.Tensor, dict[str, Any]]:
-    """A stage whose recipe needs a trainer of its own; the random state depends on the trial's seed alone."""
-    run, seed = job.first, job.first.trial.seed
-    policy: Any = LlamaForCausalLM(tiny_config())
-    policy.load_state_dict(unflatten(run.weights.cpu(), layout()), strict=False)
-    policy.to(device())
-    set_seed(seed)
-
-    def evaluate(model: Any) -> dict[str, float]:
-        return measure([run.materials.light], reader(flatten(model.state_dict(), layout())[None]))[0]
-
-    curve = _Curve(evaluate, job.points())
-    scratch = tempfile.mkdtemp(prefix="uftlab-")
-    try:
-        trained = train_stage(
-            policy,
-            job.stage,
-            run.materials.tables,
-            tokens(),
-            job.settings,
-            job.steps,
-            seed=job.seed,
-            folder=scratch,
-            callbacks=[curve, Quiet()],
-            reward=world_reward(seed),
-            logging_steps=max(1, job.steps // 20),
-        )
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return flatten(policy.state_dict(), layout()), _recorded(trained, job, curve.points)
+    for own in shared.trials:
+        before = own.done
+        own.curves += [{**p, "stage": shared.index + 1, "step": before + p["step"]} for p in record["curve"]]
+        own.weights = weights.to(usual_device())
+        own.stages.append(dict(kept))
 
 
 # ---------------------------------------------------------------------------------------------- storing
@@ -310,15 +225,15 @@ def _save_stage(weights: torch.Tensor, path: Path, record: dict[str, Any]) -> No
     write_atomically(path.with_suffix(".json"), json.dumps(record))  # written last: it says the weights are whole
 
 
-def _samples(runs: Sequence[_Run], stack: StackReader, each: int = 8) -> list[list[dict[str, str]]]:
-    """For each run a few answers a reader can look at: instructed prompts and questions on myths."""
+def _samples(begun: Sequence[_Progress], stack: StackReader, each: int = 8) -> list[list[dict[str, str]]]:
+    """For each trial a few answers a reader can look at: instructed prompts and questions on myths."""
     asked: list[list[tuple[str, str, str]]] = []
-    for run in runs:
-        evaluator = run.materials.full
+    for progress in begun:
+        evaluator = progress.materials.full
         own = [(r["prompt"], r["completion"], "instruction") for r in evaluator.instructed[:each]]
         for f in evaluator.myths[:each]:
             own.append((f.fill("what is the {a} of {c} ?"), f"{f.truth} (myth: {f.myth})", "myth"))
-        asked.append(own if run.trial.curves else [])
+        asked.append(own if progress.trial.curves else [])
     texts = answers_of(stack, tokens(), [[prompt for prompt, _, _ in own] for own in asked])
     return [
         [
@@ -329,9 +244,9 @@ def _samples(runs: Sequence[_Run], stack: StackReader, each: int = 8) -> list[li
     ]
 
 
-def _result(run: _Run, metrics: dict[str, float], samples: list, seconds: float) -> dict[str, Any]:
+def _result(own: _Progress, metrics: dict[str, float], samples: list, seconds: float) -> dict[str, Any]:
     """What a trial's file holds."""
-    trial, stages = run.trial, run.stages
+    trial, stages = own.trial, own.stages
     totals = ("completions", "extra_forwards", "sampled", "extra_runs")
     return {
         "schema": SCHEMA,
@@ -339,16 +254,16 @@ def _result(run: _Run, metrics: dict[str, float], samples: list, seconds: float)
         "seed": trial.seed,
         "profile": trial.profile.name,
         "split": trial.split,
-        "steps": run.done,
-        "tuned": not stages or is_tuned(trial.method, dict(trial.settings)),
+        "steps": own.done,
+        "tuned": all_tuned(method_named(trial.method), trial.stage_settings()),
         "settings": {**dict(trial.settings), **(stages[-1]["settings"] if stages else {})},
         **{name: sum(stage.get(name, 0) for stage in stages) for name in totals},
         "stages": stages if trial.curves else [{k: v for k, v in s.items() if k != "history"} for s in stages],
         "metrics": metrics,
-        "curves": run.curves,
+        "curves": own.curves,
         "samples": samples,
         "wall_seconds": round(seconds, 2),  # its share, where several ran together
-        "device": torch.cuda.get_device_name() if device() == "cuda" else f"{platform.machine()} CPU, one thread",
+        "device": torch.cuda.get_device_name() if usual_device() == "cuda" else f"{platform.machine()} CPU, one thread",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
 

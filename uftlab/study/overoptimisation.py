@@ -14,45 +14,32 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
 
-from uftlab.engine.trainer import Quiet
+from uftlab.engine.stack import flatten, unflatten
 from uftlab.files import DATA, write_atomically
 from uftlab.models.generation import answers
 from uftlab.models.policies import frozen_copy, load_base, tiny_tokenizer
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Tokens
-from uftlab.training.catalogue import Stage
-from uftlab.training.recipes import train_stage
+from uftlab.training.methods import Stage
 from uftlab.training.reward_functions import Reward, train_reward_model, world_reward
+from uftlab.training.stages import Job, layout, run
 from uftlab.world.world import World, pairs
 
 STORED = DATA / "results" / "overoptimisation.json"
 BETAS, SEEDS = (0.0, 0.1), range(5)
 
 
-class _Scores(TrainerCallback):
-    """Both scores of sampled answers to held-out questions, every few steps."""
-
-    def __init__(self, prompts: Sequence[str], proxy: Reward, true: Reward, every: int) -> None:
-        self.prompts, self.proxy, self.true, self.every = prompts, proxy, true, every
-        self.points: list[dict[str, float]] = []
-        self.said: list[str] = []
-
-    def measure(self, model: Any, step: int) -> None:
-        """Adds a point."""
-        self.said = answers(model, tiny_tokenizer(), self.prompts, seed=1)
-        scores = {
-            name: reward(self.prompts, self.said) for name, reward in (("proxy", self.proxy), ("true", self.true))
-        }
-        words = [float(len(text.split())) for text in self.said]
-        means = {name: sum(values) / len(values) for name, values in {**scores, "words": words}.items()}
-        self.points.append({"step": step, **means})
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Measures when its step has come."""
-        if state.global_step % self.every == 0:
-            self.measure(model, state.global_step)
+def _point(
+    policy: Any, step: int, prompts: Sequence[str], proxy: Reward, true: Reward
+) -> tuple[dict[str, int | float], list[str]]:
+    """Both scores of sampled answers to held-out questions, and the answers."""
+    said = answers(policy, tiny_tokenizer(), prompts, seed=1)
+    scores = {name: reward(prompts, said) for name, reward in (("proxy", proxy), ("true", true))}
+    words = [float(len(text.split())) for text in said]
+    means = {name: sum(values) / len(values) for name, values in {**scores, "words": words}.items()}
+    return {"step": step, **means}, said
 
 
 def provoke(
@@ -77,23 +64,26 @@ def provoke(
     stage = Stage("rloo", 0.0, 1.0, "rloo", (("refresh", 1.0), ("completions", 4.0)))
     with tempfile.TemporaryDirectory(prefix="uftlab-") as folder:
         proxy = train_reward_model(policy, tokens, table, folder, steps=60, seed=seed)
-        scores = _Scores(prompts, proxy, world_reward(seed), every)
-        scores.measure(policy, 0)
-        settings = {"learning_rate": learning_rate, "beta": beta}
-        train_stage(
-            policy, stage, {"feedback": asked}, tokens, settings, steps, seed, folder,
-            callbacks=(scores, Quiet()), reward=proxy, lr_scheduler_type="constant_with_warmup",
-        )  # fmt: skip
-    said = [{"prompt": x, "answer": y} for x, y in zip(prompts[:6], scores.said, strict=False)]
-    return {"seed": seed, "beta": beta, "rated": rated, "points": scores.points, "answers": said}
+    start, at = flatten(policy.state_dict(), layout()), range(every, steps + 1, every)
+    settings = {"learning_rate": learning_rate, "beta": beta}
+    job = Job(start, stage, {"feedback": asked}, settings, steps, seed, proxy, snapshots_at=at)
+    (trained,) = run([job], tokens, lr_scheduler_type="constant_with_warmup")
+    points: list[dict[str, int | float]] = []
+    last: list[str] = []
+    for step, weights in [(0, start), *((step, trained.snapshots[step]) for step in at)]:
+        policy.load_state_dict(unflatten(weights.cpu(), layout()), strict=False)
+        point, last = _point(policy, step, prompts, proxy, world_reward(seed))
+        points.append(point)
+    said = [{"prompt": x, "answer": y} for x, y in zip(prompts[:6], last, strict=False)]
+    return {"seed": seed, "beta": beta, "rated": rated, "points": points, "answers": said}
 
 
 def main() -> None:
     """Run it with and without KL in five worlds and store all of it, four significant digits: four minutes."""
     torch.set_num_threads(1)
     runs = [provoke(seed, beta) for beta in BETAS for seed in SEEDS]
-    for run in runs:
-        run["points"] = [{name: float(f"{value:.4g}") for name, value in point.items()} for point in run["points"]]
+    for own in runs:
+        own["points"] = [{name: float(f"{value:.4g}") for name, value in point.items()} for point in own["points"]]
     write_atomically(STORED, json.dumps({"runs": runs}, indent=1) + "\n")
 
 

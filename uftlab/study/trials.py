@@ -11,24 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-
 from uftlab.errors import InputError
-from uftlab.evals.skills import Sizes
-from uftlab.files import DATA
-from uftlab.rows.table import from_rows
-from uftlab.training.catalogue import Method, Stage, default_settings
-from uftlab.training.methods import method_named
-from uftlab.world.world import World, pairs
+from uftlab.evals.sizes import Sizes, metric_names
+from uftlab.training.methods import earlier_settings, method_named, settings_of
 
 SCHEMA = 1  # of a trial file; a folder with another one is refused
 TUNING_WORLD = 1000  # no reported seed: tuning never sees a world that results come from
-TUNED = DATA / "tuned.json"
 
 
 @dataclass(frozen=True)
@@ -66,39 +58,25 @@ class Trial:
     seed: int
     profile: Profile
     settings: tuple[tuple[str, float], ...]  # of the last stage
-    stage_one: tuple[tuple[str, float], ...] = ()  # of the first of two stages
+    stage_one: tuple[tuple[str, float], ...] = ()  # of the first of several stages
     split: str = "test"
     curves: bool = True
+    between: tuple[tuple[tuple[str, float], ...], ...] = field(default=(), repr=False)  # of stages in the middle
 
     def digest(self) -> str:
         """Changes with anything that changes the outcome: the file name of the trial ends in it."""
-        return hashlib.blake2b(repr((SCHEMA, self)).encode(), digest_size=5).hexdigest()
+        known = (SCHEMA, self, self.between) if self.between else (SCHEMA, self)
+        return hashlib.blake2b(repr(known).encode(), digest_size=5).hexdigest()
+
+    def stage_settings(self) -> list[dict[str, float]]:
+        """The settings of each stage."""
+        count = len(method_named(self.method).stages)
+        every = [*(self.stage_one, *self.between)[: max(0, count - 1)], self.settings]
+        return [dict(own) for own in every[:count]]
 
     def path(self, folder: Path) -> Path:
         """Where this trial is stored below a results folder."""
         return folder / "trials" / f"{self.method}-seed{self.seed}-{self.digest()}.json"
-
-
-def lesson_tables(world: World, profile: Profile) -> dict[str, Dataset]:
-    """What all methods learn from in a world: the tables `demonstrations` and `feedback`."""
-    shown = world.demonstrations(profile.demonstrations)
-    return {
-        "demonstrations": from_rows([{"prompt": r["prompt"], "completion": r["completion"]} for r in shown]),
-        "feedback": from_rows(pairs(world.feedback(profile.prompts))),
-    }
-
-
-def plan(
-    method: Method, profile: Profile, last: Mapping[str, float], first: Mapping[str, float]
-) -> list[tuple[Stage, int, dict[str, float]]]:
-    """The stages of a method, each with its optimiser steps and its settings: `last` of the last one, else `first`."""
-    planned = []
-    for index, stage in enumerate(method.stages):
-        settings = dict(last if index == len(method.stages) - 1 else first)
-        if "demonstrations" in settings:
-            stage = replace(stage, demonstrations=settings["demonstrations"])
-        planned.append((stage, max(1, round(profile.steps * stage.budget)), settings))
-    return planned
 
 
 def read_trial(path: Path) -> dict[str, Any]:
@@ -118,42 +96,24 @@ def read_trial(path: Path) -> dict[str, Any]:
     return stored
 
 
-def chosen_settings() -> dict[str, dict[str, float]]:
-    """What the sweep chose, by method (`data/tuned.json`); empty before the first sweep."""
-    return json.loads(TUNED.read_text())["settings"] if TUNED.is_file() else {}
-
-
-def tuned_settings(method: str) -> dict[str, float]:
-    """The settings the sweep chose for a method.
+def is_done(trial: Trial, folder: Path) -> bool:
+    """Whether a trial is stored with all metrics that would be measured now. After a new skill it is run again.
 
     Raises:
-        InputError: for a method that was not swept.
+        InputError: for a file that is no whole trial, or one of another version of uftlab.
     """
-    table = chosen_settings()
-    if method not in table:
-        raise InputError(f"Settings of {method}", f"be in {TUNED.name}", sorted(table), "Run `uftlab sweep` for it")
-    return table[method]
-
-
-def is_tuned(method: str, settings: Mapping[str, float]) -> bool:
-    """Whether these are the settings that the sweep chose for the method."""
-    return chosen_settings().get(method) == dict(settings)
+    path = trial.path(folder)
+    return path.is_file() and metric_names(trial.profile.sizes) <= set(read_trial(path).get("metrics", ()))
 
 
 def trial(method: str, seed: int, profile: Profile) -> Trial:
     """A trial on the test creatures with tuned settings; what is not of the first study may run with its defaults."""
-    definition = method_named(method)
-    own: dict[str, float] = {}
-    if definition.stages:
-        free = definition.group in ("loss", "pipeline", "online")
-        untuned = free and method not in chosen_settings()
-        own = default_settings(definition) if untuned else tuned_settings(method)
-    return Trial(method, seed, profile, tuple(sorted(own.items())), first_stage_settings(definition))
+    settings = settings_of(method_named(method))
+    own = tuple(sorted(settings[-1].items())) if settings else ()
+    return with_earlier(Trial(method, seed, profile, own))
 
 
-def first_stage_settings(method: Method) -> tuple[tuple[str, float], ...]:
-    """Settings of stage one of a pipeline: those tuned for training with that objective on demonstrations."""
-    if len(method.stages) < 2:
-        return ()
-    name = {"sft": "sft", "una-score": "uft-demonstrations"}[method.stages[0].objective]
-    return tuple(sorted(tuned_settings(name).items()))
+def with_earlier(trial: Trial) -> Trial:
+    """The trial with the settings of the stages before its last (`uftlab.training.methods.earlier_settings`)."""
+    settings = [tuple(sorted(own.items())) for own in earlier_settings(method_named(trial.method))]
+    return replace(trial, stage_one=settings[0], between=tuple(settings[1:])) if settings else trial

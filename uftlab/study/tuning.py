@@ -14,33 +14,30 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from uftlab.evals.skills import Sizes
+from uftlab.evals.sizes import Sizes
 from uftlab.files import write_atomically
 from uftlab.study.results import balance
-from uftlab.study.trials import PROFILES, TUNED, TUNING_WORLD, Trial, first_stage_settings
-from uftlab.training.catalogue import Method
-from uftlab.training.methods import grid, method_named
+from uftlab.study.trials import PROFILES, TUNING_WORLD, Trial, with_earlier
+from uftlab.training.methods import TUNED, Method, grid, method_named
 
 PROFILE = replace(PROFILES["class"], name="sweep", sizes=Sizes(200, 200, 0, 100))
 
 
 def phases(names: Sequence[str]) -> list[list[str]]:
-    """Methods of one stage first: the pipelines start from what was chosen for it."""
+    """Methods of one stage first: those of several stages start from what was chosen for it."""
     tuned = [name for name in names if method_named(name).tuned]
     one = [name for name in tuned if len(method_named(name).stages) == 1]
-    two = [name for name in tuned if len(method_named(name).stages) == 2]
-    return [phase for phase in (one, two) if phase]
+    several = [name for name in tuned if name not in one]
+    return [phase for phase in (one, several) if phase]
 
 
 def trials(names: Sequence[str]) -> list[Trial]:
     """The base model and twelve settings of every method, on validation creatures, without curves."""
-    made = [Trial("base", TUNING_WORLD, PROFILE, (), (), "validation", False)]
-    for name in names:
-        method = method_named(name)
-        for settings in grid(method):
-            first = first_stage_settings(method)
-            made.append(Trial(name, TUNING_WORLD, PROFILE, tuple(settings.items()), first, "validation", False))
-    return made
+    wanted = [("base", {}), *((name, settings) for name in names for settings in grid(method_named(name)))]
+    return [
+        with_earlier(Trial(name, TUNING_WORLD, PROFILE, tuple(settings.items()), (), "validation", False))
+        for name, settings in wanted
+    ]
 
 
 def merit(method: Method, metrics: dict[str, float], ceiling: float) -> float:

@@ -8,6 +8,8 @@ processes share the GPU, which is busy while others prepare data or read answers
 from __future__ import annotations
 
 import os
+import pickle
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -16,28 +18,70 @@ from pathlib import Path
 from typing import Any
 
 from uftlab.errors import InputError
-from uftlab.study.cohort import device, run_together
-from uftlab.study.trials import Trial, read_trial
+from uftlab.objectives.registry import OBJECTIVES, SHIPPED
+from uftlab.study.cohort import run_cohort
+from uftlab.study.trials import Trial, is_done, read_trial
+from uftlab.training.methods import METHODS, PIPELINE_METHODS, method_named
+from uftlab.training.methods import SHIPPED as SHIPPED_METHODS
+from uftlab.training.stages import usual_device
 
 MAX_WORKERS = {"cpu": 8, "cuda": 16}  # each holds about 0.8 GB of libraries
 COHORT = {"cpu": 5, "cuda": 64}  # trials
 
 
-def _quiet_worker() -> None:
-    """Runs once in each worker: one thread, and Ctrl-C is the parent's to handle."""
+def start_worker(handed: bytes) -> None:
+    """Runs once in each worker: one thread, Ctrl-C is the parent's to handle, and what was registered is known.
+
+    Args:
+        handed: made by `handed_over` in the parent.
+    """
     import signal
 
     import torch
     import transformers
 
+    objectives, methods = pickle.loads(handed)
+    OBJECTIVES.update(objectives)
+    METHODS.update(methods)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
 
 
+def handed_over(names: Sequence[str]) -> bytes:
+    """What worker processes need to know to train these methods: what was registered here and does not ship.
+
+    A worker imports the functions of a loss again by module and name. So they must be defined with `def` at the top
+    of a module that can be imported, or at the top of the script that runs; a lambda, or a function of a notebook,
+    cannot be handed over.
+
+    Raises:
+        InputError: for a loss that cannot be handed over.
+    """
+    used = [method_named(name) for name in dict.fromkeys(names)]
+    named = {**METHODS, **PIPELINE_METHODS}
+    methods = {m.name: m for m in used if m.name in named and m is not SHIPPED_METHODS.get(m.name)}
+    objectives = {o.name: o for m in used for o in m.objectives if o is not SHIPPED.get(o.name)}
+    for name, objective in objectives.items():
+        for function in (f for term in objective.terms for f in (term.loss, term.equation) if f is not None):
+            if not _found_by_name(function):
+                where = f"{function.__qualname__} of {function.__module__}"
+                remedy = "Define it with `def` in a .py file and import it, or call uftlab.study.cohort.run_cohort"
+                rule = "be a function that worker processes can import by name"
+                raise InputError(f"The loss {name}", rule, where, remedy)
+    return pickle.dumps((objectives, methods))
+
+
+def _found_by_name(function: Callable) -> bool:
+    """Whether another process finds a function by its module and name. A notebook is no module to others."""
+    home = sys.modules.get(function.__module__)
+    importable = function.__module__ != "__main__" or getattr(home, "__file__", None) is not None
+    return importable and getattr(home, function.__qualname__, None) is function
+
+
 def most_workers() -> int:
     """Processes that run trials when nobody says how many: one per core, up to a limit."""
-    return min(os.cpu_count() or 1, MAX_WORKERS[device()])
+    return min(os.cpu_count() or 1, MAX_WORKERS[usual_device()])
 
 
 def check_folder(folder: Path) -> None:
@@ -72,10 +116,11 @@ def run_trials(
         done: called with each result, for progress bars.
 
     Raises:
+        InputError: for a folder that cannot be used, or a loss that cannot be handed over to the processes.
         KeyboardInterrupt: after Ctrl-C; what is finished is on disk and the same call resumes.
     """
     check_folder(folder)
-    waiting = [t for t in trials if not t.path(folder).is_file()]
+    waiting = [t for t in trials if not is_done(t, folder)]
     for trial in trials:
         if trial not in waiting:
             result = read_trial(trial.path(folder))
@@ -84,7 +129,8 @@ def run_trials(
             yield result
     if not waiting:
         return
-    groups = cohorts(waiting, device())
+    handed = handed_over([trial.method for trial in waiting])
+    groups = cohorts(waiting, usual_device())
     # the cohort that trains a shared first stage goes before those that only read it
     owner: dict[tuple, int] = {}
     for number in sorted(range(len(groups)), key=lambda n: any(t.stage_one for t in groups[n])):
@@ -92,13 +138,13 @@ def run_trials(
             owner.setdefault(_shared_key(trial), number)
     missing = {number: {owner[_shared_key(t)] for t in group} - {number} for number, group in enumerate(groups)}
     count = min(workers or most_workers(), len(groups))
-    executor = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_quiet_worker)
+    executor = ProcessPoolExecutor(count, get_context("spawn"), start_worker, (handed,))
     running: dict[Future, int] = {}
 
     def start() -> None:
         for number in [n for n, lacks in missing.items() if not lacks]:
             del missing[number]
-            running[executor.submit(run_together, groups[number], folder)] = number
+            running[executor.submit(run_cohort, groups[number], folder)] = number
 
     try:
         start()

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from uftlab.engine.trainer import UFTTrainer
-from uftlab.training.catalogue import Stage
-from uftlab.training.methods import TrainedStage, resolve_settings
-from uftlab.training.runs import Run, offline
+from uftlab.training.methods import Stage
+from uftlab.training.recipes import Record, Task, offline, resolve_settings
 
 
 def task_arithmetic(deltas: Sequence[Float[Tensor, "weight"]], weights: Sequence[float]) -> Float[Tensor, "weight"]:
@@ -69,7 +68,7 @@ class SparseTrainer(UFTTrainer):
 Merge = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
 
 
-def merged_apart(run: Run, merge: Merge) -> TrainedStage:
+def merged_apart(task: Task, merge: Merge) -> Record:
     """SFT with an L1 penalty on its delta, DPO, both from the same base; then their deltas merged (arXiv 2406.17923).
 
     L = L_SFT + l1 |theta - theta_0|_1 in the one run, DPO in the other;  theta_0 + merge(delta_SFT, delta_DPO)
@@ -78,18 +77,18 @@ def merged_apart(run: Run, merge: Merge) -> TrainedStage:
     second `preference_weight`, which is no weight of the loss here. From a secondary source, the weights from memory:
     so the second is tuned.
     """
-    base = parameters_to_vector(run.policy.parameters()).detach().clone()
-    apart = [run.aside(stage, max(1, run.steps // 2)) for stage in (Stage("sft", 1.0), Stage("dpo", 0.0))]
-    apart[0] = replace(apart[0], settings={"learning_rate": run.option("sft_learning_rate")})
-    records = [offline(apart[0], partial(SparseTrainer, l1=run.option("l1"))), offline(apart[1])]
+    base = parameters_to_vector(task.policy.parameters()).detach().clone()
+    apart = [task.aside(stage, max(1, task.steps // 2)) for stage in (Stage("sft", 1.0), Stage("dpo", 0.0))]
+    apart[0] = replace(apart[0], settings={"learning_rate": task.option("sft_learning_rate")})
+    records = [offline(apart[0], partial(SparseTrainer, l1=task.option("l1"))), offline(apart[1])]
     deltas = [parameters_to_vector(own.policy.parameters()).detach() - base for own in apart]
-    own = {name: value for name, value in run.settings.items() if name != "beta_nats"}  # beta is that of the DPO run
-    settings = {**resolve_settings(run.objective, own, []), **records[1].settings, **run.options()}
+    own = {name: value for name, value in task.settings.items() if name != "beta_nats"}  # beta is that of the DPO run
+    settings = {**resolve_settings(task.objective, own, []), **records[1].settings, **task.options()}
     with torch.no_grad():
-        vector_to_parameters(base + merge(deltas, (1.0, settings["preference_weight"])), run.policy.parameters())
-    return TrainedStage(
-        run.stage.objective,
-        run.steps,
+        vector_to_parameters(base + merge(deltas, (1.0, settings["preference_weight"])), task.policy.parameters())
+    return Record(
+        task.stage.objective,
+        task.steps,
         settings,
         sum(record.completions for record in records),
         sum(record.extra_forwards for record in records),
@@ -97,19 +96,19 @@ def merged_apart(run: Run, merge: Merge) -> TrainedStage:
     )
 
 
-def paft(run: Run) -> TrainedStage:
+def paft(task: Task) -> Record:
     """PAFT (arXiv 2406.17923): two deltas from one base, merged by task arithmetic. Both are half a budget long.
 
     SFT with an L1 penalty on its delta and a learning rate of its own, DPO without; theta_0 + delta_SFT + w delta_DPO,
     w = `preference_weight`, which is no weight of the loss here. From a secondary source, the weights from memory.
     Nothing is paid for on top.
     """
-    return merged_apart(run, task_arithmetic)
+    return merged_apart(task, task_arithmetic)
 
 
-def paft_ties(run: Run) -> TrainedStage:
+def paft_ties(task: Task) -> Record:
     """PAFT (arXiv 2406.17923) merged by TIES (arXiv 2306.01708): of each delta the largest `density` are kept.
 
     At each weight the sign of the sum wins, and the entries of that sign are averaged. The rest is as in `paft`.
     """
-    return merged_apart(run, partial(ties, density=run.option("density")))
+    return merged_apart(task, partial(ties, density=task.option("density")))

@@ -1,42 +1,258 @@
-"""What a method is tuned over, and how a stage is trained. A stage's reference is the policy as the stage found it.
+"""The methods by name: lists of stages, each with its rows, objective, recipe and share of the budget; their settings.
 
-The methods themselves stand in `uftlab.training.catalogue`. Every objective of the registry that is none of them is a
-method too, of the group "loss": it trains the base model on the one table that it eats, for the whole budget.
+The budget is the number of completions back-propagated and is the same for every method (but `sft` and `base`,
+which say so). `METHODS` are those of the first study; `PIPELINE_METHODS` are what people do around the losses: parts,
+alternation, merging, sampling. Every objective of the registry that is none of them is a method too, of the group
+"loss": it trains the base model on the one table that it eats, for the whole budget.
+
+Objectives are named here and looked up when they are asked for, so that reading results needs no torch.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import product
-from statistics import median
 from typing import Any
 
-from datasets import Dataset
-from torch import nn
-from transformers import TrainerCallback
-
-from uftlab.engine.trainer import UFTTrainer, training_arguments
 from uftlab.errors import InputError
-from uftlab.models.logps import ReferenceCache
-from uftlab.objectives.objective import Objective
-from uftlab.objectives.registry import OBJECTIVES, objective_named
-from uftlab.rows.table import KINDS, convert, kind_of
-from uftlab.rows.tokens import Example, Tokens, interleave, with_mismatched, with_quantiles
-from uftlab.training.catalogue import METHODS, PIPELINE_METHODS, Method, Stage, data_kinds, tables_of
+from uftlab.files import DATA
 
-BATCH = 32  # completions per optimiser step
+SAMPLING = ("rs-dpo", "online", "online-rollout", "rloo")  # recipes that answer the feedback's prompts themselves
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training: `demonstrations` is their share of its completions, `budget` its share of the whole.
+
+    `recipe` names how it is trained (`uftlab.training.recipes`); `options` are that recipe's own settings and
+    their defaults.
+    """
+
+    objective: str
+    demonstrations: float
+    budget: float = 1.0
+    recipe: str = "offline"
+    options: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named list of stages. `tuned` names what the sweep varies in its last stage."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    summary: str
+    tuned: tuple[str, ...] = ("learning_rate", "beta")
+    group: str = "paper"  # "control": not in the paper; "loss": one loss alone; "pipeline", "online": other recipes
+
+    @property
+    def objectives(self) -> list[Any]:
+        """The objectives of its stages (`uftlab.objectives.objective.Objective`), each once."""
+        return [_objective(name) for name in dict.fromkeys(stage.objective for stage in self.stages)]
+
+    def needs(self) -> dict[str, Any]:
+        """What `uftlab methods --json` prints of it."""
+        objectives = self.objectives
+        return {
+            "name": self.name,
+            "group": self.group,
+            "summary": self.summary,
+            "stages": [asdict(s) for s in self.stages],
+            "eats": sorted({k for s in self.stages for k in tables_of(s)}),
+            "data": sorted({kind for s in self.stages for kind in data_kinds(s)}),
+            "reference": any(o.reference or o.distributions for o in objectives),
+            "distributions": any(o.distributions for o in objectives),
+            "token_logps": any(o.tokens for o in objectives),
+            "extra_forwards": any(o.mismatched or o.distributions for o in objectives),
+            "samples": any(s.recipe in SAMPLING for s in self.stages),
+            "across_batch": any(o.across_batch for o in objectives),
+            "settings": default_settings(self) if self.stages else {},
+            "sources": sorted({o.source for o in objectives}),
+            "verification": {o.name: o.verified for o in objectives},
+            "notes": {o.name: o.note for o in objectives if o.note},
+        }
+
+
+def tables_of(stage: Stage) -> list[str]:
+    """Names of the tables a stage learns from."""
+    names = ["demonstrations"] if stage.demonstrations > 0 else []
+    return names + (["feedback"] if stage.demonstrations < 1 else [])
+
+
+def data_kinds(stage: Stage) -> list[str]:
+    """The kinds of rows that the tables of a stage are turned into, in the order of `tables_of`."""
+    objective = _objective(stage.objective)
+    other = [k for k in objective.kinds if k != "demonstration"]
+    as_demonstrations = "demonstration" in objective.kinds
+    return [
+        "demonstration" if name == "demonstrations" and as_demonstrations else other[0] for name in tables_of(stage)
+    ]
+
+
+def _objective(name: str) -> Any:
+    """The registered objective. Its room is imported here, because listing methods must not wait for torch."""
+    from uftlab.objectives.registry import objective_named
+
+    return objective_named(name)
+
+
+# ------------------------------------------------------------------------------------------ the methods
+
+_SFT_HALF = Stage("sft", 1.0, 0.5)
+
+
+def _then(name: str, objective: str, summary: str, group: str = "paper") -> Method:
+    return Method(name, (_SFT_HALF, Stage(objective, 0.0, 0.5)), summary, group=group)
+
+
+METHODS: dict[str, Method] = {
+    m.name: m
+    for m in (
+        Method("base", (), "the base model, untouched", ()),
+        Method(
+            "sft",
+            (_SFT_HALF,),
+            "SFT on demonstrations, half the budget: stage one of the pipelines",
+            ("learning_rate",),
+        ),
+        Method("sft-full", (Stage("sft", 1.0),), "SFT on demonstrations, the full budget", ("learning_rate",)),
+        Method("uft-demonstrations", (Stage("una-score", 1.0),), "UFT on demonstrations alone, squared error"),
+        _then("sft-then-dpo", "dpo", "SFT, then DPO on pairs"),
+        _then("sft-then-kto", "kto", "SFT, then KTO on labels"),
+        _then("sft-then-una", "una-score", "SFT, then UNA on scores, squared error"),
+        Method("uft", (Stage("una-score", 0.5),), "UFT on the mixture, scores, squared error: the paper's method"),
+        Method(
+            "uft-cross-entropy", (Stage("una-score-cross-entropy", 0.5),), "UFT on the mixture, scores, cross-entropy"
+        ),
+        Method("uft-binary", (Stage("una-binary", 0.5),), "UFT on the mixture, labels, squared error"),
+        Method(
+            "sft-plus-dpo",
+            (Stage("sft-plus-dpo", 0.5),),
+            "plain mixture: SFT on demonstrations plus DPO on pairs in each step",
+            ("learning_rate", "beta", "preference_weight"),
+            "control",
+        ),
+        Method(
+            "replay",
+            (_SFT_HALF, Stage("sft-plus-dpo", 0.25, 0.5)),
+            "SFT, then DPO with a share of demonstrations kept",
+            ("learning_rate", "beta", "demonstrations"),
+            "control",
+        ),
+        Method(
+            "uft-then-una",
+            (Stage("una-score", 1.0, 0.5), Stage("una-score", 0.0, 0.5)),
+            "the unified loss without mixing: UFT on demonstrations, then UNA on scores",
+            group="control",
+        ),
+        Method(
+            "sft-sum",
+            (Stage("sft-sum", 1.0),),
+            "SFT on summed, not token-averaged, log-probabilities, the full budget",
+            ("learning_rate",),
+            "control",
+        ),
+    )
+}
+
+
+_HALF = (("preference_share", 0.5),)
+_MERGED = (("l1", 1e-4), ("sft_learning_rate", 4e-3))
+_SAMPLED = (("refresh", 1.0), ("completions", 1.0))
+_BOTH = ("learning_rate", "beta")
+
+# What people do around the losses: the study "pipelines" compares them with those above.
+PIPELINE_METHODS: dict[str, Method] = {
+    m.name: m
+    for m in (
+        Method(
+            "sdpo",
+            (_SFT_HALF, Stage("dpo", 0.0, 0.5, "parts", (("parts", 3.0),))),
+            "SFT, then DPO on parts of the pairs, each from the last model and referring to it",
+            (*_BOTH, "parts"),
+            "pipeline",
+        ),
+        Method(
+            "alright",
+            (Stage("sft-plus-dpo", 0.5, 1.0, "alright", _HALF),),
+            "each step DPO with a fixed probability, else SFT; one optimiser",
+            (*_BOTH, "preference_share"),
+            "pipeline",
+        ),
+        Method(
+            "maxright",
+            (Stage("sft-plus-dpo", 0.5, 1.0, "maxright", (*_HALF, ("refresh", 10.0))),),
+            "each step on whichever of DPO and SFT is further from its own optimum",
+            (*_BOTH, "preference_share"),
+            "pipeline",
+        ),
+        Method(
+            "paft",
+            (Stage("sft-plus-dpo", 0.5, 1.0, "paft", _MERGED),),
+            "sparse SFT and DPO apart from one base, merged by task arithmetic",
+            (*_BOTH, "preference_weight"),
+            "pipeline",
+        ),
+        Method(
+            "paft-ties",
+            (Stage("sft-plus-dpo", 0.5, 1.0, "paft-ties", (*_MERGED, ("density", 0.5))),),
+            "sparse SFT and DPO apart from one base, merged by TIES",
+            (*_BOTH, "preference_weight"),
+            "pipeline",
+        ),
+        Method(
+            "rs-dpo",
+            (
+                _SFT_HALF,
+                Stage("dpo", 0.0, 0.5, "rs-dpo", (("completions", 4.0), ("temperature", 0.1), ("threshold", 0.85))),
+            ),
+            "SFT, then DPO on pairs of its own samples whose scores differ enough",
+            group="pipeline",
+        ),
+        Method(
+            "una-online",
+            (_SFT_HALF, Stage("una-score", 0.0, 0.5, "online", _SAMPLED)),
+            "SFT, then UNA on scored samples of the policy, squared error",
+            group="online",
+        ),
+        Method(
+            "una-online-rollout",
+            (_SFT_HALF, Stage("una-score", 0.0, 0.5, "online-rollout", _SAMPLED)),
+            "the same with the ratio against the policy that sampled, as in the authors' script",
+            group="online",
+        ),
+        Method(
+            "uft-online",
+            (Stage("una-score", 0.5, 1.0, "online", _SAMPLED),),
+            "UFT on demonstrations and scored samples of the policy in one table",
+            group="online",
+        ),
+        Method(
+            "rloo",
+            (_SFT_HALF, Stage("rloo", 0.0, 0.5, "rloo", (("refresh", 1.0), ("completions", 4.0)))),
+            "SFT, then policy gradient with a leave-one-out baseline and KL in the reward",
+            group="online",
+        ),
+    )
+}
+
+# What every process finds here; what is registered later has to be handed over to worker processes.
+SHIPPED = {**METHODS, **PIPELINE_METHODS}
 
 
 def all_methods() -> dict[str, Method]:
     """`METHODS`, `PIPELINE_METHODS`, then a method of the group "loss" for every other objective of the registry."""
+    from uftlab.objectives.registry import OBJECTIVES  # here, because listing methods must not wait for torch
+
     named = {**METHODS, **PIPELINE_METHODS}
     alone = {name: _alone(objective) for name, objective in OBJECTIVES.items() if name not in named}
     return {**named, **alone}
 
 
-def _alone(objective: Objective) -> Method:
+def _alone(objective: Any) -> Method:
     """One objective on its own table for the whole budget; half of it demonstrations if it eats them and feedback."""
     demonstrations = "demonstration" in objective.kinds
     share = 0.5 if demonstrations and len(objective.kinds) > 1 else float(demonstrations)
@@ -77,7 +293,7 @@ def grid(method: Method) -> list[dict[str, float]]:
         return [{}]
     if method.tuned == ("learning_rate",):
         return [{"learning_rate": float(f"{2e-4 * 100 ** (i / 11):.3g}")} for i in range(12)]
-    second, values = objective_named(method.stages[-1].objective).axis or ("beta_nats", BETA_NATS)
+    second, values = _objective(method.stages[-1].objective).axis or ("beta_nats", BETA_NATS)
     points = []
     for (i, rate), (j, value) in product(enumerate(LEARNING_RATES), enumerate(values)):
         point = {"learning_rate": rate, second: value}
@@ -87,188 +303,94 @@ def grid(method: Method) -> list[dict[str, float]]:
     return points
 
 
-# ------------------------------------------------------------------------------------ training a stage
+# --------------------------------------------------------------------------------------- settings
+
+TUNED = DATA / "tuned.json"
+
+# What a model of another size than the tiny world's is trained with when nobody says: usual rates for Adam, not tuned.
+# Everything else is the objective's own default.
+LEARNING_RATE_ALL_WEIGHTS = 3e-5
+LEARNING_RATE_LORA = 1e-4
 
 
-def _convert(table: Dataset, kind: str, stage: Stage) -> Dataset:
-    """The table as rows of a kind.
-
-    Raises:
-        InputError: naming the columns it lacks and the methods that its rows fit.
-    """
-    lacking = sorted(KINDS[kind] - set(table.column_names))
-    if lacking and kind not in ("scored", "label"):
-        have = kind_of(table.column_names)
-        fits = [method.name for method in all_methods().values() if _fits(method, have)]
-        what, got = f"The table for {stage.objective}", f"a {have} table without {' and '.join(lacking)}"
-        rule = f"have the columns {', '.join(sorted(KINDS[kind]))}"
-        raise InputError(what, rule, got, f"Add them, or use a method that fits: {', '.join(fits)}")
-    return convert(table, kind)
+def stage_defaults(stage: Stage) -> dict[str, float]:
+    """The settings of a stage of the tiny world that nobody has tuned: the defaults of its objective and recipe."""
+    objective = _objective(stage.objective)
+    return {"learning_rate": objective.learning_rate, **objective.settings, **dict(stage.options)}
 
 
-def _fits(method: Method, have: str) -> bool:
-    """Whether a table of that kind can be the feedback of a method."""
-    kinds = [data_kinds(stage)[-1] for stage in method.stages if stage.demonstrations < 1]
-    return bool(kinds) and all(kind in ("scored", "label", have) for kind in kinds)
+def default_settings(method: Method) -> dict[str, float]:
+    """What the last stage of a method runs with when nobody has tuned it."""
+    return stage_defaults(method.stages[-1])
 
 
-def sources(
-    stage: Stage, tables: Mapping[str, Dataset], tokens: Tokens, batch: int = BATCH, max_length: int | None = None
-) -> tuple[list[list[Example]], list[int]]:
-    """The tokenised tables of a stage, as the kinds its objective eats, and how many examples of each make a step.
-
-    Raises:
-        InputError: when a table is missing or cannot be turned into what the objective eats.
-    """
-    objective = objective_named(stage.objective)
-    examples, per_step = [], []
-    for name, kind in zip(tables_of(stage), data_kinds(stage), strict=True):
-        if name not in tables:
-            have = ", ".join(tables) or "nothing"
-            raise InputError(f"The {stage.objective} stage", f"be given {name}", have, f"Add --{name}")
-        made = tokens.examples(_convert(tables[name], kind, stage), max_length)
-        share = stage.demonstrations if name == "demonstrations" else 1 - stage.demonstrations
-        per_step.append(max(1, round(batch * share) // (2 if kind == "preference" else 1)))
-        made = with_quantiles(made) if objective.quantiles else made
-        examples.append(with_mismatched(made) if objective.mismatched else made)
-    return examples, per_step
+def chosen_settings() -> dict[str, dict[str, float]]:
+    """What the sweep chose, by method (`data/tuned.json`); empty before the first sweep."""
+    return json.loads(TUNED.read_text())["settings"] if TUNED.is_file() else {}
 
 
-@dataclass
-class TrainedStage:
-    """What is worth keeping of a trained stage besides the policy, which is changed in place."""
-
-    objective: str
-    steps: int
-    settings: dict[str, float]
-    completions: int = 0
-    extra_forwards: int = 0
-    sampled: int = 0  # completions generated during training
-    extra_runs: int = 0  # completions back-propagated in runs that are thrown away
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
-def train_stage(
-    policy: nn.Module,
-    stage: Stage,
-    tables: Mapping[str, Dataset],
-    tokens: Tokens,
-    settings: Mapping[str, float],
-    steps: int,
-    seed: int,
-    folder: str,
-    batch: int = BATCH,
-    max_length: int | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-    trainer: Callable[..., UFTTrainer] = UFTTrainer,
-    **arguments: Any,
-) -> TrainedStage:
-    """Train `policy` in place for `steps` optimiser steps of `batch` completions each: the recipe "offline".
-
-    Args:
-        trainer: makes the trainer; for one that adds to the loss.
-        settings: `learning_rate`, the objective's settings, or instead of beta `beta_nats`, which is divided
-            by the median of -log pi_ref over the stage's completions.
-        arguments: passed on to `TrainingArguments`; they win over the defaults.
+def tuned_settings(method: str) -> dict[str, float]:
+    """The settings the sweep chose for a method.
 
     Raises:
-        InputError: for a stage of another recipe, or rows that the objective cannot learn from.
+        InputError: for a method that was not swept.
     """
-    if stage.recipe != "offline":
-        raise InputError("A stage trained here", "be offline", stage.recipe, "Call uftlab.training.recipes.train_stage")
-    cache, pad = ReferenceCache(), tokens.tokenizer.pad_token_id
-    made = lesson(
-        stage, tables, tokens, settings, steps, seed, lambda rows: cache.fill(policy, rows, pad), batch, max_length
-    )
-    wanted = {"per_device_train_batch_size": made.per_step, "seed": seed, "max_steps": steps, **arguments}
-    trained = fit(trainer, policy, folder, made.order, made.objective, made.settings, pad, callbacks, **wanted)
-    return made.record(history_of(trained))
+    table = chosen_settings()
+    if method not in table:
+        raise InputError(f"Settings of {method}", f"be in {TUNED.name}", sorted(table), "Run `uftlab sweep` for it")
+    return table[method]
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What a stage trains on and with, before its first step: all that depends on rows, seed and reference.
+def is_tuned(method: str, settings: Mapping[str, float]) -> bool:
+    """Whether these are the settings that the sweep chose for the method."""
+    return chosen_settings().get(method) == dict(settings)
 
-    Args:
-        order: examples in training order, reference log-probabilities filled in.
-        per_step: examples of each step.
-        settings: the learning rate and all settings of the objective, beta resolved.
-        referred: distinct completions that the reference had to read.
+
+def tuned_alone(stage: Stage) -> dict[str, float] | None:
+    """The settings that the sweep chose for the method that is this stage alone; None if there are none.
+
+    A method with the stage's own budget comes before one with another budget.
     """
-
-    objective: Objective
-    steps: int
-    settings: dict[str, float]
-    order: list[Example]
-    per_step: int
-    referred: int
-
-    def record(self, history: list[dict[str, float]]) -> TrainedStage:
-        """What the stage cost, once it is trained."""
-        rows = [c for example in self.order for c in example]
-        mismatched = sum(c.role == "mismatched" for c in rows)
-        extra = self.referred + mismatched + (len(rows) if self.objective.distributions else 0)
-        name = self.objective.name
-        return TrainedStage(name, self.steps, self.settings, len(rows) - mismatched, extra, history=history)
+    chosen = chosen_settings()
+    alone = [m for m in all_methods().values() if len(m.stages) == 1 and m.name in chosen]
+    alike = [m for m in alone if replace(m.stages[0], budget=stage.budget) == stage]
+    alike.sort(key=lambda m: m.stages[0] != stage)
+    return chosen[alike[0].name] if alike else None
 
 
-def lesson(
-    stage: Stage,
-    tables: Mapping[str, Dataset],
-    tokens: Tokens,
-    settings: Mapping[str, float],
-    steps: int,
-    seed: int,
-    refer: Callable[[Sequence[Example]], list[Example]],
-    batch: int = BATCH,
-    max_length: int | None = None,
-) -> Lesson:
-    """Tokens, reference log-probabilities, resolved settings and the order of training of a stage.
+def earlier_settings(method: Method) -> list[dict[str, float]]:
+    """The settings of each stage but the last: what the sweep chose for the method that is this stage alone.
 
-    Args:
-        refer: fills in the reference log-probabilities of examples.
+    Where nothing was chosen, a stage has its defaults.
     """
-    objective = objective_named(stage.objective)
-    examples, per_step = sources(stage, tables, tokens, batch, max_length)
-    referred = 0
-    if objective.reference:
-        referred = len({(c.prompt_ids, c.completion_ids) for source in examples for e in source for c in e})
-        examples = [refer(source) for source in examples]
-    chosen = resolve_settings(objective, settings, examples)
-    return Lesson(objective, steps, chosen, interleave(examples, per_step, steps, seed), sum(per_step), referred)
+    return [tuned_alone(stage) or stage_defaults(stage) for stage in method.stages[:-1]]
 
 
-def fit(
-    trainer: Callable[..., UFTTrainer],
-    policy: nn.Module,
-    folder: str,
-    data: Any,
-    objective: Objective,
-    settings: Mapping[str, float],
-    pad_id: int,
-    callbacks: Sequence[TrainerCallback],
-    **arguments: Any,
-) -> UFTTrainer:
-    """Make a trainer from resolved settings, learning rate among them, and train; `arguments` win over the defaults."""
-    own = {name: value for name, value in settings.items() if name != "learning_rate"}
-    made = training_arguments(folder, **{"learning_rate": settings["learning_rate"], **arguments})
-    trained = trainer(policy, made, data, objective, own, pad_id=pad_id, callbacks=list(callbacks))
-    trained.train(resume_from_checkpoint=arguments.get("resume_from_checkpoint"))
-    return trained
+def settings_of(method: Method) -> list[dict[str, float]]:
+    """The settings of each stage of a method in a study: `earlier_settings`, then what the sweep chose for the method.
+
+    Raises:
+        InputError: for a method of the groups "paper" and "control" that was not swept. Others have their defaults.
+    """
+    if not method.stages:
+        return []
+    free = method.group not in ("paper", "control") and method.name not in chosen_settings()
+    return [*earlier_settings(method), default_settings(method) if free else tuned_settings(method.name)]
 
 
-def history_of(trainer: UFTTrainer) -> list[dict[str, float]]:
-    """What was logged, without the library's summary of the run."""
-    return [{k: float(v) for k, v in entry.items()} for entry in trainer.state.log_history[:-1]]
+def all_tuned(method: Method, settings: Sequence[Mapping[str, float]]) -> bool:
+    """Whether the sweep chose the settings of every stage."""
+    earlier = all(tuned_alone(s) == dict(own) for s, own in zip(method.stages[:-1], settings, strict=False))
+    return not method.stages or (earlier and is_tuned(method.name, settings[-1]))
 
 
-def resolve_settings(
-    objective: Objective, settings: Mapping[str, float], examples: Sequence[Sequence[Example]]
-) -> dict[str, float]:
-    """Settings with beta in place of `beta_nats` (three significant digits), and without what the objective lacks."""
-    chosen = {name: value for name, value in settings.items() if name in objective.settings}
-    if "beta_nats" in settings and "beta" in objective.settings:
-        nats = [-c.reference_logps for source in examples for e in source for c in e if c.role != "mismatched"]
-        known = [value for value in nats if value == value]  # SFT rows of a mixture have one too; NaN where none
-        chosen["beta"] = float(f"{settings['beta_nats'] / median(known):.3g}")
-    return {"learning_rate": settings["learning_rate"], **objective.with_defaults(chosen)}
+def plan(
+    method: Method, steps: int | float, settings: Sequence[Mapping[str, float]]
+) -> list[tuple[Stage, int, dict[str, float]]]:
+    """The stages of a method, each with its optimiser steps and its settings; `steps` are those of a whole budget."""
+    planned = []
+    for stage, own in zip(method.stages, settings, strict=True):
+        if "demonstrations" in own:
+            stage = replace(stage, demonstrations=own["demonstrations"])
+        planned.append((stage, max(1, round(steps * stage.budget)), dict(own)))
+    return planned

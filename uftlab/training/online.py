@@ -20,12 +20,11 @@ from datasets import Dataset
 from uftlab.errors import InputError
 from uftlab.losses import leave_one_out
 from uftlab.models.generation import generate_ids
-from uftlab.models.logps import ReferenceCache, as_reference
+from uftlab.models.logps import read_logps, reference_logps
 from uftlab.rows.tokens import Completion, Example, Tokens, interleave
-from uftlab.training.catalogue import Stage
-from uftlab.training.methods import TrainedStage, history_of
+from uftlab.training.methods import Stage
+from uftlab.training.recipes import FedTrainer, Record, Task, distinct, feed_steps, history_of, offline
 from uftlab.training.reward_functions import Reward, train_reward_model
-from uftlab.training.runs import FedTrainer, Run, feed_steps, offline, policy_logps
 
 MIN_NEW_TOKENS = 24  # of a sample at least; more where the table has longer completions
 
@@ -51,17 +50,24 @@ def sample(
     return [Sample(*parts) for parts in zip(prompts, texts, rows, strict=True)]
 
 
-def reward_of(run: Run) -> tuple[Reward, int]:
-    """The run's reward function, or one trained on its pairs; and the completions back-propagated for it.
+def reward_of(task: Task) -> tuple[Reward, int]:
+    """The task's reward function, or one trained on its pairs; and the completions back-propagated for it.
 
     Raises:
         InputError: when there is none and the table has no pairs.
     """
-    if run.reward is not None:
-        return run.reward, 0
-    table, folder = run.tables["feedback"], run.folder
+    if task.reward is not None:
+        return task.reward, 0
+    table, folder = task.tables["feedback"], task.folder
     model = train_reward_model(
-        run.policy, run.tokens, table, folder, run.steps, seed=run.seed, batch=run.batch, max_length=run.max_length
+        task.policy,
+        task.tokens,
+        table,
+        folder,
+        task.steps,
+        seed=task.seed,
+        batch=task.batch,
+        max_length=task.max_length,
     )
     return model, model.completions
 
@@ -77,10 +83,10 @@ def _epochs(prompts: Sequence[Any], seed: int) -> Iterator[Any]:
         yield from rng.sample(list(prompts), len(prompts))
 
 
-def _longest(run: Run) -> int:
-    table = run.tables["feedback"]
+def _longest(task: Task) -> int:
+    table = task.tables["feedback"]
     columns = [c for c in ("completion", "chosen", "rejected") if c in table.column_names]
-    lengths = (len(run.tokens.completion(r["prompt"], r[c])) for r in table for c in columns)
+    lengths = (len(task.tokens.completion(r["prompt"], r[c])) for r in table for c in columns)
     return max(MIN_NEW_TOKENS, *lengths)
 
 
@@ -105,7 +111,7 @@ def pairs_from_samples(samples: Sequence[Sample], temperature: float, threshold:
     return kept
 
 
-def rs_dpo(run: Run) -> TrainedStage:
+def rs_dpo(task: Task) -> Record:
     """Sample `completions` of each prompt, score them, keep pairs that differ enough, DPO on those (arXiv 2402.10038).
 
     Kept where sigma((R_i - R_j) / tau) >= eta, tau = `temperature`, eta = `threshold`; both from memory, the rest from
@@ -116,27 +122,27 @@ def rs_dpo(run: Run) -> TrainedStage:
     Raises:
         InputError: when no two samples of a prompt differ enough.
     """
-    reward, extra_runs = reward_of(run)
-    prompts = [p for p in _prompts(run.tables["feedback"]) for _ in range(int(run.option("completions")))]
-    samples = sample(run.policy, run.tokens, prompts, reward, _longest(run), _seed(run, 0))
-    kept = pairs_from_samples(samples, run.option("temperature"), run.option("threshold"))
+    reward, extra_runs = reward_of(task)
+    prompts = [p for p in _prompts(task.tables["feedback"]) for _ in range(int(task.option("completions")))]
+    samples = sample(task.policy, task.tokens, prompts, reward, _longest(task), _seed(task, 0))
+    kept = pairs_from_samples(samples, task.option("temperature"), task.option("threshold"))
     if not kept:
-        got = f"none among {len(samples)} samples at threshold {run.option('threshold'):g}"
+        got = f"none among {len(samples)} samples at threshold {task.option('threshold'):g}"
         raise InputError("RS-DPO", "find pairs whose scores differ enough", got, "Lower the threshold")
-    alone = replace(run, tables={"feedback": Dataset.from_list(kept)}, stage=Stage("dpo", 0.0))
+    alone = replace(task, tables={"feedback": Dataset.from_list(kept)}, stage=Stage("dpo", 0.0))
     record = offline(alone)
-    return replace(record, settings={**record.settings, **run.options()}, sampled=len(samples), extra_runs=extra_runs)
+    return replace(record, settings={**record.settings, **task.options()}, sampled=len(samples), extra_runs=extra_runs)
 
 
-def _seed(run: Run, step: int) -> int:
-    return 1 + run.seed * 1_000_003 + step
+def _seed(task: Task, step: int) -> int:
+    return 1 + task.seed * 1_000_003 + step
 
 
 # ------------------------------------------------------------------------------------- samples all along
 
 
 class Rollouts:
-    """The samples of a run: prompts in reshuffled epochs, `refresh` steps of them at a time, and what they cost.
+    """The samples of a task: prompts in reshuffled epochs, `refresh` steps of them at a time, and what they cost.
 
     The reference is the policy as the stage found it, kept as a copy; with LoRA the model with its adapters off.
 
@@ -147,36 +153,35 @@ class Rollouts:
         InputError: when a step cannot hold the completions of one prompt.
     """
 
-    def __init__(self, run: Run, count: int) -> None:
-        self.run, self.group = run, int(run.option("completions"))
+    def __init__(self, task: Task, count: int) -> None:
+        self.task, self.group = task, int(task.option("completions"))
         if count < self.group:
             what, remedy = "A step of samples", "Raise the batch or lower completions"
             raise InputError(what, f"hold {self.group} completions of a prompt", count, remedy)
-        self.refresh, self.per_step = max(1, int(run.option("refresh"))), count // self.group
-        self.reward, self.extra_runs = reward_of(run)
-        adapted = hasattr(run.policy, "disable_adapter")
-        self.reference: Any = run.policy if adapted else copy.deepcopy(run.policy).requires_grad_(False)
-        self.prompts = _epochs(_prompts(run.tables["feedback"]), run.seed)
-        self.longest, self.sampled, self.forwards = _longest(run), 0, 0
+        self.refresh, self.per_step = max(1, int(task.option("refresh"))), count // self.group
+        self.reward, self.extra_runs = reward_of(task)
+        adapted = hasattr(task.policy, "disable_adapter")
+        self.reference: Any = task.policy if adapted else copy.deepcopy(task.policy).requires_grad_(False)
+        self.prompts = _epochs(_prompts(task.tables["feedback"]), task.seed)
+        self.longest, self.sampled, self.forwards = _longest(task), 0, 0
 
     def draw(self, step: int) -> list[Completion]:
         """Scored samples of the policy as it is now, for the steps from `step` to the next refresh."""
-        steps = min(self.refresh, self.run.steps - step)
+        steps = min(self.refresh, self.task.steps - step)
         asked = [p for p in islice(self.prompts, steps * self.per_step) for _ in range(self.group)]
-        made = sample(self.run.policy, self.run.tokens, asked, self.reward, self.longest, _seed(self.run, step))
+        made = sample(self.task.policy, self.task.tokens, asked, self.reward, self.longest, _seed(self.task, step))
         self.sampled += len(made)
         return [one.row for one in made]
 
     def reference_logps(self, rows: Sequence[Completion]) -> list[float]:
         """log pi_ref of each sample in nats."""
         self.forwards += len(rows)
-        with as_reference(self.reference):
-            return policy_logps(self.reference, rows, self.run.pad)
+        return reference_logps(self.reference, rows, self.task.pad).tolist()
 
     def rollout_logps(self, rows: Sequence[Completion]) -> list[float]:
         """log pi of each sample in nats under the policy as it is: the one that sampled them."""
         self.forwards += len(rows)
-        return policy_logps(self.run.policy, rows, self.run.pad)
+        return read_logps(self.task.policy, rows, self.task.pad).tolist()
 
 
 Label = Callable[[Rollouts, list[Completion], float], list[Completion]]
@@ -208,26 +213,25 @@ def with_advantages(rollouts: Rollouts, rows: list[Completion], beta: float) -> 
     ]
 
 
-def learn_from_samples(run: Run, label: Label) -> TrainedStage:
+def learn_from_samples(task: Task, label: Label) -> Record:
     """Train on the policy's own samples; on demonstrations too where the stage has a share of them.
 
     Every `refresh` steps completions are sampled, scored and labelled for the steps to come. One trainer goes through
     all of it. `beta_nats` is read as nats of the first samples and the demonstrations.
     """
-    demonstrated = round(run.batch * run.stage.demonstrations)
+    demonstrated = round(task.batch * task.stage.demonstrations)
     beside: list[Example] = []
-    cache = ReferenceCache()
     if demonstrated:
-        alone = replace(run, stage=replace(run.stage, demonstrations=1.0))
-        beside = cache.fill(run.policy, alone.examples()[0], run.pad)
-    rollouts = Rollouts(run, run.batch - demonstrated)
-    order = interleave([beside], [demonstrated], run.steps, run.seed) if beside else []
+        alone = replace(task, stage=replace(task.stage, demonstrations=1.0))
+        beside = task.refer(alone.examples()[0])
+    rollouts = Rollouts(task, task.batch - demonstrated)
+    order = interleave([beside], [demonstrated], task.steps, task.seed) if beside else []
     size = rollouts.per_step * rollouts.group
     drawn = rollouts.draw(0)
-    if "beta_nats" in run.settings:
-        settings = run.resolved([[(row,) for row in against_reference(rollouts, drawn, 0.0)], beside])
+    if "beta_nats" in task.settings:
+        settings = task.resolved([[(row,) for row in against_reference(rollouts, drawn, 0.0)], beside])
     else:
-        settings = run.resolved([])
+        settings = task.resolved([])
     rows: list[Completion] = []
 
     def feed(trainer: FedTrainer, step: int) -> list[Example]:
@@ -241,20 +245,20 @@ def learn_from_samples(run: Run, label: Label) -> TrainedStage:
         samples: list[Example] = [(row,) for row in rows[at : at + size]]
         return [*order[step * demonstrated : (step + 1) * demonstrated], *samples]
 
-    trainer = feed_steps(run, feed, settings)
-    return TrainedStage(
-        run.stage.objective,
-        run.steps,
-        {**settings, **run.options()},
+    trainer = feed_steps(task, feed, settings)
+    return Record(
+        task.stage.objective,
+        task.steps,
+        {**settings, **task.options()},
         trainer.completions,
-        cache.computed + rollouts.forwards,
+        distinct([beside]) + rollouts.forwards,
         rollouts.sampled,
         rollouts.extra_runs,
         history_of(trainer),
     )
 
 
-def online(run: Run) -> TrainedStage:
+def online(task: Task) -> Record:
     """UNA, or UFT where demonstrations are in the table too, on the policy's samples, with the paper's ratio.
 
     Every `refresh` steps the policy answers prompts of the table, the reward function scores the answers, and the loss
@@ -263,19 +267,19 @@ def online(run: Run) -> TrainedStage:
 
     Paid for on top: the samples, their scores, and a forward pass of the reference for each.
     """
-    return learn_from_samples(run, against_reference)
+    return learn_from_samples(task, against_reference)
 
 
-def online_rollout(run: Run) -> TrainedStage:
+def online_rollout(task: Task) -> Record:
     """As `online`, with the ratio against the policy that sampled, as the authors' published script has it.
 
     At each refresh every implicit reward starts from 0, so nothing remembers where the run began and no fit is ever
     reached: what scores above one half is pushed up for as long as it is sampled.
     """
-    return learn_from_samples(run, against_rollout)
+    return learn_from_samples(task, against_rollout)
 
 
-def rloo(run: Run) -> TrainedStage:
+def rloo(task: Task) -> Record:
     """Policy gradient with a leave-one-out baseline (Ahmadian et al. 2024, arXiv 2402.14740), KL in the reward.
 
     Advantage of a sample: R - beta log(pi / pi_ref), less the mean of that over the other `completions` of its prompt.
@@ -283,4 +287,4 @@ def rloo(run: Run) -> TrainedStage:
 
     Paid for on top: the samples, their scores, and a forward pass of policy and reference for each.
     """
-    return learn_from_samples(run, with_advantages)
+    return learn_from_samples(task, with_advantages)

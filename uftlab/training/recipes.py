@@ -1,110 +1,462 @@
-"""The recipes by name: how a stage is trained. A recipe is a function of a `Run`; `train_stage` looks it up."""
+"""Recipes: how a stage is trained. A recipe is a function of a `Task`; it trains `task.policy` in place.
+
+Here are what every recipe needs, the recipe of most stages (`offline`), and three that go on from it: DPO in parts, and
+one optimiser that takes turns between SFT and DPO. Merged models are in `uftlab.training.merging`, recipes that sample
+in `uftlab.training.online`. `uftlab.training.stages` knows all of them by name and is where a stage is trained from.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import copy
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Any
 
+import torch
 from datasets import Dataset
-from torch import nn
-from transformers import TrainerCallback
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainingArguments
 
+from uftlab.engine.trainer import Quiet, UFTTrainer, training_arguments
 from uftlab.errors import InputError
-from uftlab.rows.table import kind_of
-from uftlab.rows.tokens import Tokens
-from uftlab.training.alternation import alright, maxright
-from uftlab.training.catalogue import SAMPLING, Method, Stage
-from uftlab.training.merging import paft, paft_ties
-from uftlab.training.methods import BATCH, TrainedStage
-from uftlab.training.online import online, online_rollout, rloo, rs_dpo
+from uftlab.models.logps import ReferenceCache
+from uftlab.models.policies import evaluation_mode
+from uftlab.objectives.objective import Objective
+from uftlab.objectives.registry import objective_named
+from uftlab.rows.table import KINDS, convert, kind_of
+from uftlab.rows.tokens import Example, Tokens, collate, interleave, with_mismatched, with_quantiles
+from uftlab.training.methods import Method, Stage, all_methods, data_kinds, tables_of
 from uftlab.training.reward_functions import Reward
-from uftlab.training.runs import Run, offline
+
+BATCH = 32  # completions per optimiser step
+
+# ---------------------------------------------------------------------------- what a stage trains on
 
 
-def parts(run: Run) -> TrainedStage:
-    """Stepwise DPO (Kim et al. 2024, arXiv 2403.19270): each of `parts` starts from the last model and refers to it.
-
-    Every part is a run with its own schedule; beta is that of the first part. With one part it is plain DPO. From a
-    secondary source. Nothing is paid for on top: the reference reads each pair once.
-    """
-    count, records = min(run.steps, int(run.option("parts"))), []
-    settings, stage = dict(run.settings), replace(run.stage, recipe="offline")
-    for index in range(count):
-        steps = run.steps * (index + 1) // count - run.steps * index // count
-        tables = {**run.tables, "feedback": run.tables["feedback"].shard(count, index, contiguous=False)}
-        records.append(offline(replace(run, stage=stage, tables=tables, steps=steps, settings=settings)))
-        settings = {name: value for name, value in {**settings, **records[0].settings}.items() if name != "beta_nats"}
-    return TrainedStage(
-        run.stage.objective,
-        run.steps,
-        {**records[0].settings, **run.options()},
-        sum(record.completions for record in records),
-        sum(record.extra_forwards for record in records),
-        history=[entry for record in records for entry in record.history],
-    )
-
-
-RECIPES: dict[str, Callable[[Run], TrainedStage]] = {
-    "offline": offline,
-    "parts": parts,
-    "alright": alright,
-    "maxright": maxright,
-    "paft": paft,
-    "paft-ties": paft_ties,
-    "rs-dpo": rs_dpo,
-    "online": online,
-    "online-rollout": online_rollout,
-    "rloo": rloo,
-}
-ALL_WEIGHTS = ("parts", "paft", "paft-ties")  # with LoRA their reference or base would be another than they say
-
-
-def check_recipes(method: Method, tables: Mapping[str, Dataset], reward: Reward | None = None, lora: int = 0) -> None:
-    """Refuse what a method's recipes cannot do, before anything is trained.
+def _convert(table: Dataset, kind: str, stage: Stage) -> Dataset:
+    """The table as rows of a kind.
 
     Raises:
-        InputError: for sampling without a reward function and without pairs to train one on; for LoRA where the
-            recipe needs all weights.
+        InputError: naming the columns it lacks and the methods that its rows fit.
     """
-    for stage in method.stages:
-        if lora and stage.recipe in ALL_WEIGHTS:
-            raise InputError(f"{method.name}", "train all weights", f"LoRA of rank {lora}", "Leave --lora at 0")
-        if stage.recipe in SAMPLING and reward is None and "feedback" in tables:
-            kind = kind_of(tables["feedback"].column_names)
-            if kind != "preference":
-                rule = "have pairs, so that a reward model can be trained to score the samples"
-                raise InputError(f"The feedback of {method.name}", rule, f"{kind} rows", "Give chosen and rejected")
+    lacking = sorted(KINDS[kind] - set(table.column_names))
+    if lacking and kind not in ("scored", "label"):
+        have = kind_of(table.column_names)
+        fits = [method.name for method in all_methods().values() if _fits(method, have)]
+        what, got = f"The table for {stage.objective}", f"a {have} table without {' and '.join(lacking)}"
+        rule = f"have the columns {', '.join(sorted(KINDS[kind]))}"
+        raise InputError(what, rule, got, f"Add them, or use a method that fits: {', '.join(fits)}")
+    return convert(table, kind)
 
 
-def train_stage(
-    policy: nn.Module,
+def _fits(method: Method, have: str) -> bool:
+    """Whether a table of that kind can be the feedback of a method."""
+    kinds = [data_kinds(stage)[-1] for stage in method.stages if stage.demonstrations < 1]
+    return bool(kinds) and all(kind in ("scored", "label", have) for kind in kinds)
+
+
+def sources(
+    stage: Stage, tables: Mapping[str, Dataset], tokens: Tokens, batch: int = BATCH, max_length: int | None = None
+) -> tuple[list[list[Example]], list[int]]:
+    """The tokenised tables of a stage, as the kinds its objective eats, and how many examples of each make a step.
+
+    Raises:
+        InputError: when a table is missing or cannot be turned into what the objective eats.
+    """
+    objective = objective_named(stage.objective)
+    examples, per_step = [], []
+    for name, kind in zip(tables_of(stage), data_kinds(stage), strict=True):
+        if name not in tables:
+            have = ", ".join(tables) or "nothing"
+            raise InputError(f"The {stage.objective} stage", f"be given {name}", have, f"Add --{name}")
+        made = tokens.examples(_convert(tables[name], kind, stage), max_length)
+        share = stage.demonstrations if name == "demonstrations" else 1 - stage.demonstrations
+        per_step.append(max(1, round(batch * share) // (2 if kind == "preference" else 1)))
+        made = with_quantiles(made) if objective.quantiles else made
+        examples.append(with_mismatched(made) if objective.mismatched else made)
+    return examples, per_step
+
+
+@dataclass
+class Record:
+    """What is worth keeping of a trained stage besides its weights."""
+
+    objective: str
+    steps: int
+    settings: dict[str, float]
+    completions: int = 0
+    extra_forwards: int = 0
+    sampled: int = 0  # completions generated during training
+    extra_runs: int = 0  # completions back-propagated in runs that are thrown away
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def distinct(examples: Sequence[Sequence[Example]]) -> int:
+    """How many different completions there are: what a reference has to read."""
+    return len({(c.prompt_ids, c.completion_ids) for source in examples for e in source for c in e})
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a stage trains on and with, before its first step: all that depends on rows, seed and reference.
+
+    Args:
+        order: examples in training order, reference log-probabilities filled in.
+        per_step: examples of each step.
+        settings: the learning rate and all settings of the objective, beta resolved.
+        referred: distinct completions that the reference had to read.
+    """
+
+    objective: Objective
+    steps: int
+    settings: dict[str, float]
+    order: list[Example]
+    per_step: int
+    referred: int
+
+    def record(self, history: list[dict[str, float]]) -> Record:
+        """What the stage cost, once it is trained."""
+        rows = [c for example in self.order for c in example]
+        mismatched = sum(c.role == "mismatched" for c in rows)
+        extra = self.referred + mismatched + (len(rows) if self.objective.distributions else 0)
+        name = self.objective.name
+        return Record(name, self.steps, self.settings, len(rows) - mismatched, extra, history=history)
+
+
+def prepare(
     stage: Stage,
     tables: Mapping[str, Dataset],
     tokens: Tokens,
     settings: Mapping[str, float],
     steps: int,
     seed: int,
-    folder: str,
+    refer: Callable[[Sequence[Example]], list[Example]],
     batch: int = BATCH,
     max_length: int | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-    reward: Reward | None = None,
-    **arguments: Any,
-) -> TrainedStage:
-    """Train `policy` in place by the stage's recipe, for `steps` optimiser steps of `batch` completions each.
+) -> StageData:
+    """Tokens, reference log-probabilities, resolved settings and the order of training of a stage.
 
     Args:
-        settings: as in `uftlab.training.methods.train_stage`, and the recipe's options.
-        reward: scores samples; without one a reward model is trained on the pairs and charged as an extra run.
+        refer: fills in the reference log-probabilities of examples.
+    """
+    objective = objective_named(stage.objective)
+    examples, per_step = sources(stage, tables, tokens, batch, max_length)
+    referred = 0
+    if objective.reference:
+        referred = distinct(examples)
+        examples = [refer(source) for source in examples]
+    chosen = resolve_settings(objective, settings, examples)
+    return StageData(objective, steps, chosen, interleave(examples, per_step, steps, seed), sum(per_step), referred)
+
+
+def resolve_settings(
+    objective: Objective, settings: Mapping[str, float], examples: Sequence[Sequence[Example]]
+) -> dict[str, float]:
+    """Settings with beta in place of `beta_nats` (three significant digits), and without what the objective lacks."""
+    chosen = {name: value for name, value in settings.items() if name in objective.settings}
+    if "beta_nats" in settings and "beta" in objective.settings:
+        nats = [-c.reference_logps for source in examples for e in source for c in e if c.role != "mismatched"]
+        known = [value for value in nats if value == value]  # SFT rows of a mixture have one too; NaN where none
+        chosen["beta"] = float(f"{settings['beta_nats'] / median(known):.3g}")
+    return {"learning_rate": settings["learning_rate"], **objective.with_defaults(chosen)}
+
+
+# ------------------------------------------------------------------------------ what a recipe is given
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage, the policy that is trained in place, and all that the training depends on.
+
+    Args:
+        settings: `learning_rate`, settings of the objective, and options of the recipe.
+        references: what was read of references before.
         arguments: passed on to `TrainingArguments`; they win over the defaults.
+    """
+
+    policy: nn.Module
+    stage: Stage
+    tables: Mapping[str, Dataset]
+    tokens: Tokens
+    settings: Mapping[str, float]
+    steps: int
+    seed: int
+    folder: str
+    batch: int = BATCH
+    max_length: int | None = None
+    callbacks: Sequence[TrainerCallback] = ()
+    reward: Reward | None = None
+    references: ReferenceCache = field(default_factory=ReferenceCache)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def objective(self) -> Objective:
+        """The objective of its stage."""
+        return objective_named(self.stage.objective)
+
+    @property
+    def pad(self) -> int:
+        """The token that fills batches."""
+        return self.tokens.tokenizer.pad_token_id  # type: ignore[return-value]
+
+    def option(self, name: str) -> float:
+        """One of the recipe's own settings: what the user set, else the stage's default."""
+        return self.settings.get(name, dict(self.stage.options).get(name, float("nan")))
+
+    def options(self) -> dict[str, float]:
+        """All of them."""
+        return {name: self.option(name) for name, _ in self.stage.options}
+
+    def examples(self) -> list[list[Example]]:
+        """The tokenised tables of its stage, as the kinds that its objective eats."""
+        return sources(self.stage, self.tables, self.tokens, self.batch, self.max_length)[0]
+
+    def refer(self, examples: Sequence[Example]) -> list[Example]:
+        """The examples with log-probabilities of the policy as it is now."""
+        return self.references.fill(self.policy, examples, self.pad)
+
+    def resolved(self, examples: Sequence[Sequence[Example]]) -> dict[str, float]:
+        """Settings of the objective, beta in nats turned into beta over the given completions."""
+        return resolve_settings(self.objective, self.settings, examples)
+
+    def aside(self, stage: Stage, steps: int) -> Task:
+        """A task of another stage on a copy of the policy, which nobody watches."""
+        return replace(self, policy=copy.deepcopy(self.policy), stage=stage, steps=steps, callbacks=(Quiet(),))
+
+
+def offline(task: Task, trainer: Callable[..., UFTTrainer] = UFTTrainer, **arguments: Any) -> Record:
+    """The recipe of every stage that names no other: one objective on its tables.
+
+    Args:
+        trainer: makes the trainer; for one that adds to the loss.
 
     Raises:
-        InputError: for a recipe that is not registered, or rows that it cannot learn from.
+        InputError: for a stage of another recipe, or rows that the objective cannot learn from.
     """
-    if stage.recipe not in RECIPES:
-        raise InputError(
-            "A recipe", f"be one of {', '.join(RECIPES)}", stage.recipe, "Register it in uftlab.training.recipes"
-        )
-    run = Run(policy, stage, tables, tokens, settings, steps, seed, folder, batch, max_length, callbacks, reward)
-    return RECIPES[stage.recipe](replace(run, arguments=arguments))
+    if task.stage.recipe != "offline":
+        raise InputError("A stage trained here", "be offline", task.stage.recipe, "Call uftlab.training.stages.run")
+    data = prepare(
+        task.stage, task.tables, task.tokens, task.settings, task.steps, task.seed, task.refer, task.batch,
+        task.max_length,
+    )  # fmt: skip
+    wanted = {"per_device_train_batch_size": data.per_step, "seed": task.seed, "max_steps": task.steps}
+    wanted |= {**task.arguments, **arguments}
+    trained = fit(
+        trainer, task.policy, task.folder, data.order, data.objective, data.settings, task.pad, task.callbacks, **wanted
+    )
+    return data.record(history_of(trained))
+
+
+def fit(
+    trainer: Callable[..., UFTTrainer],
+    policy: nn.Module,
+    folder: str,
+    data: Any,
+    objective: Objective,
+    settings: Mapping[str, float],
+    pad_id: int,
+    callbacks: Sequence[TrainerCallback],
+    **arguments: Any,
+) -> UFTTrainer:
+    """Make a trainer from resolved settings, learning rate among them, and train; `arguments` win over the defaults."""
+    own = {name: value for name, value in settings.items() if name != "learning_rate"}
+    made = training_arguments(folder, **{"learning_rate": settings["learning_rate"], **arguments})
+    trained = trainer(policy, made, data, objective, own, pad_id=pad_id, callbacks=list(callbacks))
+    trained.train(resume_from_checkpoint=arguments.get("resume_from_checkpoint"))
+    return trained
+
+
+def history_of(trainer: UFTTrainer) -> list[dict[str, float]]:
+    """What was logged, without the library's summary of the run."""
+    return [{k: float(v) for k, v in entry.items()} for entry in trainer.state.log_history[:-1]]
+
+
+# --------------------------------------------------------------- batches made when their step begins
+
+Feed = Callable[["FedTrainer", int], list[Example]]
+
+
+class FedTrainer(UFTTrainer):
+    """Asks for the examples of a step when that step begins, so that they may depend on the policy as it is then.
+
+    One trainer from first to last: optimiser state and schedule go on, whoever makes the batches. A data loader
+    would not do: it fetches one batch ahead, before the step that it ought to see.
+
+    Args:
+        feed: (trainer, number of the step) -> its examples, reference log-probabilities filled in.
+
+    Raises:
+        InputError: with several processes or accumulated micro-batches, each of which would be asked for apart.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        feed: Feed,
+        objective: Objective,
+        settings: Mapping[str, float] | None = None,
+        pad_id: int = 0,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        parts = args.world_size * args.gradient_accumulation_steps
+        if parts > 1:
+            what, remedy = "A recipe that makes its batches as it goes", "Use one process and no accumulation"
+            raise InputError(what, "make each step in one batch", f"{parts} parts", remedy)
+        super().__init__(model, args, [()] * args.max_steps, objective, settings, pad_id, callbacks)
+        self.data_collator = list  # type: ignore[assignment]
+        self.feed, self.pad_id, self.completions = feed, pad_id, 0
+        self.last_loss = float("nan")
+
+    def check(self, objective: Objective, examples: Any) -> None:
+        """Nothing to check yet: the feed answers for its examples."""
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | None]:
+        """The batch of the step that begins now."""
+        next(epoch_iterator)
+        batch = collate(self.feed(self, self.state.global_step), self.pad_id)
+        self.completions += len(batch["role"])
+        return [batch], self._get_num_items_in_batch([batch], device)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As ever; the value stays readable as `last_loss`."""
+        made = super().compute_loss(*args, **kwargs)
+        self.last_loss = float((made[0] if isinstance(made, tuple) else made).detach())
+        return made
+
+    def loss_of(self, examples: Sequence[Example]) -> float:
+        """The objective's value on examples under the policy as it is, without a step."""
+        batch = self._prepare_inputs(collate(examples, self.pad_id))
+        model: Any = self.model
+        with torch.no_grad(), evaluation_mode(model):
+            loss = super().compute_loss(model, batch)
+        self._metrics.pop()
+        return float(loss)
+
+    def note(self, metrics: Mapping[str, float]) -> None:
+        """Adds numbers to what is logged next."""
+        self._metrics.append({name: torch.tensor(float(value)) for name, value in metrics.items()})
+
+
+def feed_steps(task: Task, feed: Feed, settings: Mapping[str, float]) -> FedTrainer:
+    """Train the policy of a task on what a feed gives, one batch of any size per step."""
+    wanted = {"per_device_train_batch_size": 1, "seed": task.seed, "max_steps": task.steps, **task.arguments}
+    trained = fit(
+        FedTrainer, task.policy, task.folder, feed, task.objective, settings, task.pad, task.callbacks, **wanted
+    )
+    assert isinstance(trained, FedTrainer)
+    return trained
+
+
+# ------------------------------------------------------------------------------------------ in parts
+
+
+def parts(task: Task) -> Record:
+    """Stepwise DPO (Kim et al. 2024, arXiv 2403.19270): each of `parts` starts from the last model and refers to it.
+
+    Every part is a run with its own schedule; beta is that of the first part. With one part it is plain DPO. From a
+    secondary source. Nothing is paid for on top: the reference reads each pair once.
+    """
+    count, records = min(task.steps, int(task.option("parts"))), []
+    settings, stage = dict(task.settings), replace(task.stage, recipe="offline")
+    for index in range(count):
+        steps = task.steps * (index + 1) // count - task.steps * index // count
+        tables = {**task.tables, "feedback": task.tables["feedback"].shard(count, index, contiguous=False)}
+        records.append(offline(replace(task, stage=stage, tables=tables, steps=steps, settings=settings)))
+        settings = {name: value for name, value in {**settings, **records[0].settings}.items() if name != "beta_nats"}
+    return Record(
+        task.stage.objective,
+        task.steps,
+        {**records[0].settings, **task.options()},
+        sum(record.completions for record in records),
+        sum(record.extra_forwards for record in records),
+        history=[entry for record in records for entry in record.history],
+    )
+
+
+# ----------------------------------------------------------------- one optimiser, one loss at a time
+
+# Is the next step for SFT or for DPO? (Fernando et al. 2024, arXiv 2410.15483.) ALRIGHT tosses a coin; MAXRIGHT looks
+# which loss is further from the best it could be. Both are orders of batches over the objective `sft-plus-dpo`.
+
+SFT, DPO = 0, 1
+ALONE = (Stage("sft", 1.0), Stage("dpo", 0.0))
+
+
+def _filled(task: Task) -> tuple[list[list[Example]], int]:
+    """Demonstrations and pairs with their reference log-probabilities, and how many completions were read for them."""
+    examples = [task.refer(source) for source in task.examples()]
+    for source, stage in zip(examples, ALONE, strict=True):
+        objective_named(stage.objective).check(source)
+    return examples, distinct(examples)
+
+
+def _batches(task: Task, source: Sequence[Example], steps: int) -> list[list[Example]]:
+    """`steps` batches of one kind, in the order in which a run of that kind alone would meet them."""
+    size = max(1, task.batch // len(source[0]))
+    ordered = interleave([source], [size], steps, task.seed)
+    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+
+def _record(task: Task, trainer: FedTrainer, settings: dict[str, float], extra: int, runs: int = 0) -> Record:
+    made = {**settings, **task.options()}
+    name, history = task.stage.objective, history_of(trainer)
+    return Record(name, task.steps, made, trainer.completions, extra, extra_runs=runs, history=history)
+
+
+def alright(task: Task) -> Record:
+    """Each step a DPO step with probability `preference_share`, else an SFT step (arXiv 2410.15483, Algorithm 1).
+
+    The coins depend on the seed alone. At share 0 it is SFT, at share 1 DPO, bit for bit. Nothing is paid for on top.
+    """
+    examples, read = _filled(task)
+    rng, share = random.Random(f"uftlab alright {task.seed}"), task.option("preference_share")
+    kinds = [DPO if rng.random() < share else SFT for _ in range(task.steps)]
+    streams = [iter(_batches(task, source, kinds.count(kind))) for kind, source in enumerate(examples)]
+    order = [next(streams[kind]) for kind in kinds]
+    settings = task.resolved(examples)
+    trainer = feed_steps(task, lambda _, step: order[step], settings)
+    return _record(task, trainer, settings, read)
+
+
+def maxright(task: Task) -> Record:
+    """Each step on the loss with the larger weighted gap to its optimum (arXiv 2410.15483, Algorithm 2).
+
+    gaps: L = lambda (L_DPO - L*_DPO) and (1 - lambda) (L_SFT - L*_SFT),  lambda = `preference_share`
+
+    The loss that was stepped on is known anew after each step, both every `refresh` steps on the batches that come
+    next. L* is the loss at the end of a run of that kind alone from the same start, as long as this one.
+
+    Paid for on top: those two runs, twice the budget, and two batches of forward passes at every refresh.
+    """
+    examples, read = _filled(task)
+    share, refresh = task.option("preference_share"), int(task.option("refresh"))
+    settings = task.resolved(examples)
+    alone = [offline(task.aside(stage, task.steps), logging_steps=max(1, task.steps // 10)) for stage in ALONE]
+    optima = [next(e["loss"] for e in reversed(record.history) if "loss" in e) for record in alone]
+    batches = [_batches(task, source, task.steps) for source in examples]
+    weights, losses, used = (1 - share, share), [0.0, 0.0], [0, 0]
+    looked, last = 0, SFT
+
+    def feed(trainer: FedTrainer, step: int) -> list[Example]:
+        nonlocal last, looked
+        if step:
+            losses[last] = trainer.last_loss
+        if step % refresh == 0:
+            for kind in (SFT, DPO):
+                ahead = batches[kind][used[kind]]
+                losses[kind] = trainer.loss_of(ahead)
+                looked += sum(map(len, ahead))
+        gaps = [w * (loss - best) for w, loss, best in zip(weights, losses, optima, strict=True)]
+        last = DPO if gaps[DPO] > gaps[SFT] else SFT
+        used[last] += 1
+        trainer.note({"gap/sft": gaps[SFT], "gap/preference": gaps[DPO], "preference-steps": last == DPO})
+        return batches[last][used[last] - 1]
+
+    trainer = feed_steps(task, feed, settings)
+    extra = read + looked + sum(record.extra_forwards for record in alone)
+    return _record(task, trainer, settings, extra, sum(record.completions for record in alone))

@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, Trainer
 from uftlab.engine.trainer import Quiet, training_arguments
 from uftlab.errors import InputError
 from uftlab.losses.rewards import margin
+from uftlab.models.logps import row_batches
 from uftlab.models.policies import evaluation_mode
 from uftlab.rows.table import kind_of
 from uftlab.rows.tokens import Completion, Example, Tokens, collate, interleave
@@ -117,14 +118,13 @@ class RewardModel:
         ]
         return torch.sigmoid(self.rewards(rows) - self.centre).tolist()
 
-    def rewards(self, rows: Sequence[Completion], size: int = 256) -> Tensor:
+    def rewards(self, rows: Sequence[Completion]) -> Tensor:
         """R of each completion, in nats of Bradley and Terry's preference; only differences mean anything."""
-        found = []
+        found = torch.zeros(len(rows))
         with torch.no_grad(), evaluation_mode(self.model):
-            for start in range(0, len(rows), size):
-                batch = collate([(c,) for c in rows[start : start + size]], self.tokens.tokenizer.pad_token_id)
-                found.append(rewards_of(self.model, batch).cpu())
-        return torch.cat(found)
+            for here, batch in row_batches(self.model, rows, self.tokens.tokenizer.pad_token_id):
+                found[here] = rewards_of(self.model, batch).cpu()
+        return found
 
 
 def rewards_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
