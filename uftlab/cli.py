@@ -41,12 +41,13 @@ def _fail(message: str, code: int = 2) -> NoReturn:
     raise typer.Exit(code)
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         from importlib.metadata import version
 
         print(f"uftlab {version('uftlab')}")
         raise typer.Exit()
+    return asked
 
 
 @app.callback()

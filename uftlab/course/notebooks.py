@@ -31,7 +31,7 @@ from uftlab.study.trials import profile_named
 NOTEBOOKS = DATA.parent / "notebooks"
 LAB_HOME = DATA.parent / "build" / "jupyter"  # JupyterLab's settings for this course, not the reader's own
 CELL_TIMEOUT = 300  # seconds; papermill's own default is to wait for ever
-STOP_SECONDS = 10  # after which JupyterLab and its kernels have ended, whatever they do
+STOP_SECONDS = 10.0  # after which JupyterLab and its kernels have ended, whatever they do
 QUIET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # else every kernel warns of frozen modules
 # Kernels with one thread each: models this small gain nothing from more, and two notebooks share the cores.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
