@@ -1,21 +1,19 @@
-# Two commands for a stranger: `make run` (the study) and `make lab` (the course). `make test` checks everything.
+# Two commands for a stranger: `make run` (the study) and `make lab` (the course). `make test` checks everything, and
+# `make check` what can be checked in a minute. What only tests need is installed by these two alone.
 PYTHON ?= python3
 # On a laptop without a GPU: make run TORCH_INDEX=https://download.pytorch.org/whl/cpu (a smaller torch)
 TORCH_INDEX ?=
 PROFILE ?= class
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# The rooms whose tests are quick: no training, no notebooks, no browser
+QUICK := tests/losses/test_losses.py tests/losses/test_rewards.py tests/rows tests/world tests/reports/test_cards.py tests/test_project.py
 
-.PHONY: run test lab notebooks lint clean
+.PHONY: run lab notebooks test check style pages wheel clean
 
 run: $(VENV)/installed
 	$(BIN)/uftlab run --profile $(PROFILE)
-
-test: $(VENV)/installed
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lab: $(VENV)/installed
 	$(BIN)/uftlab lab
@@ -23,11 +21,35 @@ lab: $(VENV)/installed
 notebooks: $(VENV)/installed
 	$(BIN)/uftlab notebooks --profile smoke
 
+test: style
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: style
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(QUICK)
+
+style: $(VENV)/tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# What is made from the code and the notebooks: cards, the page of the pipelines, the README's tables and pictures
+pages: $(VENV)/tests
+	$(BIN)/uftlab methods --cards docs/methods
+	$(BIN)/uftlab results --study pipelines --page docs/pipelines.md
+	$(BIN)/uftlab export --previews docs/previews --readme README.md
+
+wheel: $(VENV)/tests
+	$(BIN)/python -m hatchling build --directory build/dist
+
 # torch goes first and alone, so that the index of its CPU wheels (when given) serves nothing else
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "torch==$(shell sed -n 's/^torch==//p' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "torch==$(shell sed -n 's/^torch==//p' constraints.txt)"
+	$(PIP) --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/tests: $(VENV)/installed
+	$(PIP) --constraint constraints.txt --editable ".[test]"
 	touch $@
 
 clean:

@@ -34,11 +34,11 @@ from uftlab.engine.stack import flatten
 from uftlab.engine.trainer import Quiet, UFTTrainer
 from uftlab.evals.skills import measure
 from uftlab.models.generation import generate_ids
-from uftlab.models.logps import ReferenceCache, completion_logps
-from uftlab.models.policies import TINY, evaluation_mode, frozen_copy, load_base, load_policy, with_lora
+from uftlab.models.logps import ReferenceCache, read_logps
+from uftlab.models.policies import TINY, frozen_copy, load_base, load_policy, with_lora
 from uftlab.objectives.registry import OBJECTIVES, ON_SAMPLES, objective_named
 from uftlab.rows.table import load_rows
-from uftlab.rows.tokens import Completion, Example, RememberingTokens, Tokens, collate
+from uftlab.rows.tokens import Example, RememberingTokens, Tokens
 from uftlab.study.cohort import Materials, materials, reader, tokens
 from uftlab.study.trials import PROFILES, Profile, read_trial, trial
 from uftlab.study.workers import run_trials
@@ -614,7 +614,7 @@ def held_out(policy: Any, kept: Sequence[Sequence[Example]], pad: int) -> dict[s
 
     The order is that of log-ratios, over all pairs of unequal scores, whatever their prompts; a tie counts half.
     """
-    shown, judged = (torch.tensor(policy_logps(policy, [c for (c,) in source], pad)) for source in kept)
+    shown, judged = (read_logps(policy, [c for (c,) in source], pad) for source in kept)
     read = sum(len(c.completion_ids) for (c,) in kept[0])
     rewards = judged - torch.tensor([c.reference_logps for (c,) in kept[1]])
     scores = torch.tensor([c.score for (c,) in kept[1]])
@@ -622,16 +622,6 @@ def held_out(policy: Any, kept: Sequence[Sequence[Example]], pad: int) -> dict[s
     gaps = (rewards[:, None] - rewards[None])[above]
     right = (gaps > 0.01).float() + 0.5 * (gaps.abs() <= 0.01).float()  # before training all are 0 but for rounding
     return {"nats_per_token": float(-shown.sum() / read), "order": float(right.mean())}
-
-
-def policy_logps(policy: Any, rows: Sequence[Completion], pad: int) -> list[float]:
-    """log pi(y | x) of each row under the policy as it is, adapters and all."""
-    found: list[float] = []
-    with torch.no_grad(), evaluation_mode(policy):
-        for start in range(0, len(rows), AT_ONCE):
-            batch = collate([(c,) for c in rows[start : start + AT_ONCE]], pad)
-            found += completion_logps(policy, {name: x.to(DEVICE) for name, x in batch.items()}).tolist()
-    return found
 
 
 PARTS: dict[str, Callable[[Result, Profile, bool], None]] = {

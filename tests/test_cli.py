@@ -1,25 +1,30 @@
 """The command line: help, refusals of one line, and one's own rows on one's own checkpoint."""
 
+import io
 import json
 import os
 import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pandas as pd
 import pytest
 import torch
 import typer
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from uftlab import cli
 from uftlab.cli import app
+from uftlab.course import notebooks as course
 from uftlab.files import write_atomically
+from uftlab.models import pretrain
 from uftlab.models.policies import TINY, tiny_config, tiny_tokenizer
 from uftlab.study import trials as study
 from uftlab.study import workers
-from uftlab.study.results import HEADLINES
+from uftlab.study.results import HEADLINES, RESULTS
 from uftlab.training import checkpoint, methods
 from uftlab.training.methods import METHODS, all_methods
 from uftlab.world.world import World, pairs
@@ -162,6 +167,29 @@ def test_reading_a_folder_of_another_version_or_none_is_refused(tmp_path, comman
     refused(uftlab(*command, tmp_path), "schema", "99")
 
 
+def interrupted_in(monkeypatch, module, name):
+    """Make a function raise what Ctrl-C raises."""
+
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, name, stopped)
+
+
+def test_only_what_goes_on_from_what_is_on_disk_says_so_after_ctrl_c(tmp_path, monkeypatch):
+    interrupted_in(monkeypatch, cli, "_run_with_progress")
+    out = ("--out", tmp_path / "out")
+    for arguments in (("run", "--profile", "smoke", *out), ("sweep", "--force", *out)):
+        refused(uftlab(*arguments), "interrupted", "goes on from there")
+    interrupted_in(monkeypatch, checkpoint, "train_checkpoint")
+    interrupted_in(monkeypatch, course, "run_all")
+    interrupted_in(monkeypatch, pretrain, "pretrain")
+    for arguments in (("train", *out), ("notebooks", *out), ("pretrain", "--world", 999)):
+        result = uftlab(*arguments)
+        refused(result, "interrupted", "starts from the beginning")
+        assert result.exit_code == 130 and "on disk" not in result.output
+
+
 def test_ctrl_c_in_a_study_says_how_to_go_on(tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
@@ -237,6 +265,58 @@ def test_results_and_report_of_a_folder(finished):
     assert uftlab("report", finished).exit_code == 0 and (finished / "report.html").is_file()
     assert uftlab("results", "--study", finished).exit_code == 0
     assert json.loads(uftlab("results", "--study", finished, "--json").stdout) == []  # nothing named compares these
+
+
+def test_the_report_of_a_stored_study_is_not_written_over_the_report_of_a_run(finished, tmp_path, monkeypatch):
+    """`make run` writes results/class/report.html, and `uftlab report class` reads what ships with the package."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    finished.rename(tmp_path / "results" / "class")
+    mine = tmp_path / "results" / "class" / "report.html"
+    mine.write_text("my run")
+    before = sorted(RESULTS.rglob("*.html"))
+    for named in ("class", RESULTS / "class"):
+        result = uftlab("report", named)
+        assert result.exit_code == 0 and mine.read_text() == "my run", result.output
+        assert "16 seed(s)" in (tmp_path / "build" / "report" / "class.html").read_text()
+    refused(uftlab("report", "class", "--out", mine), "--out", "another run", "results/class/report.html")
+    refused(uftlab("report", "class", "--out", tmp_path), "--out", "be a file")
+    assert mine.read_text() == "my run" and sorted(RESULTS.rglob("*.html")) == before
+    assert uftlab("report", "class", "--out", "elsewhere.html").exit_code == 0
+    assert (tmp_path / "elsewhere.html").is_file()
+    assert uftlab("report", mine.parent).exit_code == 0 and "2 seed(s)" in mine.read_text()
+
+
+def test_a_log_gets_one_line_per_finished_trial_and_a_terminal_a_bar(finished, tmp_path, monkeypatch):
+    def ran(trials, folder, workers):
+        yield from ({"method": t.method, "seed": t.seed, "wall_seconds": 12.34} for t in trials)
+
+    monkeypatch.setattr(workers, "run_trials", ran)
+    trials = [study.trial("sft", seed, study.PROFILES["smoke"]) for seed in (0, 1, 2, 3)]  # two of them are stored
+    for terminal in (False, True):
+        shown = io.StringIO()
+        monkeypatch.setattr(cli, "console", Console(file=shown, force_terminal=terminal, width=100))
+        cli._run_with_progress(trials, finished, 1, None)
+        lines = ["4 trials, 2 already done, 1 worker(s)", "sft, seed 2: 12.3 s (3/4)", "sft, seed 3: 12.3 s (4/4)"]
+        if not terminal:
+            assert shown.getvalue().splitlines() == lines
+        else:
+            assert lines[0] in shown.getvalue() and "4/4" in shown.getvalue() and lines[1] not in shown.getvalue()
+
+
+@pytest.mark.parametrize("name", ["a[/b]c", "a[bold]c", "a\\\\[red]c", "a[b]\\"])
+def test_what_a_user_typed_is_printed_as_it_is(name, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)  # a slash in it
+    finished.rename(tmp_path / name)
+    result = uftlab("run", "--profile", "smoke", "--methods", "base,sft", "--out", name)
+    assert result.exit_code == 0 and f"{name}/report.html" in result.output, result.output
+    refused(uftlab("report", f"no {name}"), f"got no {name}. Run")
+    assert f"to {name}-cards" in uftlab("methods", "--cards", f"{name}-cards").output
+
+
+def test_the_version_is_that_of_the_package():
+    assert uftlab("--version").output == f"uftlab {version('uftlab')}\n"
 
 
 def test_the_whole_study_from_the_command_line(tmp_path):

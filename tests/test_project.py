@@ -8,7 +8,9 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,30 @@ BETWEEN_ROOMS = {
 }
 
 
+@cache
+def providers():
+    """Which distributions have a module of this name; it looks through all that are installed."""
+    return packages_distributions()
+
+
+def third_party(tree):
+    """Distributions that a syntax tree imports, by their canonical names."""
+    nodes = list(ast.walk(tree))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    tops = {name.partition(".")[0] for name in names} - {"uftlab", *sys.stdlib_module_names}
+    return {canonicalize_name(providers()[top][0]) for top in tops}
+
+
+def test_what_the_package_and_the_notebooks_import_is_declared():
+    trees = [tree_of(module) for module in MODULES]
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        trees += [ast.parse("".join(cell["source"])) for cell in cells]
+    assert third_party(ast.parse("import os, bs4\nfrom numpy.linalg import norm")) == {"beautifulsoup4", "numpy"}
+    assert set().union(*map(third_party, trees)) - set(ranges()) == set()
+
+
 def test_every_imported_module_exists():
     assert {name for names in IMPORTS.values() for name in names} <= set(MODULES)
 
@@ -249,6 +275,33 @@ def test_notebooks_are_committed_without_outputs_and_with_a_parameters_cell(path
 def test_what_the_results_need_is_not_ignored_by_git(path):
     ended = subprocess.run(["git", "check-ignore", "--quiet", "--no-index", path], cwd=ROOT)
     assert ended.returncode == 1
+
+
+def test_the_citation_and_the_changes_name_the_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (cited["title"], cited["version"], cited["license"]) == (
+        "uftlab",
+        project()["version"],
+        project()["license"],
+    )
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
+    assert headings[0] == "Unreleased" and project()["version"] in headings
+
+
+def test_the_workflow_runs_what_ci_runs_and_hooks_use_the_pinned_tools():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"]
+    commands = [step.get("run") for job in jobs.values() for step in job["steps"]]
+    assert "make test" in commands and "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repo["repo"] for repo in hooks] == ["local"]
+    entries = {hook["entry"].split()[0] for hook in hooks[0]["hooks"]}
+    assert all("--keep-id" in hook["entry"] for hook in hooks[0]["hooks"] if "nbstripout" in hook["entry"])
+    assert entries == {f".venv/bin/{tool}" for tool in ("ruff", "mypy", "nbstripout")}
+
+
+def test_what_make_check_runs_exists():
+    (listed,) = re.findall(r"^QUICK := (.*)$", (ROOT / "Makefile").read_text(), flags=re.M)
+    assert [path for path in listed.split() if not (ROOT / path).exists()] == []
 
 
 def test_the_command_is_installed_under_its_name():

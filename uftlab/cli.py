@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from uftlab.errors import InputError
 from uftlab.files import write_atomically
@@ -23,17 +25,46 @@ app = typer.Typer(
     help="Learn, see and settle what happens when SFT and preference alignment meet in one language model.",
 )
 console, errors = Console(), Console(stderr=True)
+RESUMES = "What is finished is on disk: the same command goes on from there."
+STARTS_AGAIN = "It was not finished: the same command starts from the beginning."
 As_json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 
+def _say(line: str, style: str = "") -> None:
+    """Print a line as it is: brackets in a path or a name are no markup."""
+    console.print(Text(line, style), soft_wrap=True)
+
+
 def _fail(message: str, code: int = 2) -> NoReturn:
-    errors.print(f"[bold red]error:[/] {message}", soft_wrap=True, highlight=False)
+    errors.print(Text.assemble(("error:", "bold red"), f" {message}"), soft_wrap=True)
     raise typer.Exit(code)
 
 
-def command(*, example: str) -> Callable[[Callable], Callable]:
-    """Register a subcommand with an example in its help; refusals become one line and exit code 2."""
+def _version(asked: bool) -> bool:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"uftlab {version('uftlab')}")
+        raise typer.Exit()
+    return asked
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What comes before the name of a subcommand."""
+
+
+def command(*, example: str, interrupted: str = STARTS_AGAIN) -> Callable[[Callable], Callable]:
+    """Register a subcommand with an example in its help; refusals become one line and exit code 2.
+
+    Args:
+        interrupted: what is true after Ctrl-C.
+    """
 
     def register(function: Callable) -> Callable:
         @wraps(function)
@@ -42,9 +73,9 @@ def command(*, example: str) -> Callable[[Callable], Callable]:
             try:
                 function(*args, **kwargs)
             except InputError as error:
-                _fail(str(error).replace("[", r"\["))
+                _fail(str(error))
             except KeyboardInterrupt:
-                _fail("interrupted. What is finished is on disk: the same command goes on from there.", 130)
+                _fail(f"interrupted. {interrupted}", 130)
 
         run.__doc__ = f"{function.__doc__}\n\nExample:  `{example}`"
         return app.command()(run)
@@ -55,7 +86,10 @@ def command(*, example: str) -> Callable[[Callable], Callable]:
 # --------------------------------------------------------------------------------------------- study
 
 
-@command(example="uftlab run --profile class --methods uft,sft-then-dpo --seeds 0,1,2 --out results/mine")
+@command(
+    example="uftlab run --profile class --methods uft,sft-then-dpo --seeds 0,1,2 --out results/mine",
+    interrupted=RESUMES,
+)
 def run(
     profile: Annotated[str, typer.Option(help="smoke (a minute), class (a laptop) or research (a GPU).")] = "class",
     methods: Annotated[
@@ -88,10 +122,8 @@ def run(
     stored = [json.loads(t.path(folder).read_text()) for t in trials]
     untuned = dict.fromkeys(t["method"] for t in stored if not t.get("tuned", True))
     if untuned:
-        line = (
-            f"not tuned, with the registry's defaults: {', '.join(untuned)}. `uftlab sweep --methods NAME` tunes one."
-        )
-        console.print(line, highlight=False, soft_wrap=True)
+        listed = ", ".join(untuned)
+        _say(f"not tuned, with the registry's defaults: {listed}. `uftlab sweep --methods NAME` tunes one.")
     frame = results.tidy(stored)
     frame.to_csv(folder / "results.csv", index=False)
     write_atomically(
@@ -107,7 +139,7 @@ def run(
     )
     table = tables.summary_table(frame, console.width if console.is_terminal else 100)
     (console if console.is_terminal else Console(width=tables.width_of(table))).print(table)
-    _write_report(folder, stored)
+    _write_report(folder / "report.html", stored, folder)
 
 
 def _seeds(text: str) -> list[int]:
@@ -128,55 +160,71 @@ def _estimate(trials: list, profile: str) -> float | None:
 
 
 def _run_with_progress(trials: list, folder: Path, workers: int, estimate: float | None) -> None:
-
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
+    """Run the trials: with a bar in a terminal, with a plain line per finished trial in a file or a log."""
     from uftlab.study.trials import is_done
     from uftlab.study.workers import most_workers, run_trials
 
-    missing = sum(not is_done(t, folder) for t in trials)
+    stored = sum(is_done(t, folder) for t in trials)
+    missing = len(trials) - stored
     count = workers or most_workers()
-    line = f"{len(trials)} trials, {len(trials) - missing} already done, {count} worker(s)"
+    line = f"{len(trials)} trials, {stored} already done, {count} worker(s)"
     if estimate and missing:
         minutes = estimate * missing / len(trials) / count / 60
         line += f"; about {minutes:.1f} minutes if this machine is as fast as the one of the stored results"
-    console.print(line, highlight=False)
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task("training", total=len(trials))
-
-        def done(result: dict) -> None:
-            bar.update(task, advance=1, description=f"{result['method']}, seed {result['seed']}")
-
-        for _ in run_trials(trials, folder, workers or None, done):
-            pass
+    _say(line)
+    with _progress("training", len(trials)) as done:
+        # those that were stored come first, and at once: no line for them
+        for number, result in enumerate(run_trials(trials, folder, workers or None), start=1):
+            name = f"{result['method']}, seed {result['seed']}"
+            line = f"{name}: {result['wall_seconds']:.1f} s ({number}/{len(trials)})"
+            done(number, name, line if number > stored else "")
 
 
-def _write_report(folder: Path, trials: list[dict]) -> None:
+@contextmanager
+def _progress(description: str, total: int) -> Iterator[Callable[[int, str, str], None]]:
+    """A bar where stdout is a terminal, else plain lines.
+
+    Gives a function of how many are done, what to write beside the bar, and the line for a log ("" for none).
+    """
+    if not console.is_terminal:
+        yield lambda _number, _text, line: _say(line) if line else None
+        return
+    from rich import progress
+
+    columns = [progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeElapsedColumn()]
+    described = progress.TextColumn("{task.description}", markup=False)
+    with progress.Progress(described, *columns, progress.TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda number, text, _line: bar.update(task, completed=number, description=text)
+
+
+def _write_report(path: Path, trials: list[dict], folder: Path) -> None:
     try:
         from uftlab.reports.html import write_report
     except ModuleNotFoundError as error:  # a machine that only trains needs no figures
-        console.print(f"no report without {error.name}: `uftlab report {folder}` writes it where that is installed")
+        _say(f"no report without {error.name}: `uftlab report {folder}` writes it where that is installed")
         return
-    console.print(f"report: {write_report(folder / 'report.html', trials).resolve()}", soft_wrap=True, highlight=False)
+    _say(f"report: {write_report(path, trials).resolve()}")
 
 
-@command(example="uftlab report results/class")
+@command(example="uftlab report class")
 def report(
-    folder: Annotated[str, typer.Argument(help="A results folder or the name of a stored study.")] = "class",
+    study: Annotated[str, typer.Argument(help="A stored study or a results folder.")] = "class",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file; empty: report.html in a folder, build/report/STUDY.html for a stored study."),
+    ] = None,
 ) -> None:
     """Write the HTML report of stored results again, without training anything."""
-    from uftlab.study.results import load, results_folder
+    from uftlab.study.results import RESULTS, load, results_folder
 
-    found = results_folder(folder)
-    _write_report(found if Path(folder).is_dir() else Path("results") / folder, load(found))
+    folder = results_folder(study)
+    shipped = folder.resolve().is_relative_to(RESULTS.resolve())
+    path = out or (Path("build") / "report" / f"{folder.resolve().name}.html" if shipped else folder / "report.html")
+    if path.is_dir() or ((path.parent / "trials").is_dir() and path.parent.resolve() != folder.resolve()):
+        remedy = "Name another file, such as build/report.html"
+        raise InputError("--out", "be a file, and not lie in the results folder of another run", path, remedy)
+    _write_report(path, load(folder), folder)
 
 
 @command(example="uftlab results --study class --only truth --json")
@@ -194,16 +242,16 @@ def results(
     if page is not None:
         from uftlab.reports.pages import write_page
 
-        console.print(f"wrote {write_page(page, trials)}", highlight=False)
+        _say(f"wrote {write_page(page, trials)}")
         return
     rows = tables.about(stored.compare(stored.tidy(trials)), only)
     if as_json:
         print(json.dumps(rows, indent=1))
         return
     for heading, sentences in tables.comparisons(rows):
-        console.print(f"[bold]{heading}[/]", highlight=False, soft_wrap=True)
+        _say(heading, "bold")
         for line in sentences:
-            console.print(f"- {line}", highlight=False, soft_wrap=True)
+            _say(f"- {line}")
 
 
 @command(example="uftlab methods --json")
@@ -218,7 +266,7 @@ def methods(
     if cards is not None:
         from uftlab.reports.cards import write_cards
 
-        console.print(f"wrote {len(write_cards(cards))} files to {cards}", highlight=False)
+        _say(f"wrote {len(write_cards(cards))} files to {cards}")
         return
     rows = [m.needs() for m in all_methods().values()]
     if as_json:
@@ -227,12 +275,12 @@ def methods(
     wide = console.width >= 110
     console.print(methods_table(rows, wide))
     if not wide:
-        console.print("a wider window, --json or docs/methods say what each learns from and needs")
+        _say("a wider window, --json or docs/methods say what each learns from and needs")
         return
-    console.print("verified: P paper or authors' code, T the TRL library, 2 secondary source, M memory, - no paper's")
+    _say("verified: P paper or authors' code, T the TRL library, 2 secondary source, M memory, - no paper's")
 
 
-@command(example="uftlab sweep --methods uft,sft-then-dpo --out results/sweep")
+@command(example="uftlab sweep --methods uft,sft-then-dpo --out results/sweep", interrupted=RESUMES)
 def sweep(
     methods: Annotated[str, typer.Option(help="Names with commas, or all: those of the study.")] = "all",
     out: Annotated[Path, typer.Option(help="Results folder of the sweep.")] = Path("results/sweep"),
@@ -257,7 +305,7 @@ def sweep(
         trials = tuning.trials(phase)
         _run_with_progress(trials, out, workers, None)
         for line in tuning.choose(phase, out):
-            console.print(line, highlight=False)
+            _say(line)
 
 
 @command(example="uftlab pretrain --world 7")
@@ -269,8 +317,6 @@ def pretrain(
     Writes data/tiny/worlds/N.safetensors, and for world 0 the checkpoint folder data/tiny. A model that is there
     (seventeen ship with the package, and the stored results are theirs) is refused without --force.
     """
-    from rich.progress import Progress
-
     from uftlab.models import pretrain as building
     from uftlab.models.policies import world_weights
 
@@ -278,13 +324,14 @@ def pretrain(
     if path.is_file() and not force:
         remedy = "Name another --world, or add --force to replace it"
         raise InputError(f"The base model of world {world}", "not be there yet", path, remedy)
-    with Progress(console=console) as bar:
-        task = bar.add_task(f"world {world}", total=building.STEPS)
-        model = building.pretrain(
-            world,
-            progress=lambda step, loss: bar.update(task, completed=step, description=f"loss {loss:.2f} nats/token"),
-        )
-    console.print(f"saved {building.save_base(model, world)}", highlight=False)
+    with _progress(f"world {world}", building.STEPS) as done:
+
+        def tick(step: int, loss: float) -> None:
+            text = f"loss {loss:.2f} nats/token"
+            done(step, text, f"step {step} of {building.STEPS}: {text}" if step % 200 == 0 else "")
+
+        model = building.pretrain(world, progress=tick)
+    _say(f"saved {building.save_base(model, world)}")
 
 
 # ----------------------------------------------------------------------------------------- one model
@@ -330,7 +377,7 @@ def train(
         lora=lora,
         max_length=max_length or None,
         seed=seed,
-        say=lambda line: console.print(line, highlight=False, soft_wrap=True),
+        say=_say,
     )
 
 
@@ -346,7 +393,7 @@ def notebooks(
     """Execute the notebooks with papermill, solutions included, two at a time."""
     from uftlab.course.notebooks import run_all
 
-    failed = run_all(profile, out, only, say=lambda line: console.print(line, highlight=False, soft_wrap=True))
+    failed = run_all(profile, out, only, say=_say)
     if failed:
         _fail(f"{len(failed)} notebook(s) failed: {', '.join(failed)}. The executed copies are in {out}.", 1)
 
@@ -358,11 +405,12 @@ def export(
     profile: Annotated[str, typer.Option(help="smoke, class or research.")] = "class",
     executed: Annotated[Path | None, typer.Option(help="Folder with executed copies; nothing is run then.")] = None,
     previews: Annotated[Path | None, typer.Option(help="Folder for one PNG per notebook (needs Chromium).")] = None,
+    readme: Annotated[Path | None, typer.Option(help="File whose tables of the course are written again.")] = None,
 ) -> None:
     """Write the course as web pages that work offline: figures, equations, folded solutions, glossary."""
     from uftlab.course.export import export
 
-    failed = export(out, profile, only, executed, previews, say=lambda line: print(line, flush=True))
+    failed = export(out, profile, only, executed, previews, readme, say=lambda line: print(line, flush=True))
     if failed:
         _fail(f"{len(failed)} notebook(s) failed: {', '.join(failed)}. Nothing was exported.", 1)
 

@@ -1,14 +1,92 @@
-"""Where the stored data lies, and files that are written whole or not at all."""
+"""Where data and notebooks lie, and files that are written whole or not at all.
 
+In a checkout `data/` and `notebooks/` lie at the top of the repository, and everything is read and written there. An
+installed package carries both inside, and must not write into itself. It lays a copy of them into the user's cache
+when they are first needed, and works on this copy as on a checkout.
+
+`DATA` is the folder `data/` of the one or the other.
+"""
+
+import hashlib
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from uftlab.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+PACKAGE = Path(__file__).resolve().parent
+CARRIED = ("data", "notebooks")  # what an installed package carries inside, and a checkout has at its top
+
+
+def is_checkout() -> bool:
+    """Whether the code that runs lies in a checkout of the repository (an editable installation does)."""
+    return not (PACKAGE / "data").is_dir()
+
+
+@cache
+def home() -> Path:
+    """The folder with `data/` and `notebooks/`: the top of the checkout, or the copy that an installation works on.
+
+    Raises:
+        InputError: when there is no place for the copy.
+    """
+    if is_checkout():
+        return PACKAGE.parent
+    from platformdirs import user_cache_path  # here, since a checkout does without
+
+    return lay_out(PACKAGE, user_cache_path("uftlab", appauthor=False))
+
+
+def lay_out(package: Path, cache_folder: Path) -> Path:
+    """Copy what a package carries into a folder below `cache_folder`, unless it is there; returns the folder.
+
+    Its name follows the content, so that another version has another folder.
+
+    Raises:
+        InputError: when the folder cannot be written.
+    """
+    folder = cache_folder / _digest(package)
+    if folder.is_dir():
+        return folder
+    part = cache_folder / f"{folder.name}.{os.getpid()}.part"
+    try:
+        for name in CARRIED:
+            shutil.copytree(package / name, part / name, copy_function=shutil.copyfile)
+        part.rename(folder)
+    except OSError as error:
+        if not folder.is_dir():  # else another process was faster
+            remedy = "Set XDG_CACHE_HOME to a folder that you may write"
+            raise InputError("The user's cache folder", "be writable", f"{cache_folder} ({error})", remedy) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _digest(package: Path) -> str:
+    found = hashlib.blake2b(digest_size=6)
+    for path in carried(package):
+        found.update(f"{path.relative_to(package).as_posix()}\n{path.stat().st_size}\n".encode())
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def carried(folder: Path) -> Iterator[Path]:
+    """All files of `data/` and `notebooks/` in a folder, in a fixed order."""
+    for name in CARRIED:
+        yield from sorted(path for path in (folder / name).rglob("*") if path.is_file())
+
+
+def __getattr__(name: str) -> Path:
+    """`DATA` is looked for when it is first asked for: `uftlab --help` needs no copy."""
+    if name != "DATA":
+        raise AttributeError(f"module 'uftlab.files' has no attribute {name!r}")
+    return home() / "data"
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -3,16 +3,24 @@
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import driver
 import nbformat
+import psutil
 import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from uftlab.course import export
-from uftlab.course.notebooks import NOTEBOOKS, copy_course, lab_command, notebook_paths, run_all
+from uftlab.course import notebooks as course
+from uftlab.course.notebooks import NOTEBOOKS, contents, copy_course, lab_command, notebook_paths, run_all
 from uftlab.errors import InputError
 from uftlab.plots import theme
 
@@ -45,11 +53,11 @@ def test_every_notebook_has_a_page_and_the_index_says_what_it_asks_and_costs(sit
     assert pages == {*NAMES, "index"} | ({"glossary"} if (NOTEBOOKS / "glossary.md").is_file() else set())
     assert (site / "plotly.min.js").stat().st_size > 1_000_000
     for name in NAMES:
-        page = export.contents(nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4), name)
+        page = contents(nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4), name)
         assert f'href="{name}.html"' in index
         assert ".predict(" not in BeautifulSoup((site / f"{name}.html").read_text(), "html.parser").get_text()
         for said in (page.title, page.question, page.cost):
-            assert said and export._linked(said, pages) in index
+            assert said and export._linked(export._inline(said), pages) in index
 
 
 def test_pages_hold_no_address_that_a_browser_would_fetch_and_no_dead_link(site):
@@ -107,11 +115,25 @@ def small(*cells):
 
 
 def test_contents_are_read_from_the_first_cell():
-    page = export.contents(small(), "07")
+    page = contents(small(), "07")
     assert (page.title, page.question) == ("7. A title", "Why so?")
-    assert page.cost == "<strong>Cost:</strong> <code>2</code> seconds."
-    bare = export.contents(new_notebook(cells=[new_markdown_cell("words")]), "07_bare")
-    assert bare == export.Page("07_bare", "07_bare", "", "")
+    assert export._inline(page.title) == "7. A title"
+    assert export._inline(page.cost) == "<strong>Cost:</strong> <code>2</code> seconds."
+    bare = contents(new_notebook(cells=[new_markdown_cell("words")]), "07_bare")
+    assert bare == course.Contents("07_bare", "07_bare", "", "")
+
+
+def test_the_tables_of_a_readme_are_written_between_their_marks_and_nothing_else_changes(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- course -->\n\nold\n\n<!-- end of course -->\nafter\n")
+    course.write_tables(readme)
+    text = readme.read_text()
+    assert text == f"before\n<!-- course -->\n\n{course.course_tables()}\n\n<!-- end of course -->\nafter\n"
+    course.write_tables(readme)
+    assert readme.read_text() == text
+    readme.write_text("no marks")
+    with pytest.raises(InputError, match="hold the lines"):
+        course.write_tables(readme)
 
 
 def test_equations_are_mathml_and_what_cannot_be_said_is_refused():
@@ -152,7 +174,8 @@ def test_the_preview_is_of_the_explorer(executed):
 def test_every_notebook_has_a_small_preview_that_the_readme_shows():
     readme = (ROOT / "README.md").read_text()
     pictures = {path.stem for path in (ROOT / "docs/previews").glob("*.png")}
-    assert pictures == set(NAMES), "uftlab export --previews docs/previews"
+    assert pictures == set(NAMES), "make pages"
+    assert course.course_tables() in readme, "make pages"
     for name in NAMES:
         assert f"](docs/previews/{name}.png)](notebooks/{name}.ipynb)" in readme
         assert 10_000 < (ROOT / f"docs/previews/{name}.png").stat().st_size < 150_000
@@ -179,6 +202,7 @@ def test_jupyterlab_is_started_on_this_machine_alone_with_a_token_and_settings_o
     assert json.loads(quiet.read_text())["fetchNews"] == "false"
     assert lab_command(NOTEBOOKS, tmp_path)[1]["JUPYTER_TOKEN"] != token
     assert os.environ.get("JUPYTER_TOKEN") != token
+    assert {environment[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} == {"1"}
 
 
 def test_a_missing_jupyterlab_or_notebook_is_a_plain_error(tmp_path, monkeypatch):
@@ -199,3 +223,93 @@ def test_a_folder_without_notebooks_gets_copies_and_keeps_what_was_written(tmp_p
     assert first.read_text() == "my answers"
     with pytest.raises(InputError, match="--folder must be a folder"):
         copy_course(first)
+
+
+# Deaf to every polite signal, with a child that is deaf too and in a session of its own, as kernels are.
+DEAF = """
+import signal, subprocess, sys, time
+for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(kind, signal.SIG_IGN)
+if len(sys.argv) == 1:
+    child = subprocess.Popen([sys.executable, __file__, "child"], start_new_session=True, stdout=subprocess.PIPE)
+    child.stdout.readline()
+print("deaf", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def deaf(tmp_path):
+    """The path of a program that no polite signal ends."""
+    path = tmp_path / "deaf.py"
+    path.write_text(DEAF)
+    return path
+
+
+def test_a_server_that_does_not_listen_is_ended_with_its_children(deaf):
+    server = subprocess.Popen([sys.executable, deaf], stdout=subprocess.PIPE, text=True)
+    assert server.stdout.readline() == "deaf\n"
+    (child,) = psutil.Process(server.pid).children()
+    started = time.monotonic()
+    course.stop(server, seconds=2.0)
+    assert server.poll() is not None and not child.is_running()
+    assert time.monotonic() - started < 60  # no quiet machine is needed: what counts is that all have ended
+    course.stop(server)  # that it is over already is no error
+    assert course.STOP_SECONDS <= 10
+
+
+# `uftlab lab` with a server that answers nothing and does not listen, in a shell that ignores Ctrl-C.
+DEAF_LAB = """
+import signal, sys
+from uftlab.course import notebooks
+notebooks.lab_command = lambda *args: ([sys.executable, sys.argv[1]], {}, "http://127.0.0.1:9/")
+print("before", signal.getsignal(signal.SIGINT) == signal.SIG_IGN, flush=True)
+print(notebooks.open_lab(browser=False), flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=lambda kind: kind.name)
+def test_lab_ends_on_a_signal_though_its_shell_ignores_it_and_its_server_does_not_listen(kind, deaf):
+    ignoring = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n{DEAF_LAB}"
+    command = [sys.executable, "-c", ignoring, str(deaf)]
+    lab = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert lab.stdout.readline() == "before True\n"
+    assert lab.stdout.readline() == "deaf\n"  # the server, and its child before it
+    family = psutil.Process(lab.pid).children(recursive=True)
+    assert len(family) == 2
+    lab.send_signal(kind)
+    assert lab.communicate(timeout=60)[0].splitlines() == ["0"] and lab.returncode == 0
+    assert not [process for process in family if process.is_running()]
+
+
+def test_a_proxy_is_not_asked_whether_jupyterlab_answers(monkeypatch):
+    """The address holds the token."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        """Counts what it is asked."""
+
+        def do_GET(self):
+            asked.append((self.server.server_port, self.path))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    servers = [HTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    lab, proxy = (server.server_port for server in servers)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{proxy}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    try:
+        assert course._answers(f"http://127.0.0.1:{lab}/lab?token=secret")
+        assert asked == [(lab, "/lab?token=secret")]
+    finally:
+        for server in servers:
+            server.shutdown()
+            server.server_close()
+    assert not course._answers(f"http://127.0.0.1:{lab}/lab?token=secret")

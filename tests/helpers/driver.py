@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from urllib.parse import urlsplit
 
 import ipywidgets
 import numpy as np
+
+from uftlab.course.notebooks import STOP_SECONDS
 
 PATIENCE = 90_000  # milliseconds; two slow cores may be busy with other tests
 PLOT = ".uftlab .js-plotly-plot"
@@ -136,8 +137,8 @@ def lab(folder):
         assert "http://127.0.0.1:" in line, line
         yield line.split()[-1]
     finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(60)
+        server.terminate()  # a shell may have said that Ctrl-C is to be ignored; it ends within STOP_SECONDS
+        server.wait(6 * STOP_SECONDS)  # this machine may be busy
 
 
 def run_notebook(page, address, name):

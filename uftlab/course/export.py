@@ -10,7 +10,6 @@ import html
 import re
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
-from uftlab.course.notebooks import NOTEBOOKS, notebook_paths, run_all
+from uftlab.course.notebooks import NOTEBOOKS, contents, notebook_paths, run_all, write_tables
 from uftlab.errors import InputError
 from uftlab.files import write_atomically
 from uftlab.plots import theme
@@ -60,16 +59,6 @@ ol.course li { border: 1px solid var(--line); border-radius: 12px; padding: .2re
 ol.course h2 { border: none; margin: 0; font-size: 1.3rem; }
 """
 PREVIEW_WIDTH = 960  # pixels: about the width of a page on GitHub
-
-
-@dataclass(frozen=True)
-class Page:
-    """What the table of contents says of a notebook: title, question and cost, as HTML without a paragraph."""
-
-    name: str
-    title: str
-    question: str
-    cost: str
 
 
 def mathml(latex: str, block: bool = False) -> str:
@@ -132,21 +121,9 @@ class _Exporter(HTMLExporter):
     markdown2html.jinja_pass_arg = HTMLExporter.markdown2html.jinja_pass_arg  # type: ignore[attr-defined]
 
 
-def contents(notebook: NotebookNode, name: str) -> Page:
-    """Title, question and cost as the first cell of a notebook says them; what it does not say is empty."""
-    first = notebook.cells[0].source
-    found = {
-        key: match.group(1) if (match := re.search(pattern, first, re.M | re.S)) else ""
-        for key, pattern in {
-            "title": r"^# (.+?)$",
-            "question": r"^> (.+?)(?:\n\n|\Z)",
-            "cost": r"(\*\*Cost:\*\*.+?)(?:\n\n|\Z)",
-        }.items()
-    }
-    found["question"] = found["question"].replace("\n> ", " ")
-    found["title"] = re.sub(r"^(\d+)\.", r"\1\.", found["title"])  # a title, not the first item of a list
-    inline = {key: re.sub(r"^<p>|</p>\s*$", "", _markdown(text)) for key, text in found.items()}
-    return Page(name, inline["title"] or name, inline["question"], inline["cost"])
+def _inline(source: str) -> str:
+    """A line of Markdown as HTML without a paragraph; `1. Title` is a title, not the first item of a list."""
+    return re.sub(r"^<p>|</p>\s*$", "", _markdown(re.sub(r"^(\d+)\.", r"\1\.", source)))
 
 
 def _linked(body: str, names: Iterable[str]) -> str:
@@ -221,11 +198,10 @@ def write_site(executed: Path, out: Path, only: str = "") -> list[Path]:
 
     for name in names:
         page = contents(read[name], name)
+        title, question, cost = map(_inline, (page.title, page.question, page.cost))
         body, _ = _Exporter(template_name="basic").from_notebook_node(read[name])
-        write(name, page.title, body, script)
-        table.append(
-            f'<li><h2><a href="{name}.ipynb">{page.title}</a></h2><p>{page.question}</p><small>{page.cost}</small></li>'
-        )
+        write(name, title, body, script)
+        table.append(f'<li><h2><a href="{name}.ipynb">{title}</a></h2><p>{question}</p><small>{cost}</small></li>')
     if glossary.is_file():
         write("glossary", "Glossary", _markdown(glossary.read_text(encoding="utf-8")))
     say = "<p>The notebooks as they ran: figures answer to the mouse, sliders stand still. To move them: "
@@ -283,6 +259,7 @@ def export(
     only: str = "",
     executed: Path | None = None,
     previews: Path | None = None,
+    readme: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> list[str]:
     """Execute the notebooks, widgets off and exercises unsolved, and write the site; returns what failed.
@@ -290,7 +267,10 @@ def export(
     Args:
         executed: a folder with copies that were executed before; nothing runs then.
         previews: a folder for one PNG per notebook.
+        readme: a file whose tables of the course are written again, see `notebooks.write_tables`.
     """
+    if readme is not None:
+        write_tables(readme)
     with tempfile.TemporaryDirectory() as folder:
         if executed is None:
             executed = Path(folder)

@@ -6,27 +6,35 @@ import contextlib
 import importlib.util
 import io
 import os
+import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import psutil
+
 from uftlab.errors import InputError
-from uftlab.files import DATA
+from uftlab.files import DATA, is_checkout, write_atomically
 from uftlab.study.trials import profile_named
 
 NOTEBOOKS = DATA.parent / "notebooks"
 LAB_HOME = DATA.parent / "build" / "jupyter"  # JupyterLab's settings for this course, not the reader's own
 CELL_TIMEOUT = 300  # seconds; papermill's own default is to wait for ever
+STOP_SECONDS = 10.0  # after which JupyterLab and its kernels have ended, whatever they do
+QUIET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # else every kernel warns of frozen modules
+# Kernels with one thread each: models this small gain nothing from more, and two notebooks share the cores.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 def notebook_paths(only: str = "") -> list[Path]:
@@ -40,6 +48,55 @@ def notebook_paths(only: str = "") -> list[Path]:
         have = ", ".join(p.stem for p in sorted(NOTEBOOKS.glob("*.ipynb")))
         raise InputError("--only", f"be the beginning of one of {have}", only, "Check the name")
     return found
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the first cell of a notebook says of it, as Markdown in one line each; what it does not say is empty."""
+
+    name: str
+    title: str
+    question: str
+    cost: str
+
+
+def contents(notebook: Any, name: str) -> Contents:
+    """Title, question and cost from the first cell of a notebook: `# title`, `> question`, `**Cost:** cost`."""
+    first = notebook.cells[0].source
+    patterns = {"title": r"^# (.+?)$", "question": r"^> (.+?)(?:\n\n|\Z)", "cost": r"^(\*\*Cost:\*\*.+?)(?:\n\n|\Z)"}
+    found = {key: re.search(pattern, first, re.M | re.S) for key, pattern in patterns.items()}
+    lines = {key: re.sub(r"\n(> ?)?", " ", match.group(1)) if match else "" for key, match in found.items()}
+    return Contents(name, lines["title"] or name, lines["question"], lines["cost"].strip())
+
+
+def course_tables() -> str:
+    """The two tables of the README, from the first cells of the notebooks: what each asks and costs, and previews."""
+    import nbformat
+
+    found = [contents(nbformat.read(path, as_version=4), path.stem) for path in notebook_paths()]
+    table = ["| notebook | question | cost |", "|---|---|---|"]
+    for page in found:
+        cost = re.split(r", no GPU|\. ", page.cost.removeprefix("**Cost:** "))[0]
+        table.append(f"| [{page.title}](notebooks/{page.name}.ipynb) | {page.question} | {cost} |")
+    pictures = [f"[![{page.title}](docs/previews/{page.name}.png)](notebooks/{page.name}.ipynb)" for page in found]
+    pairs = [[*pictures[i : i + 2], ""][:2] for i in range(0, len(pictures), 2)]
+    rows = [f"| {left} | {right} |" for left, right in pairs]
+    return "\n".join([*table, "", rows[0], "|---|---|", *rows[1:]])
+
+
+def write_tables(readme: Path) -> None:
+    """Write `course_tables` into a file, between the lines `<!-- course -->` and `<!-- end of course -->`.
+
+    Raises:
+        InputError: for a file without these lines.
+    """
+    start, end = "<!-- course -->\n\n", "\n\n<!-- end of course -->"
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    if not 0 <= text.find(start) < text.find(end):
+        rule = f"hold the lines {start.strip()} and {end.strip()}"
+        raise InputError("--readme", rule, f"a file without them: {readme}", "Add both lines")
+    before, after = text.split(start)[0], text.split(end)[1]
+    write_atomically(readme, f"{before}{start}{course_tables()}{end}{after}")
 
 
 def run_one(path: Path, out: Path, parameters: dict) -> None:
@@ -63,7 +120,7 @@ def run_one(path: Path, out: Path, parameters: dict) -> None:
     flags = [text for name, value in parameters.items() for text in ("-p", name, str(value))]
     command = [sys.executable, "-m", "papermill", str(path), str(out / path.name), *flags]
     command += ["--cwd", str(path.parent), "--execution-timeout", str(CELL_TIMEOUT), "--no-progress-bar"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    environment = {**os.environ, **ONE_THREAD, **QUIET}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment)
     if ended.returncode:
         raise RuntimeError(f"{path.name} failed:\n" + "\n".join(ended.stderr.splitlines()[-25:]))
@@ -167,7 +224,7 @@ def lab_command(notebooks: Path, home: Path, browser: bool = True) -> tuple[list
         "ServerApp.port": port,
         "ServerApp.port_retries": 0,  # the address below is then the true one, or nothing starts
         "ServerApp.open_browser": browser,
-        "ServerApp.answer_yes": True,  # Ctrl-C stops it without a question
+        "ServerApp.answer_yes": True,  # it stops without a question
         "ServerApp.log_level": "ERROR",
         "LabApp.log_level": "ERROR",
         "LabApp.extension_manager": "readonly",  # the other one asks a package index
@@ -187,7 +244,7 @@ def lab_command(notebooks: Path, home: Path, browser: bool = True) -> tuple[list
         "IPYTHONDIR": "ipython",
     }
     places = {name: str(home / folder) for name, folder in folders.items()}
-    environment = {**os.environ, **places, "JUPYTER_TOKEN": token, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    environment = {**os.environ, **places, **ONE_THREAD, **QUIET, "JUPYTER_TOKEN": token}
     return command, environment, f"http://127.0.0.1:{port}/lab/tree/{found[0].name}?token={token}"
 
 
@@ -213,16 +270,55 @@ def _free_port() -> int:
 
 
 def _answers(address: str) -> bool:
-    """Whether a server is there."""
+    """Whether a server is there. No proxy is asked: the address holds the token."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(address, timeout=2):
+        with direct.open(address, timeout=2):
             return True
     except OSError:
         return False
 
 
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that is set by Ctrl-C, by `kill` and by a window that closes.
+
+    The signals are caught even where the parent ignores Ctrl-C, as a shell does for what it starts in the background.
+    """
+    asked = threading.Event()
+    kinds = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {kind: signal.signal(kind, lambda *_: asked.set()) for kind in kinds}
+    try:
+        yield asked
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def stop(server: subprocess.Popen, seconds: float = STOP_SECONDS) -> None:
+    """End a process and all its children within some seconds: politely first, then without asking.
+
+    Kernels lie in sessions of their own, so no signal to a group reaches them; they are found as children.
+    """
+    try:
+        family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    server.terminate()  # it closes its kernels first
+    _, left = psutil.wait_procs(family, timeout=seconds * 0.7)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family += process.children(recursive=True)  # what began meanwhile
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()  # psutil knows whether a number now belongs to another process
+    psutil.wait_procs(family, timeout=seconds * 0.2)
+
+
 def open_lab(notebooks: Path = NOTEBOOKS, browser: bool = True, say: Callable[[str], None] = print) -> int:
     """JupyterLab on the first notebook, on this machine only; says its address once, returns its exit code.
+
+    Ctrl-C and SIGTERM end it and its kernels within `STOP_SECONDS`; the code is 0 then.
 
     Args:
         notebooks: a folder of notebooks; one that is empty or not there gets copies of the course.
@@ -232,13 +328,18 @@ def open_lab(notebooks: Path = NOTEBOOKS, browser: bool = True, say: Callable[[s
     """
     copy_course(notebooks)
     command, environment, address = lab_command(notebooks.resolve(), LAB_HOME, browser)
-    server = subprocess.Popen(command, env=environment)
-    try:
-        while server.poll() is None and not _answers(address):
-            time.sleep(0.1)
-        if server.poll() is None:
-            say(f"JupyterLab (Ctrl-C stops it): {address}")
-        return server.wait()
-    except KeyboardInterrupt:
-        server.terminate()  # it closes its kernels first
-        return server.wait()
+    if notebooks == NOTEBOOKS and not is_checkout():
+        say(f"Your copies of the notebooks: {notebooks} (another place: --folder)")
+    with _asked_to_stop() as asked:
+        # a session of its own: Ctrl-C in the terminal reaches this process alone, which then ends the others
+        server = subprocess.Popen(command, env=environment, start_new_session=True)
+        try:
+            while server.poll() is None and not asked.is_set() and not _answers(address):
+                asked.wait(0.1)
+            if server.poll() is None and not asked.is_set():
+                say(f"JupyterLab (Ctrl-C stops it): {address}")
+            while server.poll() is None and not asked.is_set():
+                asked.wait(0.2)
+        finally:
+            stop(server)
+    return 0 if asked.is_set() else server.wait()
