@@ -196,7 +196,7 @@ def results(
 
         console.print(f"wrote {write_page(page, trials)}", highlight=False)
         return
-    rows = tables.about(stored.compare(stored.tidy(trials)), only)
+    rows = tables.matching(stored.compare(stored.tidy(trials)), only)
     if as_json:
         print(json.dumps(rows, indent=1))
         return

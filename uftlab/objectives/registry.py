@@ -77,8 +77,8 @@ def _bco(rows: Rows, settings: Settings) -> Tensor:
 
 
 def _tdpo(rows: Rows, settings: Settings) -> Tensor:
-    kl = (rows.of(side).at.kl_from_reference() for side in ("chosen", "rejected"))
-    return losses.tdpo_loss(*_sums(rows), *kl, settings["beta"], settings["alpha"])
+    chosen, rejected = rows.of("chosen").at.kl_from_reference(), rows.of("rejected").at.kl_from_reference()
+    return losses.tdpo_loss(*_sums(rows), chosen, rejected, settings["beta"], settings["alpha"])
 
 
 def _joint(rows: Rows, settings: Settings) -> Tensor:
