@@ -1,4 +1,4 @@
-"""Masks on text show what is trained on; log-ratios of words say the same without colour; the chat names what it never met; verdicts are the verifiers' own."""
+"""Masks show what is trained on, words their log-ratios; the chat names unknown words; verdicts are the verifiers'."""
 
 import html
 import random

@@ -83,7 +83,8 @@ def cell(row: Mapping[str, Any] | None, spread: str = " ({low:.2f} to {high:.2f}
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of Markdown."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
+    lines = ["| " + " | ".join(line) + " |" for line in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 def methods_table(rows: Sequence[Mapping[str, Any]], wide: bool) -> Table:
