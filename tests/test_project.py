@@ -205,6 +205,13 @@ def test_examples_in_docstrings_run_as_printed(module, name, text):
     assert outcome.attempted > 0 and outcome.failed == 0, "".join(report)
 
 
+@pytest.mark.parametrize("module", ["study.results", "reports.tables", "plots.figures", "plots.theme"])
+def test_what_reads_stored_results_imports_no_heavy_library_itself(module):
+    names = {alias.name for node in ast.walk(tree_of(module)) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in ast.walk(tree_of(module)) if isinstance(node, ast.ImportFrom)}
+    assert not {name.partition(".")[0] for name in names} & {"torch", "transformers", "datasets", "jaxtyping"}
+
+
 def test_no_import_star_anywhere():
     files = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
     assert [p.name for p in files if re.search(r"^[\s\"]*from \S+ import \*", p.read_text(), re.M)] == []

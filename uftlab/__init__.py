@@ -11,9 +11,9 @@ from typing import Any
 HOMES = {
     "bandit": "uftlab.course.bandit",
     "losses": "uftlab.losses",
-    "reading": "uftlab.course.reading",
     "results": "uftlab.study.results",
     "rewards": "uftlab.losses.rewards",
+    "texts": "uftlab.course.texts",
     "theme": "uftlab.plots.theme",
     "widgets": "uftlab.plots.widgets",
 }

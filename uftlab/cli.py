@@ -244,7 +244,7 @@ def results(
 
         _say(f"wrote {write_page(page, trials)}")
         return
-    rows = tables.about(stored.compare(stored.tidy(trials)), only)
+    rows = tables.matching(stored.compare(stored.tidy(trials)), only)
     if as_json:
         print(json.dumps(rows, indent=1))
         return

@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 import torch
 
-from uftlab.course import beliefs, world_figures
+from uftlab.course import beliefs
 from uftlab.evals.sizes import Sizes
 from uftlab.evals.skills import Evaluator
 from uftlab.models.policies import load_base
-from uftlab.plots import theme, widgets
+from uftlab.plots import figures, theme, widgets
 from uftlab.world.wording import ATTRIBUTES, Fact
 from uftlab.world.world import World
 
@@ -49,7 +49,7 @@ def test_the_means_are_those_of_the_evaluation(base, tokenizer, believed):
     assert found["plain facts", "truth"] == pytest.approx(metrics["plain/mc2"], abs=1e-4)
     assert found["myths, asked plainly", "truth"] == pytest.approx(metrics["truth/mc2"], abs=1e-4)
     assert found["myths, careful sources", "truth"] == pytest.approx(metrics["truth/cued"], abs=1e-4)
-    plainly = beliefs.likeliest(beliefs.KINDS["myths, asked plainly"](believed))
+    plainly = beliefs.likeliest(beliefs.QUESTION_KINDS["myths, asked plainly"](believed))
     assert (plainly["role"] == "truth").mean() == pytest.approx(metrics["truth/mc1"], abs=1e-4)
 
 
@@ -96,9 +96,7 @@ def rows_of(believed, creature, attribute, asked="what is"):
 def test_plain_and_myth_ridden_facts_have_the_same_traces(believed):
     fact = WORLD.facts_of("test", myths=True)[0]
     plain = next(f for f in WORLD.facts_of("test", myths=False) if f.creature == fact.creature)
-    first, second = (
-        world_figures.six_values(rows_of(believed, f.creature, f.attribute), "title") for f in (fact, plain)
-    )
+    first, second = (figures.six_values(rows_of(believed, f.creature, f.attribute), "title") for f in (fact, plain))
     assert [t.name for t in first.data] == [t.name for t in second.data] and len(first.data) == 4
     truth, myth = (next(y for y in trace.y if y is not None) for trace in first.data[:2])
     wanted = rows_of(believed, fact.creature, fact.attribute).set_index("role")["probability"]
@@ -120,15 +118,15 @@ def test_figures_have_titles_axes_and_the_numbers_given(believed):
             for c, n, m in (("truth", "short", 0.8), ("truth", "long", 0.9))
         ]
     )
-    figures = [
-        world_figures.probabilities_by_role(by_role),
-        world_figures.followed(shares),
-        world_figures.lengths({"short": [2, 2, 3], "long": [4, 4]}, "lengths"),
-        world_figures.scores_by_length(scores),
+    drawn = [
+        figures.probabilities_by_role(by_role),
+        figures.followed(shares),
+        figures.lengths({"short": [2, 2, 3], "long": [4, 4]}, "lengths"),
+        figures.scores_by_length(scores),
     ]
-    for fig in figures:
+    for fig in drawn:
         assert fig.layout.title.text and fig.layout.template.layout.font.size == theme.FONT_SIZE
-    assert list(figures[0].data[0].y) == by_role[by_role["role"] == "truth"]["mean"].tolist()
-    assert list(figures[1].data[1].x) == [0.5, 0.0]
-    assert list(figures[2].data[0].y) == [2 / 3, 1 / 3, 0]
-    assert figures[3].data[1].y[0] == 0.9 and math.isclose(figures[3].data[1].error_y.array[0], 0.1)
+    assert list(drawn[0].data[0].y) == by_role[by_role["role"] == "truth"]["mean"].tolist()
+    assert list(drawn[1].data[1].x) == [0.5, 0.0]
+    assert list(drawn[2].data[0].y) == [2 / 3, 1 / 3, 0]
+    assert drawn[3].data[1].y[0] == 0.9 and math.isclose(drawn[3].data[1].error_y.array[0], 0.1)

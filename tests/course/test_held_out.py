@@ -1,24 +1,20 @@
 """What a policy says about held-out rows, and how sure one can be of it."""
 
-import numpy as np
 import pytest
 import torch
 
 from uftlab.course.held_out import (
     calibration_error,
-    clustered,
     held_out,
     in_bins,
     kinds_of_tokens,
+    logratios_of_text,
     read,
-    read_text,
-    resampled,
     tokenised,
 )
 from uftlab.errors import InputError
 from uftlab.evals.sizes import Sizes
 from uftlab.models import logps as reading
-from uftlab.study.results import interval
 from uftlab.world.world import World
 
 SIZES = Sizes(12, 8, 0, 10)
@@ -65,50 +61,18 @@ def test_each_token_has_its_kind(rows):
 
 def test_a_text_is_read_word_by_word_and_unknown_words_are_named(untrained):
     other = type(untrained)(untrained.config).eval()
-    reading = read_text(untrained, other, "what is the food of zzz ?", "it is banana . banana")
+    reading = logratios_of_text(untrained, other, "what is the food of zzz ?", "it is banana . banana")
     assert reading.words == ("it", "is", "banana", ".", "banana", "<end>")
     assert len(reading.logratios) == 6 and any(reading.logratios)
     assert reading.unknown == ("zzz", "banana")
-    same = read_text(untrained, untrained, "name the food of bazib .", "moss")
+    same = logratios_of_text(untrained, untrained, "name the food of bazib .", "moss")
     assert same.logratios == (0.0, 0.0) and same.unknown == ()
 
 
 @pytest.mark.parametrize("text", ["", "   "])
 def test_a_text_without_words_is_refused(text, untrained):
     with pytest.raises(InputError, match="at least one word"):
-        read_text(untrained, untrained, "name the food of bazib .", text)
-
-
-# ------------------------------------------------------------------------------------------ intervals
-
-
-def test_one_row_for_each_cluster_gives_the_usual_interval():
-    values = [0.3, 1.2, -0.5, 0.9]
-    ours, usual = clustered(values, list("abcd")), interval(values)
-    assert (ours.mean, ours.low, ours.high) == pytest.approx((usual.mean, usual.low, usual.high))
-
-
-def test_repeating_every_row_does_not_make_anyone_surer():
-    values = np.array([0.3, 1.2, -0.5, 0.9])
-    once, often = clustered(values, list("abcd")), clustered(np.repeat(values, 5), np.repeat(list("abcd"), 5))
-    assert (often.low, often.high) == pytest.approx((once.low, once.high))
-    naive = interval(np.repeat(values, 5).tolist())
-    assert naive.high - naive.low < (once.high - once.low) / 2  # which is what the clusters are for
-
-
-def test_one_cluster_has_no_interval():
-    found = clustered([1.0, 2.0], ["a", "a"])
-    assert found.mean == 1.5 and found.low is None and found.verdict == "not settled"
-
-
-def test_resampling_agrees_with_the_interval_of_a_mean():
-    rng = np.random.default_rng(1)
-    names = np.repeat(np.arange(60), 3)
-    values = rng.normal(size=60)[names] + rng.normal(size=180)
-    ours, formula = resampled(lambda at: values[at].mean(), names, draws=800), clustered(values, names)
-    assert ours.mean == pytest.approx(formula.mean)
-    assert (ours.low, ours.high) == pytest.approx((formula.low, formula.high), abs=0.06)
-    assert ours == resampled(lambda at: values[at].mean(), names, draws=800)
+        logratios_of_text(untrained, untrained, "name the food of bazib .", text)
 
 
 # ------------------------------------------------------------------------------------------ calibration

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from uftlab.course import snapshots
-from uftlab.course.held_out import held_out, read_text, tokenised
+from uftlab.course.held_out import held_out, logratios_of_text, tokenised
 from uftlab.course.snapshots import Run
 from uftlab.errors import InputError
 from uftlab.evals.sizes import Sizes
@@ -147,7 +147,7 @@ def test_the_frame_has_a_line_for_each_run_snapshot_and_row(pulses, rows):
 def test_a_stored_policy_reads_what_was_read_in_training(pulses, rows):
     p = pulses["uft"]
     prompt, completion = rows.loc[0, ["prompt", "completion"]]
-    reading = read_text(p.policy(-1), p.policy(0), prompt, completion)
+    reading = logratios_of_text(p.policy(-1), p.policy(0), prompt, completion)
     length = len(reading.words)
     assert np.allclose(reading.logratios, p.token_logratios(4)[0, :length], atol=1e-5)
     assert not p.token_logps[:, 0, length:].any()

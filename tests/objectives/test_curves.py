@@ -1,6 +1,7 @@
 """The family by hand and against the losses it names; curves of the registry against the gates; nothing is dropped."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from uftlab.objectives.objective import Objective, Term
 from uftlab.objectives.registry import OBJECTIVES
 
 X = torch.linspace(-30, 30, 25, dtype=torch.float64)
+ABSOLUTE = "-absolute-error"
 SUM, MEAN, MINOR = curves.NORMALISATIONS
 EVERY = [(name, kind) for name, objective in OBJECTIVES.items() for kind in dict.fromkeys(objective.kinds)]
 every_distance = pytest.mark.parametrize("distance", list(curves.DISTANCES))
@@ -153,6 +155,31 @@ def test_the_three_gates_of_a_demonstration_are_one_chain():
 )
 def test_pulls_agree_with_the_gates(name, gate, score):
     assert_close(registered(name, score).pull, gate(0.1 * X, score, 0.1))
+
+
+def printed_gates():
+    """(objective, kind, the gate that its card prints) of every objective that prints one."""
+    for name, objective in OBJECTIVES.items():
+        for text in (objective.summary, objective.failure, objective.note):
+            for gate in re.findall(r"\bgate (\S.*?) closes", text):
+                yield from ((name, kind, gate) for kind in objective.kinds)
+
+
+@pytest.mark.parametrize("score", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("name", "kind", "gate"), printed_gates())
+def test_a_printed_gate_is_the_size_of_the_pull(name, kind, gate, score):
+    score = score if kind == "scored" else float(round(score))
+    reward = 0.1 * X
+    s = rewards.implicit_score(reward)
+    written = re.sub(r"\|(.*?)\|", r"abs(\1)", gate)
+    written = re.sub(r"(?<=[\w)]) (?=[\w(])", " * ", written)  # "2 beta s" is a product
+    value = eval(written, {"abs": torch.abs, "beta": 0.1, "s": s, "score": score})
+    assert_close(registered(name, score, kind=kind).pull.abs(), value)
+
+
+def test_the_objectives_that_print_a_gate_are_those_of_squared_and_of_absolute_error():
+    found = {name for name, _, _ in printed_gates()}
+    assert found == {"apo-zero"} | {f"una-{kind}{end}" for kind in ("binary", "score") for end in ("", ABSOLUTE)}
 
 
 def test_sft_pulls_the_same_everywhere_and_its_average_over_tokens_divides():

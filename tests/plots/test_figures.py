@@ -5,8 +5,9 @@ import pytest
 from made_up import every_method, made_up, values_of
 
 from uftlab.plots import figures
+from uftlab.plots.widgets import redraw
 from uftlab.study import results
-from uftlab.study.results import HEADLINES
+from uftlab.study.results import HEADLINES, Interval, interval
 from uftlab.training.methods import METHODS
 
 TWO_BY_TWO = ("sft-then-dpo", "sft-plus-dpo", "uft-then-una", "uft")
@@ -114,3 +115,50 @@ def test_against_rate_draws_each_trial_at_its_learning_rate():
 def test_a_single_seed_is_drawn_without_bars():
     fig = figures.before_after(results.summary(results.tidy([made_up("sft", 0), made_up("sft-then-dpo", 0)])))
     assert list(fig.data[0].error_y.array) == [0, 0]
+
+
+# ------------------------------------------------------------------------------------------ rewards
+
+
+def test_every_reward_is_in_the_histogram_and_every_pair_on_its_side_of_the_diagonal():
+    rng = np.random.default_rng(0)
+    rewards = {"chosen": rng.normal(0, 4, 50), "rejected": rng.normal(0, 4, 50), "demonstration": np.array([99.0])}
+    fig = figures.rewards_and_pairs(rewards, "title")
+    for trace in fig.data[:3]:
+        assert sum(trace.y) == pytest.approx(1)
+    right, wrong = fig.data[3:5]
+    assert len(right.x) == (rewards["chosen"] > rewards["rejected"]).sum() and len(right.x) + len(wrong.x) == 50
+    assert (np.array(right.y) >= np.array(right.x)).all() and (np.array(wrong.y) <= np.array(wrong.x)).all()
+    assert max(abs(np.array(right.x))) <= figures.WALL
+
+
+def test_a_larger_beta_moves_the_points_and_changes_no_side():
+    import plotly.graph_objects as go
+
+    rewards = {"chosen": np.array([0.1, -0.2, 0.3]), "rejected": np.array([-0.1, 0.2, 0.2])}
+    small = figures.rewards_and_pairs(rewards, "small")
+    large = figures.rewards_and_pairs({role: 4 * values for role, values in rewards.items()}, "large")
+    assert np.allclose(np.array(large.data[2].x), 4 * np.array(small.data[2].x))
+    assert [len(t.x) for t in small.data] == [len(t.x) for t in large.data]
+    shown = go.Figure(small)
+    redraw(shown, small, large)  # as a slider does
+    assert shown.layout.title.text == "large"
+
+
+def test_bars_carry_their_intervals_and_one_without_has_none():
+    found = {"a": {"x": Interval(0.5, 0.25, 1.0, 9), "y": Interval(0.1, None, None, 1)}}
+    (bar,) = figures.grouped_bars(found, "t", "x", "y").data
+    assert list(bar.y) == [0.5, 0.1]
+    assert list(bar.error_y.array) == [0.5, 0.0] and list(bar.error_y.arrayminus) == [0.25, 0.0]
+
+
+def test_the_calibration_figure_shows_fifths_and_ceilings():
+    rng = np.random.default_rng(0)
+    score, names = rng.uniform(size=50), np.repeat(np.arange(10), 5)
+    feedback = score.round()
+    fig = figures.calibration({"a": score}, {"a": np.full(50, 0.9)}, feedback, names, {"panel": ["a"]}, "t")
+    points, ceiling, honest = fig.data
+    order = np.argsort(score)
+    assert points.x[0] == pytest.approx(score[order[:10]].mean())
+    assert points.y[4] == pytest.approx(interval(feedback[order[40:]], clusters=names[order[40:]]).mean)
+    assert list(ceiling.x) == [0.9, 0.9] and honest.name == "honest"

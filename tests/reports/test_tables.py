@@ -97,7 +97,7 @@ def test_only_takes_what_has_the_text_in_method_or_metric(text, has):
 def test_only_with_a_text_that_is_nowhere_is_refused():
     result = uftlab("results", "--only", "xylophone")
     assert result.exit_code == 2 and "xylophone" in result.output and "plain facts" in result.output
-    assert tables.about([], "anything") == []  # a study without comparisons has nothing to choose from
+    assert tables.matching([], "anything") == []  # a study without comparisons has nothing to choose from
 
 
 # ------------------------------------------------------------------------------ what is there stays

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from uftlab.errors import InputError
 from uftlab.rows.table import as_labels, as_scored, convert, from_rows, kind_of, load_rows, validated
+from uftlab.rows.tokens import Tokens
 
 DEMONSTRATION = {"prompt": "what is it ?", "completion": "it is blue ."}
 PAIR = {"prompt": "what is it ?", "chosen": "it is blue .", "rejected": "it is red ."}
@@ -18,7 +19,8 @@ KINDS = {"demonstration": DEMONSTRATION, "preference": PAIR, "label": LABEL, "sc
 
 
 def write_jsonl(path, *rows):
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    lines = (json.dumps(row, ensure_ascii=HALF in json.dumps(row, ensure_ascii=False)) for row in rows)
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return path
 
 
@@ -136,6 +138,119 @@ def test_bad_json_names_the_line_as_an_editor_counts_it(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{json.dumps(SCORED)}\n\n{{"prompt": "a",\n')
     with pytest.raises(InputError, match=r"rows\.jsonl, line 3, must be valid JSON.*Write one JSON object per line"):
+        load_rows(path)
+
+
+# ------------------------------------------------------------------------------- columns of several types
+
+ASKED, SAID = [{"role": "user", "content": "what is it ?"}], [{"role": "assistant", "content": "it is red ."}]
+HALF = "\ud83d"  # of a character: what Python reads from "\\ud83d" in JSON, and UTF-8 cannot write
+
+
+@pytest.mark.parametrize("first", [True, 1, 1.0, False, 0])
+@pytest.mark.parametrize("second", [True, 0, 0.0])
+def test_labels_may_be_true_or_1_in_one_table(tmp_path, first, second):
+    path = write_jsonl(tmp_path / "rows.jsonl", {**LABEL, "label": first}, {**LABEL, "label": second})
+    assert load_rows(path)["label"][:] == [bool(first), bool(second)]
+    assert [type(label) for label in as_labels(load_rows(path))["label"]] == [bool, bool]
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_text_and_messages_in_one_column_are_all_messages(tmp_path, tokenizer, swap):
+    rows = [PAIR, {"prompt": ASKED, "chosen": "it is blue .", "rejected": SAID}]
+    table = load_rows(write_jsonl(tmp_path / "rows.jsonl", *(rows[::-1] if swap else rows)))
+    assert table["prompt"][:] == [ASKED, ASKED]
+    assert table["chosen"][:] == [[{"role": "assistant", "content": "it is blue ."}]] * 2
+    assert table["rejected"][:][0 if swap else 1] == SAID
+    assert len(as_scored(table)) == 4 and len(as_labels(table)) == 4  # chosen and rejected become one column
+    alone = [Tokens(tokenizer).examples(from_rows([row]))[0] for row in rows]
+    assert Tokens(tokenizer).examples(from_rows(rows)) == alone  # the same tokens as each row by itself
+
+
+def test_text_alone_stays_text_beside_messages_of_the_other_speaker():
+    assert from_rows([{"prompt": ASKED, "completion": "it is blue ."}])[0]["completion"] == "it is blue ."
+
+
+def test_scores_may_be_whole_numbers_and_missing_scores_stay_missing():
+    table = from_rows([{**SCORED, "score": 1}, {**SCORED, "score": 0.5}])
+    assert [(type(score), score) for score in table["score"]] == [(float, 1.0), (float, 0.5)]
+    table = from_rows([{**PAIR, "chosen_score": score} for score in (None, 1, 0.25)])
+    assert table["chosen_score"][:] == [None, 1.0, 0.25]
+
+
+MIXED = {
+    "number and text": [1, "a"],
+    "true and number": [True, 2],
+    "list and text": [["a"], "a"],
+    "object and list": [{"a": 1}, [1]],
+    "within an object": [{"a": {"b": 1}}, {"a": {"b": "c"}}],
+    "within a list": [[1, "a"], [2]],
+    "too big a number": [10**30, 1],
+    "half a character": ["a", HALF],
+}
+
+
+@pytest.mark.parametrize("values", MIXED.values(), ids=list(MIXED))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_column_that_no_loss_needs_does_not_matter(tmp_path, kind, values, swap):
+    rows = [{**KINDS[kind], "note": value} for value in (values[::-1] if swap else values)]
+    table = load_rows(write_jsonl(tmp_path / "rows.jsonl", *rows))
+    assert table.remove_columns(set(table.column_names) & {"note"}).to_list() == [KINDS[kind]] * 2
+
+
+def test_a_column_that_no_loss_needs_is_kept_where_a_table_can_hold_it():
+    rows = [{**SCORED, "note": {"source": "a", "votes": [1, 2]}, "empty": None}, {**SCORED, "note": None, "empty": 2.5}]
+    assert from_rows(rows).to_list() == rows
+
+
+@pytest.mark.parametrize("more", [{"score": 7}, {"label": "good"}, {"completion": None}])
+def test_a_column_of_another_kind_does_not_matter_to_a_pair(more):
+    assert kind_of(from_rows([{**PAIR, **more}]).column_names) == "preference"
+
+
+@pytest.mark.parametrize("values", [(1, "a"), ("a", None), (None, 1)])
+def test_what_else_messages_carry_does_not_matter(values):
+    rows = [{"prompt": [{**ASKED[0], "weight": value}], "completion": "it is blue ."} for value in values]
+    for row in from_rows(rows):
+        assert {k: row["prompt"][0][k] for k in ("role", "content")} == ASKED[0]
+
+
+UNUSABLE = {
+    "text and number": ({**SCORED, "prompt": 5}, "column 'prompt' must be a string or a list"),
+    "text and null": ({**SCORED, "completion": None}, "column 'completion' must be a string or a list"),
+    "text and object": ({**SCORED, "prompt": ASKED[0]}, "column 'prompt' must be a string or a list"),
+    "message of a number": (
+        {**SCORED, "prompt": [{"role": "user", "content": 5}]},
+        "column 'prompt' must be a string or a list",
+    ),
+    "message by a number": (
+        {**SCORED, "prompt": [{"role": 5, "content": "a"}]},
+        "column 'prompt' must be a string or a list",
+    ),
+    "half a character": ({**SCORED, "prompt": f"a {HALF}"}, "column 'prompt' must be text that UTF-8 can write"),
+    "half a character in a message": (
+        {**SCORED, "prompt": [{"role": "user", "content": HALF}]},
+        "column 'prompt' must be text that UTF-8 can write",
+    ),
+    "score too big": ({**SCORED, "score": 10**400}, r"column 'score' must be a number in \[0, 1\]; got 1000"),
+    "score a list": ({**SCORED, "score": [1]}, r"column 'score' must be a number in \[0, 1\]; got \[1\]"),
+}
+
+
+@pytest.mark.parametrize(("row", "message"), UNUSABLE.values(), ids=list(UNUSABLE))
+def test_what_a_needed_column_cannot_hold_is_refused_with_file_and_row(tmp_path, row, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in (SCORED, row)))
+    with pytest.raises(InputError, match=rf"rows\.jsonl, row 2,.*{message}"):
+        load_rows(path)
+
+
+@pytest.mark.parametrize("line", [b'"\xff"', b"1" * 5000, b"[" * 100_000], ids=["bytes", "digits", "nest"])
+def test_a_line_that_cannot_be_read_is_refused_with_its_number(tmp_path, line):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(json.dumps(SCORED).encode() + b"\n" + line + b"\n")
+    with pytest.raises(InputError, match=r"rows\.jsonl, line 2, must be valid JSON"):
         load_rows(path)
 
 

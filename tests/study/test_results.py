@@ -17,7 +17,7 @@ from uftlab.files import write_atomically
 from uftlab.reports.html import write_report
 from uftlab.study import results, tuning
 from uftlab.study import trials as study
-from uftlab.study.results import COMPARISONS, HEADLINES, Interval, interval
+from uftlab.study.results import COMPARISONS, HEADLINES, Interval, interval, resampled_interval
 from uftlab.training import methods
 from uftlab.training.methods import METHODS
 
@@ -79,6 +79,45 @@ def test_no_seed_is_refused():
 )
 def test_a_verdict_needs_an_interval_without_zero(low, high, verdict):
     assert Interval((low + high) / 2, low, high, 5).verdict == verdict
+
+
+def test_one_row_for_each_cluster_gives_the_usual_interval():
+    values = [0.3, 1.2, -0.5, 0.9]
+    ours, usual = interval(values, clusters=list("abcd")), interval(values)
+    assert (ours.mean, ours.low, ours.high) == pytest.approx((usual.mean, usual.low, usual.high))
+
+
+def test_repeating_every_row_does_not_make_anyone_surer():
+    values = np.array([0.3, 1.2, -0.5, 0.9])
+    once, often = (
+        interval(values, clusters=list("abcd")),
+        interval(np.repeat(values, 5), clusters=np.repeat(list("abcd"), 5)),
+    )
+    assert (often.low, often.high) == pytest.approx((once.low, once.high))
+    naive = interval(np.repeat(values, 5).tolist())
+    assert naive.high - naive.low < (once.high - once.low) / 2  # which is what the clusters are for
+
+
+def test_one_cluster_has_no_interval():
+    found = interval([1.0, 2.0], clusters=["a", "a"])
+    assert found.mean == 1.5 and found.low is None and found.verdict == "not settled"
+
+
+def test_resampling_agrees_with_the_interval_of_a_mean():
+    rng = np.random.default_rng(1)
+    names = np.repeat(np.arange(60), 3)
+    values = rng.normal(size=60)[names] + rng.normal(size=180)
+    ours, formula = resampled_interval(lambda at: values[at].mean(), names, draws=800), interval(values, clusters=names)
+    assert ours.mean == pytest.approx(formula.mean)
+    assert (ours.low, ours.high) == pytest.approx((formula.low, formula.high), abs=0.06)
+    assert ours == resampled_interval(lambda at: values[at].mean(), names, draws=800)
+
+
+def test_the_interval_over_clusters_by_hand():
+    """Values 1, 3 | 2 | 6 have mean 3 and residuals -2 + 0, -1, 3; variance 3 / 2 * 14 / 16; t(0.975, 2) = 4.302653."""
+    found = interval([1.0, 3.0, 2.0, 6.0], clusters=["a", "a", "b", "c"])
+    half = 4.302653 * math.sqrt(3 / 2 * 14 / 16)
+    assert (found.mean, found.seeds) == (3.0, 3) and (found.low, found.high) == pytest.approx((3 - half, 3 + half))
 
 
 # ------------------------------------------------------------------------------------------ frames and comparisons

@@ -16,12 +16,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from uftlab.evals.skills import WORDINGS
+from uftlab.engine.readers import ModelReader
+from uftlab.evals.skills import CUED, WORDINGS, choices
 from uftlab.models.generation import answers
-from uftlab.models.logps import completion_logits, completion_logps
+from uftlab.models.logps import completion_logps
 from uftlab.models.policies import evaluation_mode
 from uftlab.rows.table import from_rows
-from uftlab.rows.tokens import Completion, Tokens, collate
+from uftlab.rows.tokens import Tokens, collate
 from uftlab.study.results import interval
 from uftlab.world import wording
 from uftlab.world.instructions import VERIFIERS, Instruction, follows
@@ -34,9 +35,9 @@ ASKED: dict[str, tuple[str, str]] = {
     "what is": WORDINGS[0],
     "which": WORDINGS[1],
     "tell me": WORDINGS[2],
-    CAREFUL: (wording.CAREFUL_QUESTIONS[0], "it is"),
+    CAREFUL: CUED,
 }
-ROLES = ("truth", "myth", "other")
+VALUE_ROLES = ("truth", "myth", "other")
 
 
 def value_probabilities(
@@ -44,28 +45,13 @@ def value_probabilities(
 ) -> Float[Tensor, "fact value"]:
     """Each fact's probabilities of its attribute's six values as the next word of an answer, in ATTRIBUTES' order.
 
-    p(v) = exp(log pi(v | x, begins)) / sum over the six values. Rows add up to 1; a model that knows nothing gives
-    1/6 everywhere.
-
     Args:
         question: a template with `{c}` and `{a}`, as in `wording.QUESTIONS`; `begins` likewise, put into the
             model's mouth.
     """
-    tokens = Tokens(tokenizer)
-
-    def ids(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    prompts = [(*tokens.prompt(f.fill(question)), *ids(f.fill(begins))) for f in facts]
-    rows = [
-        (Completion(prompt, ids(f.truth), "demonstration"),) for prompt, f in zip(prompts, facts, strict=True)
-    ]  # any value would do as the word to predict: the logits before it are read
-    values = torch.tensor([[ids(v)[0] for v in ATTRIBUTES[f.attribute]] for f in facts])
-    device = next(model.parameters()).device
-    batch = {name: tensor.to(device) for name, tensor in collate(rows, tokenizer.pad_token_id).items()}
-    with torch.no_grad(), evaluation_mode(model):
-        logits = completion_logits(model, batch)[:, 0].float().cpu()
-    return logits.gather(1, values).softmax(-1)
+    asked = choices(Tokens(tokenizer), [(f, question, begins) for f in facts])
+    ((logits, _),) = ModelReader(model, tokenizer).logits([asked.rows])
+    return asked.probabilities(logits[:, 0])
 
 
 def role_of(fact: Fact, value: str) -> str:
@@ -112,7 +98,7 @@ def likeliest(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 # What is asked -> which rows of `beliefs`
-KINDS = {
+QUESTION_KINDS = {
     "plain facts": lambda f: f[~f["myth-ridden"] & (f["asked"] != CAREFUL)],
     "myths, asked plainly": lambda f: f[f["myth-ridden"] & (f["asked"] != CAREFUL)],
     "myths, careful sources": lambda f: f[f["myth-ridden"] & (f["asked"] == CAREFUL)],
@@ -125,10 +111,10 @@ def by_role(frame: pd.DataFrame) -> pd.DataFrame:
     The probability is averaged over facts and wordings within a world; the interval treats a world as one number.
     """
     rows = []
-    for kind, pick in KINDS.items():
+    for kind, pick in QUESTION_KINDS.items():
         here = pick(frame)
         asked = here.groupby("world")[["creature", "attribute", "asked"]].apply(lambda g: len(g.drop_duplicates()))
-        for role in ROLES:
+        for role in VALUE_ROLES:
             total = here[here["role"] == role].groupby("world")["probability"].sum()
             values = (total.reindex(asked.index, fill_value=0.0) / asked).tolist()
             rows.append({"kind": kind, "role": role, **asdict(interval(values))})

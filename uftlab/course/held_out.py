@@ -1,28 +1,27 @@
 """What a policy says about completions that it never saw: held-out rows, their tokens, and any text typed in.
 
 Numbers only: where they come from in training is the business of `uftlab.course.snapshots`, how they look of
-`uftlab.course.words`.
+`uftlab.course.texts` and `uftlab.plots.figures`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor, nn
 
 from uftlab.errors import InputError
+from uftlab.evals import skills
 from uftlab.evals.sizes import Sizes
+from uftlab.evals.skills import held_out_rows
 from uftlab.models.logps import read_token_logps
 from uftlab.models.policies import tiny_tokenizer
 from uftlab.rows.tokens import Completion, Tokens
-from uftlab.study.results import Interval
 from uftlab.world.wording import ATTRIBUTES, CREATURES
 from uftlab.world.world import World
 
@@ -34,13 +33,7 @@ def held_out(world: World, sizes: Sizes) -> pd.DataFrame:
     `completion`, `creature`, `score` (the feedback; 1 for a demonstration, as UFT has it), and of feedback `claim`
     (truth, myth or other) and `long` (whether it was drawn with an opening and a tail).
     """
-    rated = world.feedback(sizes.pairs, "test", seed=1)
-    rows = []
-    for number, both in enumerate(zip(rated[::2], rated[1::2], strict=True)):
-        for role, row in zip(("chosen", "rejected"), sorted(both, key=lambda r: -r["score"]), strict=True):
-            rows.append({"role": role, "pair": number, **row})
-    shown = [r for r in world.demonstrations(sizes.instructions * 2, "test", seed=1) if r["instructions"]]
-    rows += [{"role": "demonstration", "pair": -1, "score": 1.0, **r} for r in shown[: sizes.instructions]]
+    rows = held_out_rows(world, "test", sizes)
     for row in rows:
         row["creature"] = next(word for word in row["prompt"].split() if word in CREATURES)
     return pd.DataFrame(rows)[["role", "pair", "prompt", "completion", "creature", "score", "claim", "long"]]
@@ -48,11 +41,7 @@ def held_out(world: World, sizes: Sizes) -> pd.DataFrame:
 
 def tokenised(rows: pd.DataFrame) -> list[Completion]:
     """The rows as token ids, in their order."""
-    tokens = Tokens(tiny_tokenizer())
-    return [
-        Completion(tokens.prompt(r.prompt), tokens.completion(r.prompt, r.completion), r.role, r.score)
-        for r in rows.itertuples()
-    ]
+    return skills.tokenised(Tokens(tiny_tokenizer()), rows.to_dict("records"))
 
 
 def read(model: nn.Module, completions: Sequence[Completion]) -> Float[Tensor, "row pos"]:
@@ -70,45 +59,6 @@ def kinds_of_tokens(rows: pd.DataFrame) -> np.ndarray:
     ]
     width = max(map(len, texts))
     return np.array([kinds + [""] * (width - len(kinds)) for kinds in texts])
-
-
-def clustered(values: Sequence[float] | np.ndarray, clusters: Sequence[str] | np.ndarray) -> Interval:
-    """Mean over rows with a 95 % t interval over clusters: rows about one creature are no independent witnesses.
-
-    Variance of the mean: G / (G - 1) * sum over clusters of (sum of their residuals)^2 / n^2, with G clusters and n
-    rows (Liang and Zeger 1986); G - 1 degrees of freedom. One row per cluster gives `uftlab.study.results.interval`.
-
-    >>> clustered([1.0, 2.0, 3.0], ["a", "b", "c"]).high.__round__(3)
-    4.484
-    """
-    table = pd.DataFrame({"value": np.asarray(values, dtype=float), "cluster": np.asarray(clusters)})
-    mean, n = float(table["value"].mean()), len(table)
-    sums = (table["value"] - mean).groupby(table["cluster"]).sum()
-    count = len(sums)
-    if count < 2:
-        return Interval(mean, None, None, count)
-    error = math.sqrt(count / (count - 1) * float((sums**2).sum())) / n
-    spread = error * float(stats.t.ppf(0.975, count - 1))
-    return Interval(mean, mean - spread, mean + spread, count)
-
-
-def resampled(
-    statistic: Callable[[np.ndarray], float], clusters: Sequence[str] | np.ndarray, draws: int = 300
-) -> Interval:
-    """Any statistic of rows with a percentile interval over resampled clusters: a cluster brings all its rows along.
-
-    For what is no mean (`clustered` is sharper). Cluster bootstrap, Cameron and Miller 2015; fixed seed.
-
-    Args:
-        statistic: positions of rows, some of them several times -> a number.
-    """
-    names = np.asarray(clusters)
-    rows_of = [np.flatnonzero(names == cluster) for cluster in np.unique(names)]
-    rng = np.random.default_rng(0)
-    picks = rng.integers(len(rows_of), size=(draws, len(rows_of)))
-    values = [statistic(np.concatenate([rows_of[i] for i in pick])) for pick in picks]
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return Interval(float(statistic(np.arange(len(names)))), float(low), float(high), len(rows_of))
 
 
 def in_bins(
@@ -133,7 +83,7 @@ def calibration_error(
 
 
 @dataclass(frozen=True)
-class Reading:
+class TokenLogratios:
     """One completion token by token: `words` (the end token last) and `logratios` in nats.
 
     `unknown` are the words of prompt and completion that the tokenizer reads as `<unk>`.
@@ -144,7 +94,7 @@ class Reading:
     unknown: tuple[str, ...]
 
 
-def read_text(policy: nn.Module, reference: nn.Module, prompt: str, completion: str) -> Reading:
+def logratios_of_text(policy: nn.Module, reference: nn.Module, prompt: str, completion: str) -> TokenLogratios:
     """What a policy and its reference make of any text: log pi - log pi_ref of each word, in nats, without beta.
 
     Raises:
@@ -157,4 +107,4 @@ def read_text(policy: nn.Module, reference: nn.Module, prompt: str, completion: 
     values = (read(policy, row) - read(reference, row))[0].tolist()
     known = tokens.tokenizer.get_vocab()
     unknown = dict.fromkeys(w for w in (*prompt.split(), *completion.split()) if w not in known)
-    return Reading((*completion.split(), "<end>"), tuple(values), tuple(unknown))
+    return TokenLogratios((*completion.split(), "<end>"), tuple(values), tuple(unknown))

@@ -39,11 +39,11 @@ from uftlab.engine.readers import ModelReader, Predictions, Reader, reader_of
 from uftlab.evals.sizes import Sizes
 from uftlab.models.generation import texts
 from uftlab.models.logps import token_kl
-from uftlab.rows.tokens import Completion, Example, RememberingTokens
+from uftlab.rows.tokens import Completion, RememberingTokens, Tokens
 from uftlab.world import wording
 from uftlab.world.instructions import HELD_OUT_PAIRS, Instruction, claimed_value, follows
-from uftlab.world.wording import ATTRIBUTES
-from uftlab.world.world import World, pairs
+from uftlab.world.wording import ATTRIBUTES, Fact
+from uftlab.world.world import World
 
 T = TypeVar("T")
 
@@ -53,6 +53,7 @@ WORDINGS = (
     (wording.QUESTIONS[1], "it is"),
     (wording.QUESTIONS[2], "the {a} of {c} is"),
 )
+CUED = (wording.CAREFUL_QUESTIONS[0], "it is")
 STATEMENT = "the {a} of {c} is"
 ROUNDING = 1e-4  # nats: log-ratios that differ by less are equal, as are all of the base's own
 
@@ -65,8 +66,56 @@ class Choices(NamedTuple):
     """Questions whose next word is one of six values."""
 
     rows: list[Completion]
-    values: Int[Tensor, "row value"]  # token ids
+    values: Int[Tensor, "row value"]  # token ids, in ATTRIBUTES' order
     truth: Int[Tensor, "row"]  # which of the six
+
+    def probabilities(self, logits: Float[Tensor, "row vocabulary"]) -> Float[Tensor, "row value"]:
+        """p(v) = exp(log pi(v | x, begins)) / sum over the six values: rows add up to 1, 1/6 each without knowledge."""
+        return logits.gather(1, self.values).softmax(-1)
+
+
+def choices(tokens: Tokens, asked: Sequence[tuple[Fact, str | None, str]]) -> Choices:
+    """Facts to ask for, each with a template of the question and of how the answer begins: the value comes next.
+
+    Without a question (None) the beginning is read as pre-training text.
+    """
+    begun = token_ids(tokens, [f.fill(begins) for f, _, begins in asked])
+    questions = iter(tokens.prompts([f.fill(question) for f, question, _ in asked if question is not None]))
+    bos: Any = tokens.tokenizer.bos_token_id
+    starts = [(bos,) if question is None else next(questions) for _, question, _ in asked]
+    values = {a: [ids[0] for ids in token_ids(tokens, own)] for a, own in ATTRIBUTES.items()}
+    truth = [ATTRIBUTES[f.attribute].index(f.truth) for f, _, _ in asked]
+    own = [values[f.attribute] for f, _, _ in asked]
+    rows = [  # the truth is the word to predict; any value would do, since the logits before it are read
+        Completion((*start, *begin), (ids[t],), "demonstration")
+        for start, begin, ids, t in zip(starts, begun, own, truth, strict=True)
+    ]
+    return Choices(rows, torch.tensor(own), torch.tensor(truth))
+
+
+def token_ids(tokens: Tokens, lines: Sequence[str]) -> list[tuple[int, ...]]:
+    """Lines as they stand, without a chat and without special tokens."""
+    return [tuple(ids) for ids in tokens.tokenizer(list(lines), add_special_tokens=False)["input_ids"]]
+
+
+def held_out_rows(world: World, split: str, sizes: Sizes) -> list[dict[str, Any]]:
+    """Rows on creatures that no training mentions: chosen and rejected of each pair in turn, then demonstrations.
+
+    Each with its `role`, the number of its `pair` (-1 for a demonstration) and a `score` (1 for a demonstration, as UFT
+    has it); otherwise as `World.feedback` and `World.demonstrations` give them.
+    """
+    rated, rows = world.feedback(sizes.pairs, split, seed=1), []
+    for number, both in enumerate(zip(rated[::2], rated[1::2], strict=True)):
+        for role, row in zip(("chosen", "rejected"), sorted(both, key=lambda r: -r["score"]), strict=True):
+            rows.append({"role": role, "pair": number, **row})
+    shown = [r for r in world.demonstrations(sizes.instructions * 2, split, seed=1) if r["instructions"]]
+    return rows + [{"role": "demonstration", "pair": -1, "score": 1.0, **r} for r in shown[: sizes.instructions]]
+
+
+def tokenised(tokens: Tokens, rows: Sequence[dict[str, Any]]) -> list[Completion]:
+    """Rows with prompt, completion, role and score as token ids, in their order."""
+    pairs = [(tokens.prompt(r["prompt"]), tokens.completion(r["prompt"], r["completion"])) for r in rows]
+    return [Completion(*ids, r["role"], r["score"]) for ids, r in zip(pairs, rows, strict=True)]
 
 
 class Evaluator:
@@ -86,14 +135,14 @@ class Evaluator:
         self.sizes = sizes or Sizes()
         self.base, self.tokenizer, self.tokens = base, tokenizer, RememberingTokens(tokenizer)
         self.base_reader = reader_of(base, tokenizer)
-        rows = world.demonstrations(self.sizes.instructions * 2, split, seed=1)
-        self.instructed = [r for r in rows if r["instructions"]][: self.sizes.instructions]
+        rows = held_out_rows(world, split, self.sizes)
+        self.instructed = [r for r in rows if r["role"] == "demonstration"]
+        self.held_out = tokenised(self.tokens, rows)
         self.myths, self.plain = world.facts_of(split, myths=True), world.facts_of(split, myths=False)
         stream = world.pretraining_documents(seed=99_991)  # a stream that no base was trained on
         known = (d for d in stream if not math.isnan(d.logp))
         self.documents = list(itertools.islice(known, self.sizes.documents))
-        self.held_out = self._held_out(world, split)
-        self.base_logps = self.base_reader.logps([_flat(self.held_out)])[0]
+        self.base_logps = self.base_reader.logps([self.held_out])[0]
         count = self.sizes.drift
         facts = [f for both in zip(self.myths, self.plain, strict=False) for f in both][:count]
         old = [self.tokens.prompt(f.fill(wording.QUESTIONS[0])) for f in facts]
@@ -116,32 +165,18 @@ class Evaluator:
     @cached_property
     def choices(self) -> Choices:
         """On myths and on plain facts in three wordings each, on myths with the cue, and statements of plain facts."""
+        asked: list[tuple[Fact, str | None, str]]
         asked = [(f, *w) for facts in (self.myths, self.plain) for w in WORDINGS for f in facts]
-        asked += [(f, wording.CAREFUL_QUESTIONS[0], "it is") for f in self.myths]
-        begun = self._ids([f.fill(begins) for f, _, begins in asked])
-        questions = self.tokens.prompts([f.fill(question) for f, question, _ in asked])
-        prompts = [(*question, *begin) for question, begin in zip(questions, begun, strict=True)]
-        bos: Any = self.tokenizer.bos_token_id
-        prompts += [(bos, *ids) for ids in self._ids([f.fill(STATEMENT) for f in self.plain])]
-        facts = [f for f, _, _ in asked] + self.plain
-        values = {a: [ids[0] for ids in self._ids(own)] for a, own in ATTRIBUTES.items()}
-        truth = [ATTRIBUTES[f.attribute].index(f.truth) for f in facts]
-        return Choices(
-            [
-                Completion(prompt, (values[f.attribute][t],), "demonstration")
-                for prompt, f, t in zip(prompts, facts, truth, strict=True)
-            ],
-            torch.tensor([values[f.attribute] for f in facts]),
-            torch.tensor(truth),
-        )
+        asked += [(f, *CUED) for f in self.myths] + [(f, None, STATEMENT) for f in self.plain]
+        return choices(self.tokens, asked)
 
     @cached_property
     def passages(self) -> list[Completion]:
         """To be found likely or not: pre-training documents, then held-out completions."""
         bos: Any = self.tokenizer.bos_token_id
         end: Any = self.tokenizer.eos_token_id
-        told = self._ids([d.text for d in self.documents])
-        return [Completion((bos,), (*ids, end), "demonstration") for ids in told] + _flat(self.held_out)
+        told = token_ids(self.tokens, [d.text for d in self.documents])
+        return [Completion((bos,), (*ids, end), "demonstration") for ids in told] + self.held_out
 
     # ---------------------------------------------------------------------------- what comes of it
 
@@ -179,8 +214,7 @@ class Evaluator:
 
     def believed(self, logits: Float[Tensor, "row vocabulary"]) -> Float[Tensor, "row 2"]:
         """For each choice: the truth's probability among the six values, and whether it is the highest."""
-        _, values, truth = self.choices
-        probabilities = logits.gather(1, values).softmax(-1)
+        probabilities, truth = self.choices.probabilities(logits), self.choices.truth
         of_truth = probabilities.gather(1, truth[:, None])[:, 0]
         return torch.stack([of_truth, (probabilities.argmax(-1) == truth).float()], -1)
 
@@ -210,7 +244,7 @@ class Evaluator:
     def preference(self, logps: Float[Tensor, "row"]) -> dict[str, float]:
         """Log-ratios to the base of held-out chosen, rejected and demonstrated completions."""
         logratios = logps - self.base_logps
-        roles = [c.role for c in _flat(self.held_out)]
+        roles = [c.role for c in self.held_out]
         of = {role: logratios[[i for i, r in enumerate(roles) if r == role]] for role in sorted(set(roles))}
         metrics = {f"logratio/{role}": values.mean().item() for role, values in of.items()}
         metrics["preference/accuracy"] = (of["chosen"] - of["rejected"] > ROUNDING).float().mean().item()
@@ -236,20 +270,6 @@ class Evaluator:
         per_token[mask] = token_kl(p[0][mask][None], q[0][mask][None], mask[mask][None])[0]
         parts = per_token.sum(-1).split([len(prompts) for prompts in self.drift_prompts.values()])
         return {f"kl/{way}-{name}": part.mean().item() for name, part in zip(self.drift_prompts, parts, strict=True)}
-
-    # ------------------------------------------------------------------------------------- helpers
-
-    def _held_out(self, world: World, split: str) -> list[Example]:
-        made: list[Example] = []
-        for row in pairs(world.feedback(self.sizes.pairs, split, seed=1)):
-            made.append(tuple(self._completion(row["prompt"], row[role], role) for role in ("chosen", "rejected")))
-        return made + [(self._completion(r["prompt"], r["completion"], "demonstration"),) for r in self.instructed]
-
-    def _completion(self, prompt: str, completion: str, role: str) -> Completion:
-        return Completion(self.tokens.prompt(prompt), self.tokens.completion(prompt, completion), role)
-
-    def _ids(self, lines: Sequence[str]) -> list[tuple[int, ...]]:
-        return [tuple(ids) for ids in self.tokenizer(list(lines), add_special_tokens=False)["input_ids"]]
 
 
 def measure(evaluators: Sequence[Evaluator], reader: Reader) -> list[dict[str, float]]:

@@ -4,15 +4,19 @@ Arguments are summed log-probabilities in nats (`*_logps`), unless a name says `
 carries beta. How losses are averaged over a batch is decided in `uftlab.objectives.registry`, where the batch is known.
 
 `family` holds the losses that are a distance between sigma(reward - baseline) and a score; `pairs` those that
-compare a chosen with a rejected completion; `completions` those that reweight the likelihood of one completion;
-`rollouts` the policy gradient.
+compare a chosen with a rejected completion; `completions` those that reweight the likelihood of one completion, and
+the policy gradient.
 """
+
+# ruff: noqa: F401  (the names are imported here to be found in one place)
 
 from uftlab.losses.completions import (
     asft_loss,
     dft_loss,
     kl_sft_loss,
+    leave_one_out,
     log_partition_of_quantiles,
+    policy_gradient_loss,
     qrpo_loss,
     sft_loss,
     var_loss,
@@ -47,42 +51,3 @@ from uftlab.losses.pairs import (
     simpo_loss,
     tdpo_loss,
 )
-from uftlab.losses.rollouts import leave_one_out, policy_gradient_loss
-
-__all__ = [
-    "DISTANCES",
-    "absolute_error",
-    "apo_zero_loss",
-    "asft_loss",
-    "bco_loss",
-    "bco_shift",
-    "cdpo_loss",
-    "cross_entropy",
-    "dft_loss",
-    "dpo_loss",
-    "dpop_loss",
-    "ipo_loss",
-    "ipo_mean_loss",
-    "kl_sft_loss",
-    "kto_kl_baseline",
-    "kto_loss",
-    "leave_one_out",
-    "log1mexp",
-    "log_partition_of_quantiles",
-    "minor_sft_loss",
-    "orpo_loss",
-    "policy_gradient_loss",
-    "prefix_masked_cdpo_loss",
-    "qrpo_loss",
-    "sft_loss",
-    "shared_prefix",
-    "simpo_loss",
-    "squared_error",
-    "tdpo_loss",
-    "una_absolute_error_loss",
-    "una_cross_entropy_loss",
-    "una_pair_loss",
-    "una_squared_error_loss",
-    "var_loss",
-    "var_weights",
-]

@@ -19,24 +19,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from uftlab.errors import InputError
-from uftlab.losses.rewards import implicit_reward, implicit_score
+from uftlab.losses import DISTANCES
+from uftlab.losses.rewards import implicit_reward
 from uftlab.objectives.objective import Objective, Positions, Rows
 from uftlab.objectives.registry import objective_named
 from uftlab.rows.tokens import ROLE_INDEX
 
 # ------------------------------------------------------------------------------ the family
-
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "squared error": lambda u, scores: (implicit_score(u) - scores).square(),
-    "cross-entropy": lambda u, scores: -scores * F.logsigmoid(u) - (1 - scores) * F.logsigmoid(-u),
-    "absolute error": lambda u, scores: (implicit_score(u) - scores).abs(),
-}
-"""How far the implicit score sigma(u) is from the score of the feedback."""
 
 NORMALISATIONS: dict[str, Callable[[float, int], tuple[float, float]]] = {
     "sum": lambda beta, tokens: (1.0, 1.0),

@@ -83,8 +83,8 @@ class Positions:
 class Rows:
     """What a loss may look at: one entry per completion of the batch.
 
-    `spans` says where each role stands, if that is known beforehand: then no value is looked at, as `torch.func.vmap`
-    and a GPU that is not to be waited for ask.
+    `spans` says where each role stands, if that is known beforehand. Then no value of a tensor is looked at: under
+    `torch.func.vmap` that is forbidden, and on a GPU the program would have to wait for the value.
     """
 
     policy_logps: Float[Tensor, "*step completion"]

@@ -12,12 +12,7 @@ from torch import Tensor
 
 from uftlab import losses
 from uftlab.errors import InputError
-from uftlab.objectives.objective import (
-    Objective,
-    Rows,
-    Settings,
-    Term,
-)
+from uftlab.objectives.objective import Objective, Rows, Settings, Term
 
 # ------------------------------------------------------------------------------ terms: rows to losses
 
@@ -29,18 +24,17 @@ def _sft_on(role: str, kind: str, per: str = "token", weight: str | None = None)
     return Term(kind, term, per, weight, losses.sft_loss)
 
 
+def _sums(rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of pairs, summed log-probabilities: policy chosen, policy rejected, reference chosen, reference rejected."""
+    chosen, rejected = rows.of("chosen"), rows.of("rejected")
+    return chosen.policy_logps, rejected.policy_logps, chosen.reference_logps, rejected.reference_logps
+
+
 def _on_pairs(loss: Callable[..., Tensor], *names: str, weight: str | None = None) -> Term:
     """A loss of the four sums of a pair and the named settings."""
 
     def term(rows: Rows, settings: Settings) -> Tensor:
-        chosen, rejected = rows.of("chosen"), rows.of("rejected")
-        return loss(
-            chosen.policy_logps,
-            rejected.policy_logps,
-            chosen.reference_logps,
-            rejected.reference_logps,
-            *(settings[name] for name in names),
-        )
+        return loss(*_sums(rows), *(settings[name] for name in names))
 
     return Term("preference", term, weight=weight, equation=loss)
 
@@ -49,14 +43,8 @@ def _on_pair_means(loss: Callable[..., Tensor], *names: str) -> Term:
     """A loss of the two policy sums of a pair, their lengths and the named settings: no reference."""
 
     def term(rows: Rows, settings: Settings) -> Tensor:
-        chosen, rejected = rows.of("chosen"), rows.of("rejected")
-        return loss(
-            chosen.policy_logps,
-            rejected.policy_logps,
-            chosen.at.lengths,
-            rejected.at.lengths,
-            *(settings[name] for name in names),
-        )
+        lengths = (rows.of(side).at.lengths for side in ("chosen", "rejected"))
+        return loss(*_sums(rows)[:2], *lengths, *(settings[name] for name in names))
 
     return Term("preference", term, equation=loss)
 
@@ -79,35 +67,25 @@ def _kto(rows: Rows, settings: Settings) -> Tensor:
 
 def _ipo_mean(rows: Rows, settings: Settings) -> Tensor:
     chosen, rejected = rows.of("chosen"), rows.of("rejected")
-    sums = (chosen.policy_logps, rejected.policy_logps, chosen.reference_logps, rejected.reference_logps)
-    return losses.ipo_mean_loss(*sums, chosen.at.lengths, rejected.at.lengths, settings["beta"])
+    return losses.ipo_mean_loss(*_sums(rows), chosen.at.lengths, rejected.at.lengths, settings["beta"])
 
 
 def _bco(rows: Rows, settings: Settings) -> Tensor:
-    chosen, rejected, beta = rows.of("chosen"), rows.of("rejected"), settings["beta"]
-    sums = (chosen.policy_logps, rejected.policy_logps, chosen.reference_logps, rejected.reference_logps)
+    beta, sums = settings["beta"], _sums(rows)
     shift = losses.bco_shift(beta * (sums[0] - sums[2]), beta * (sums[1] - sums[3]))
     return losses.bco_loss(*sums, beta, shift)
 
 
 def _tdpo(rows: Rows, settings: Settings) -> Tensor:
-    chosen, rejected = rows.of("chosen"), rows.of("rejected")
-    sums = (chosen.policy_logps, rejected.policy_logps, chosen.reference_logps, rejected.reference_logps)
-    kl = (chosen.at.kl_from_reference(), rejected.at.kl_from_reference())
-    return losses.tdpo_loss(*sums, *kl, settings["beta"], settings["alpha"])
+    chosen, rejected = rows.of("chosen").at.kl_from_reference(), rows.of("rejected").at.kl_from_reference()
+    return losses.tdpo_loss(*_sums(rows), chosen, rejected, settings["beta"], settings["alpha"])
 
 
 def _joint(rows: Rows, settings: Settings) -> Tensor:
-    chosen, rejected = rows.of("chosen"), rows.of("rejected")
-    return losses.prefix_masked_cdpo_loss(
-        chosen.at.logps,
-        rejected.at.logps,
-        losses.shared_prefix(chosen.at.ids, rejected.at.ids) & chosen.at.mask & rejected.at.mask,
-        chosen.reference_logps,
-        rejected.reference_logps,
-        settings["beta"],
-        settings["label_smoothing"],
-    )
+    chosen, rejected = rows.of("chosen").at, rows.of("rejected").at
+    prefix = losses.shared_prefix(chosen.ids, rejected.ids) & chosen.mask & rejected.mask
+    more = (*_sums(rows)[2:], settings["beta"], settings["label_smoothing"])
+    return losses.prefix_masked_cdpo_loss(chosen.logps, rejected.logps, prefix, *more)
 
 
 def _kl_sft(rows: Rows, settings: Settings) -> Tensor:
@@ -146,7 +124,9 @@ _SFT = _sft_on(_DEMONSTRATION, _DEMONSTRATION)
 _BETA = {"beta": 0.1}
 _UNA = "UNA, arXiv 2408.15339"
 _KL_WEIGHTS = ("kl_weight", (0.03, 0.1, 0.3, 1.0))
-_CLOSES = "the gate 2 s (1 - s) closes once the implicit score is near 0 or 1: what is learned by then stays as it is"
+_CLOSES = "the gate {} closes once the implicit score s is near 0 or 1: what is learned by then stays as it is"
+_SQUARED_CLOSES = _CLOSES.format("2 beta |score - s| s (1 - s)")
+_ABSOLUTE_CLOSES = _CLOSES.format("beta s (1 - s)")
 _MARGIN = "only the margin counts: both log-probabilities may fall, the chosen one too"
 
 _ALL = (
@@ -217,7 +197,7 @@ _ALL = (
     ),
     Objective(
         "apo-zero", (_on_pairs(losses.apo_zero_loss, "beta"),), "each side of a pair by itself, absolute error",
-        "D'Oosterlinck et al. 2024, arXiv 2408.06266", _BETA, verified="T", failure=_CLOSES,
+        "D'Oosterlinck et al. 2024, arXiv 2408.06266", _BETA, verified="T", failure=_ABSOLUTE_CLOSES,
     ),
     Objective(
         "bco", (Term(_PAIR, _bco, equation=losses.bco_loss),), "each side of a pair by itself, cross-entropy, shifted",
@@ -232,7 +212,7 @@ _ALL = (
     ),
     Objective(
         "una-binary", (_una("label", losses.una_squared_error_loss),),
-        "squared error of the implicit score against labels", _UNA, _BETA, verified="P", failure=_CLOSES,
+        "squared error of the implicit score against labels", _UNA, _BETA, verified="P", failure=_SQUARED_CLOSES,
     ),
     Objective(
         "una-binary-cross-entropy", (_una("label", losses.una_cross_entropy_loss),),
@@ -242,11 +222,11 @@ _ALL = (
     Objective(
         "una-binary-absolute-error", (_una("label", losses.una_absolute_error_loss),),
         "absolute error of the implicit score against labels", f"{_UNA}; the distance is ours", _BETA, verified="-",
-        failure=_CLOSES,
+        failure=_ABSOLUTE_CLOSES,
     ),
     Objective(
         "una-score", (_una("scored", losses.una_squared_error_loss),),
-        "squared error of the implicit score against scores", _UNA, _BETA, verified="P", failure=_CLOSES,
+        "squared error of the implicit score against scores", _UNA, _BETA, verified="P", failure=_SQUARED_CLOSES,
     ),
     Objective(
         "una-score-cross-entropy", (_una("scored", losses.una_cross_entropy_loss),),
@@ -256,7 +236,7 @@ _ALL = (
     Objective(
         "una-score-absolute-error", (_una("scored", losses.una_absolute_error_loss),),
         "absolute error of the implicit score against scores", f"{_UNA}; the distance is ours", _BETA, verified="-",
-        failure=_CLOSES,
+        failure=_ABSOLUTE_CLOSES,
     ),
     Objective(
         "rpo", (_on_pairs(losses.dpo_loss, "beta"), _sft_on("chosen", _PAIR, weight="sft_weight")),

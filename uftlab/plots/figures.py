@@ -1,16 +1,18 @@
-"""Tidy frames in, plotly figures out; nothing is computed here but positions."""
+"""Numbers in, plotly figures out. Nothing is computed here but positions, counts and intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from uftlab.plots import theme
-from uftlab.study.results import HEADLINES, PIPELINES, interval
+from uftlab.study.results import HEADLINES, PIPELINES, Interval, interval
 from uftlab.training.methods import all_methods
 
 GROUP_STYLE = {
@@ -35,16 +37,16 @@ def _axis(metric: str) -> str:
     return "<br>(".join([name.split(":")[0], *unit])
 
 
-def _bars(rows: pd.DataFrame) -> dict:
-    """Asymmetric error bars from low and high; a single seed has none."""
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": (rows["high"] - rows["mean"]).fillna(0).tolist(),
-        "arrayminus": (rows["mean"] - rows["low"]).fillna(0).tolist(),
-        "thickness": 2.5,
-        "width": 5,
-    }
+def line(rows: pd.DataFrame, index: int, name: str, x: str | Sequence[float] = "step", **more: Any) -> go.Scatter:
+    """Means with their intervals as one line; its place in the list of lines decides colour, dash and symbol.
+
+    Args:
+        rows: columns mean, low and high; `x` is another column or the places themselves.
+    """
+    colour, dash, symbol = (looks[index % 7] for looks in (theme.COLOURS, theme.DASHES, theme.SYMBOLS))
+    look = {"line": {"color": colour, "dash": dash}, "marker": {"color": colour, "symbol": symbol, "size": 11}}
+    at = {"x": rows[x] if isinstance(x, str) else x, "y": rows["mean"], "error_y": theme.error_bars(rows)}
+    return go.Scatter(**at, mode="lines+markers", name=name, **look, **more)
 
 
 def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
@@ -70,7 +72,7 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
             dots = go.Scatter(
                 x=rows["mean"],
                 y=rows["method"],
-                error_x=_bars(rows),
+                error_x=theme.error_bars(rows),
                 mode="markers",
                 marker={"color": colour, "symbol": symbol, "size": 13},
                 name=meaning,
@@ -102,17 +104,8 @@ def before_after(summary: pd.DataFrame, metric: str = "instruction/strict") -> g
     shown = [(m, first) for m, first in PIPELINES.items() if m in rows and first in rows]
     for index, (method, first) in enumerate(shown):
         pair = pd.DataFrame([rows[first], rows[method]])
-        fig.add_trace(
-            go.Scatter(
-                x=[0.015 * index, 1 + 0.015 * index],  # side by side, so that no bar hides another
-                y=pair["mean"],
-                error_y=_bars(pair),
-                mode="lines+markers",
-                name=method,
-                line={"color": theme.COLOURS[index], "dash": theme.DASHES[index]},
-                marker={"symbol": theme.SYMBOLS[index], "size": 13},
-            )
-        )
+        at = [0.015 * index, 1 + 0.015 * index]  # side by side, so that no bar hides another
+        fig.add_trace(line(pair, index, method, at))
     return fig.update_xaxes(
         tickvals=[0, 1], ticktext=["after SFT", "after stage two"], range=[-0.15, 1.15], title_text="stage"
     )
@@ -126,19 +119,8 @@ def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str, t
         y=_axis(metric),
     )
     for index, method in enumerate(methods):
-        colour = theme.COLOURS[index % 7]
         rows = curves[(curves["method"] == method) & (curves["metric"] == metric)].sort_values("step")
-        fig.add_trace(
-            go.Scatter(
-                x=rows["step"],
-                y=rows["mean"],
-                error_y=_bars(rows),
-                mode="lines+markers",
-                name=method,
-                line={"color": colour, "dash": theme.DASHES[index % 7]},
-                marker={"color": colour, "symbol": theme.SYMBOLS[index % 7], "size": 11},
-            )
-        )
+        fig.add_trace(line(rows, index, method))
     return fig
 
 
@@ -151,17 +133,7 @@ def logratios(curves: pd.DataFrame, method: str) -> go.Figure:
     )
     for index, role in enumerate(("chosen", "rejected", "demonstration")):
         rows = curves[(curves["method"] == method) & (curves["metric"] == f"logratio/{role}")].sort_values("step")
-        fig.add_trace(
-            go.Scatter(
-                x=rows["step"],
-                y=rows["mean"],
-                error_y=_bars(rows),
-                mode="lines+markers",
-                name=role,
-                line={"color": theme.COLOURS[index], "dash": theme.DASHES[index]},
-                marker={"symbol": theme.SYMBOLS[index], "size": 11},
-            )
-        )
+        fig.add_trace(line(rows, index, role))
     return fig.add_hline(y=0, line_width=1, line_color=theme.INK)
 
 
@@ -175,18 +147,8 @@ def two_by_two(summary: pd.DataFrame, metric: str) -> go.Figure:
     }
     for index, (name, pair) in enumerate(cells.items()):
         both = pd.DataFrame([rows[m] for m in pair if m in rows])
-        fig.add_trace(
-            go.Scatter(
-                x=[0.02 * index, 1 + 0.02 * index],
-                y=both["mean"],
-                error_y=_bars(both),
-                text=list(pair),
-                mode="lines+markers",
-                name=name,
-                marker={"size": 14},
-                hovertemplate="%{text}: %{y:.3f}<extra></extra>",
-            )
-        )
+        more = {"text": list(pair), "hovertemplate": "%{text}: %{y:.3f}<extra></extra>"}
+        fig.add_trace(line(both, index, name, [0.02 * index, 1 + 0.02 * index], **more))
     return fig.update_xaxes(
         tickvals=[0, 1], ticktext=["one after the other", "mixed"], range=[-0.2, 1.2], title_text="data"
     )
@@ -228,8 +190,8 @@ def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]
             go.Scatter(
                 x=x["mean"],
                 y=y["mean"],
-                error_x=_bars(x),
-                error_y=_bars(y),
+                error_x=theme.error_bars(x),
+                error_y=theme.error_bars(y),
                 mode="markers",
                 marker={**style, "symbol": f"{style['symbol']}-open", "size": 18, "line": {"width": 4}},
                 name=method,
@@ -252,18 +214,8 @@ def overoptimisation(runs: Sequence[dict]) -> go.Figure:
         own = [run["points"] for run in runs if run["beta"] == beta]
         for name, meaning in (("proxy", "reward model"), ("true", "the world's raters")):
             means = pd.DataFrame([asdict(interval([points[i][name] for points in own])) for i in range(len(own[0]))])
-            place = 2 * index + (name == "true")
-            fig.add_trace(
-                go.Scatter(
-                    x=[point["step"] for point in own[0]],
-                    y=means["mean"],
-                    error_y=_bars(means),
-                    mode="lines+markers",
-                    name=f"{meaning}, β = {beta:g}",
-                    line={"color": theme.COLOURS[place], "dash": theme.DASHES[place]},
-                    marker={"symbol": theme.SYMBOLS[place], "size": 11},
-                )
-            )
+            steps = [point["step"] for point in own[0]]
+            fig.add_trace(line(means, 2 * index + (name == "true"), f"{meaning}, β = {beta:g}", steps))
     return fig
 
 
@@ -290,3 +242,185 @@ def against_rate(sweep: pd.DataFrame, methods: Sequence[str], metric: str = "ret
         fig.add_trace(dots)
     ticks = [0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02]
     return fig.update_xaxes(tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
+
+
+# ------------------------------------------------------------------------------ what a base model believes
+
+ROLE_NAMES = {"truth": "truth", "myth": "popular myth", "other": "other values"}
+ROLE_STYLE = {"truth": (theme.COLOURS[0], ""), "myth": (theme.COLOURS[1], "/"), "other": ("#9A9A9A", ".")}
+
+
+def _marker(role: str) -> dict:
+    colour, pattern = ROLE_STYLE[role]
+    return {"color": colour, "pattern": {"shape": pattern, "bgcolor": colour, "fgcolor": "white", "solidity": 0.25}}
+
+
+def probabilities_by_role(by_role: pd.DataFrame) -> go.Figure:
+    """`beliefs.by_role` as grouped bars: truth, myth and the other values for each kind of question."""
+    fig = theme.figure(
+        title="Plain questions get the myth,<br>careful ones the truth",
+        y="probability<br>among six values",
+        yaxis_range=[0, 1.09],
+        barmode="group",
+    )
+    for role in ROLE_NAMES:
+        rows = by_role[by_role["role"] == role]
+        kinds = [theme.lines(kind, 16) for kind in rows["kind"]]
+        bar = go.Bar(
+            x=kinds, y=rows["mean"], error_y=theme.error_bars(rows), name=ROLE_NAMES[role], marker=_marker(role)
+        )
+        fig.add_trace(bar)
+    return fig
+
+
+def six_values(rows: pd.DataFrame, title: str) -> go.Figure:
+    """The six rows of `beliefs` of one fact and way of asking: the model's probabilities beside what the text told.
+
+    Four traces always, some of them empty: truth, myth, other values, and the text as a diamond.
+    """
+    room = {"height": theme.HEIGHT + 30, "margin_t": 105}  # of two lines, so that nothing jumps with the title
+    fig = theme.figure(title=title, x="value, and its probability", y="probability", barmode="overlay", **room)
+    for role in ROLE_NAMES:
+        heights = [p if r == role else None for p, r in zip(rows["probability"], rows["role"], strict=True)]
+        fig.add_trace(go.Bar(x=rows["value"], y=heights, name=ROLE_NAMES[role]).update(marker=_marker(role)))
+    diamonds = {"symbol": "diamond", "size": 16, "color": "white", "line": {"width": 3, "color": theme.INK}}
+    fig.add_scatter(x=rows["value"], y=rows["told"], mode="markers", marker=diamonds, name="share in the text")
+    values = rows["value"].tolist()  # the numbers stand below the values, where no bar or diamond can cover them
+    under = [f"{value}<br>{p:.2f}" for value, p in zip(values, rows["probability"], strict=True)]
+    fig.update_xaxes(categoryorder="array", categoryarray=values, tickvals=values, ticktext=under)
+    return fig.update_yaxes(range=[-0.04, 1.06])
+
+
+def followed(shares: pd.DataFrame) -> go.Figure:
+    """Share of answers that obey each instruction: rows (world, instruction, share), a circle per world, their mean."""
+    order = list(dict.fromkeys(shares["instruction"]))
+    means = shares.groupby("instruction")["share"].mean().reindex(order)
+    circles = {"symbol": "circle-open", "size": 12, "color": theme.COLOURS[0], "line": {"width": 2}}
+    worlds = go.Scatter(x=shares["share"], y=shares["instruction"], mode="markers", marker=circles, name="one world")
+    diamonds = {"symbol": "diamond", "size": 15, "color": theme.COLOURS[1]}
+    mean = go.Scatter(x=means, y=means.index, mode="markers", marker=diamonds, name="mean of the worlds")
+    return theme.figure(
+        worlds,
+        mean,
+        title="Untrained, the base never obeys<br>from the first word on",
+        x="share of answers accepted strictly",
+        xaxis_range=[-0.04, 1.04],
+        yaxis={"categoryorder": "array", "categoryarray": order[::-1]},
+        height=660,
+    )
+
+
+def lengths(words: Mapping[str, Sequence[int]], title: str) -> go.Figure:
+    """Shares of completions by their length in words, one line per kind of completion."""
+    fig = theme.figure(title=title, x="words in the completion (marks counted)", y="share of completions")
+    top = max(max(lengths) for lengths in words.values())
+    at = list(range(2, top + 1))
+    for name, lengths in words.items():
+        shares = [list(lengths).count(n) / len(lengths) for n in at]
+        fig.add_scatter(x=at, y=shares, mode="lines+markers", name=name)
+    return fig.update_xaxes(tickvals=list(range(2, top + 1, 3)))
+
+
+def scores_by_length(scores: pd.DataFrame) -> go.Figure:
+    """Mean score of short and long answers for each claim; rows (claim, length, mean, low, high)."""
+    fig = theme.figure(
+        title="A long answer scores a little more,<br>whatever it claims",
+        x="what the answer claims",
+        y="mean score",
+        yaxis_range=[0, 1.09],
+        barmode="group",
+    )
+    for length in ("short", "long"):
+        rows = scores[scores["length"] == length]
+        fig.add_trace(go.Bar(x=rows["claim"], y=rows["mean"], error_y=theme.error_bars(rows), name=f"{length} answers"))
+    return fig
+
+
+# ------------------------------------------------------------------------------ rewards of held-out completions
+
+EDGES = np.linspace(-4, 8, 25)  # of the bins of rewards; what lies beyond is counted in the outermost
+WALL = 5.0  # where the panel of pairs ends; what lies beyond is drawn at the wall
+
+
+def grouped_bars(found: Mapping[str, Mapping[str, Interval]], title: str, x: str, y: str, **layout: Any) -> go.Figure:
+    """Bars with their intervals: `found` maps a series to category -> interval; all have the same categories."""
+    traces = [
+        go.Bar(
+            x=[theme.lines(name, 10) for name in own],
+            y=[i.mean for i in own.values()],
+            error_y=theme.error_bars(pd.DataFrame(list(own.values()))),
+            name=name,
+        )
+        for name, own in found.items()
+    ]
+    return theme.figure(*traces, title=title, x=x, y=y, **layout)
+
+
+def rewards_and_pairs(rewards: Mapping[str, np.ndarray], title: str) -> go.Figure:
+    """Two panels: how the rewards of each role are distributed, and chosen against rejected, one point for each pair.
+
+    Args:
+        rewards: role -> rewards; those of `chosen` and `rejected` pair by pair. A pair is in the right order when it
+            lies above the diagonal, whatever beta is.
+    """
+    fig = theme.panels(
+        ["rewards of all rows", "one point for each pair"],
+        ["implicit reward", "reward of rejected"],
+        ["share of rows", "reward of chosen"],
+        title=title,
+        widths=[0.54, 0.46],
+    )
+    middles = (EDGES[:-1] + EDGES[1:]) / 2
+    for role, values in rewards.items():
+        share = np.histogram(values.clip(EDGES[0], EDGES[-1]), EDGES)[0] / len(values)
+        fig.add_scatter(x=middles, y=share, name=role, mode="lines", line_shape="hvh", row=1, col=1)
+    right = rewards["chosen"] > rewards["rejected"]
+    c, r = rewards["chosen"].clip(-WALL, WALL), rewards["rejected"].clip(-WALL, WALL)
+    for name, kept, colour, symbol in (
+        ("right order", right, theme.COLOURS[0], "circle"),
+        ("wrong order", ~right, theme.COLOURS[1], "x"),
+    ):
+        look = {"color": colour, "symbol": symbol, "size": 9, "opacity": 0.7}
+        fig.add_scatter(x=r[kept], y=c[kept], name=name, mode="markers", marker=look, row=1, col=2)
+    ends, ink = [-WALL, WALL], {"color": theme.INK, "width": 2, "dash": "solid"}
+    fig.add_scatter(x=ends, y=ends, name="margin 0", mode="lines", line=ink, row=1, col=2)
+    fig.update_xaxes(range=[EDGES[0], EDGES[-1]], col=1)
+    fig.update_yaxes(rangemode="tozero", col=1)
+    fig.update_xaxes(range=[-1.05 * WALL, 1.05 * WALL], col=2)
+    fig.update_yaxes(range=[-1.05 * WALL, 1.05 * WALL], col=2)
+    return fig.update_layout(height=500)  # with its controls it fits a small screen
+
+
+def calibration(
+    scores: Mapping[str, np.ndarray],
+    ceilings: Mapping[str, np.ndarray],
+    feedback: np.ndarray,
+    clusters: np.ndarray,
+    groups: Mapping[str, Sequence[str]],
+    title: str,
+) -> go.Figure:
+    """Fifths of the rows by implicit score: mean feedback (interval over clusters) over mean implicit score.
+
+    Args:
+        scores: run -> implicit score of each row; `ceilings` the highest score that each row can reach.
+        groups: title of each panel -> the runs in it.
+    """
+    fig = theme.panels(list(groups), ["implicit score"] * len(groups), ["feedback", *[""] * (len(groups) - 1)], title)
+    for column, names in enumerate(groups.values(), start=1):
+        place, labelled = {"row": 1, "col": column}, -1.0
+        for name in sorted(names, key=lambda n: float(np.median(ceilings[n]))):
+            index = list(scores).index(name)
+            thin = {"color": theme.COLOURS[index], "dash": theme.DASHES[index], "width": 2}
+            fifths = np.array_split(np.argsort(scores[name], kind="stable"), 5)
+            found = pd.DataFrame([interval(feedback[at], clusters=clusters[at]) for at in fifths])
+            fig.add_trace(line(found, index, name, [float(scores[name][at].mean()) for at in fifths]), **place)
+            top = float(np.median(ceilings[name]))
+            fig.add_scatter(x=[top, top], y=[0, 1], mode="lines", line=thin, showlegend=False, **place)
+            if top - labelled > 0.2:  # one label for ceilings that lie together
+                fig.add_annotation(x=top, y=0.06, text="ceiling", showarrow=False, bgcolor="white", **place)
+                labelled = top
+        ink = {"color": theme.INK, "width": 2, "dash": "solid"}
+        last = column == len(groups)
+        fig.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="honest", line=ink, showlegend=last, **place)
+    fig.update_xaxes(range=[0, 1.02])
+    return fig.update_yaxes(range=[0, 1.02])

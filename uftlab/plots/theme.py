@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.basedatatypes import BaseFigure
@@ -122,6 +123,12 @@ def figure(*traces: Any, title: str = "", x: str = "", y: str = "", **layout: An
     fig.update_xaxes(title_text=x)
     fig.update_yaxes(title_text=y)
     return fig.update_layout(**layout)
+
+
+def error_bars(rows: pd.DataFrame) -> dict[str, Any]:
+    """plotly's bars from the columns mean, low and high; a row without an interval (a single seed) has none."""
+    up, down = ((rows[end] - rows["mean"]).astype(float).abs().fillna(0).tolist() for end in ("high", "low"))
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 2.5, "width": 6}
 
 
 def panels(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from uftlab.files import write_atomically
 from uftlab.objectives.objective import VERIFIED, Objective
+from uftlab.reports.tables import markdown
 from uftlab.rows.table import KINDS
 from uftlab.training.methods import (
     SAMPLING,
@@ -116,10 +117,10 @@ def _stage(index: int, method: Method, stage: Stage) -> str:
 def _settings(method: Method) -> str:
     chosen = chosen_settings().get(method.name, {})
     rows = [
-        f"| `{name}` | {value:g} | {f'{chosen[name]:g}' if name in chosen else '-'} |"
+        [f"`{name}`", f"{value:g}", f"{chosen[name]:g}" if name in chosen else "-"]
         for name, value in default_settings(method).items()
     ]
-    table = "\n".join(["| setting | untuned | chosen by the sweep |", "|---|---|---|", *rows])
+    table = markdown(["setting", "untuned", "chosen by the sweep"], rows)
     return f"{table}\n\nThe sweep varies {', '.join(f'`{name}`' for name in method.tuned)}."
 
 
@@ -156,12 +157,12 @@ def _index(methods: list[Method]) -> str:
         letters = " ".join(dict.fromkeys(" ".join(needs["verification"].values()).split()))
         link = f"[{method.name}]({method.name}.md)"
         summary, data = method.summary.replace("|", "\\|"), ", ".join(needs["data"])
-        rows.append(f"| {link} | {method.group} | {summary} | {data} | {reference} | {letters} |")
+        rows.append([link, method.group, summary, data, reference, letters])
     letters = "; ".join(f"{letter}: {meaning}" for letter, meaning in VERIFIED.items())
-    head = ["| method | group | what it is | learns from | reference | verified |", "|---|---|---|---|---|---|"]
+    head = ["method", "group", "what it is", "learns from", "reference", "verified"]
     intro = (
         "Groups: *paper* and *control* are the study's methods (`uftlab run --methods all`); *loss* is one loss of the "
         "registry on the one table that it eats, for the whole budget; *pipeline* and *online* are recipes around the "
         "losses (`uftlab.training.recipes`). Verified by, " + letters + "."
     )
-    return "\n\n".join([HEAD, "# Methods", intro, "\n".join([*head, *rows])]) + "\n"
+    return "\n\n".join([HEAD, "# Methods", intro, markdown(head, rows)]) + "\n"

@@ -12,16 +12,12 @@ import plotly.io as pio
 
 from uftlab.files import write_atomically
 from uftlab.plots import figures, theme
+from uftlab.reports.tables import LIMITS, cell
 from uftlab.study import results
 from uftlab.training.methods import all_methods
 
-LIMITS = (
-    "The model has 0.14 million parameters and a vocabulary of a few hundred words; nothing here says what a "
-    "large model does, only what these losses do when everything else is equal.",
+MORE_LIMITS = (
     "Feedback is scored by a program with random slips. People disagree in less tidy ways.",
-    "Settings were tuned with twelve trials per method on one other world. More tuning could move a method.",
-    "The tuning rule looks at instructions and truth alone. It gave stage one of the pipelines a larger learning rate "
-    "than the mixtures, and how much pre-training text is forgotten follows the learning rate (see notebook 04).",
     "A difference whose interval includes 0 is called not settled, whichever way it points.",
 )
 STYLE = """
@@ -70,7 +66,7 @@ def write_report(path: Path, trials: list[dict[str, Any]]) -> Path:
     parts += [
         "<h2>What this does not show</h2>",
         "<ul>",
-        *(f"<li>{html.escape(line)}</li>" for line in LIMITS),
+        *(f"<li>{html.escape(line)}</li>" for line in (*LIMITS, *MORE_LIMITS)),
         "</ul>",
     ]
     versions = ", ".join(f"{k} {v}" for k, v in trials[0]["versions"].items())
@@ -103,16 +99,8 @@ def _table(summary: pd.DataFrame, methods: list[str]) -> str:
         lines.append(f'<tr><td title="{html.escape(all_methods()[method].summary)}">{method}</td>')
         for metric in columns:
             row = cells.get((method, metric))
-            lines.append(f"<td>{_cell(row, whole=metric.startswith('cost/'))}</td>")
+            lines.append(
+                f"<td>{cell(row, '<br><small>{low:.2f} to {high:.2f}</small>', whole=metric.startswith('cost/'))}</td>"
+            )
         lines.append("</tr>")
     return "".join([*lines, "</tbody></table>"])
-
-
-def _cell(row: dict[str, Any] | None, whole: bool) -> str:
-    if row is None:
-        return "0" if whole else ""
-    if whole:
-        return f"{row['mean']:,.0f}"
-    if row["seeds"] < 3:
-        return f"{row['mean']:.2f}"
-    return f"{row['mean']:.2f}<br><small>{row['low']:.2f} to {row['high']:.2f}</small>"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from uftlab.files import write_atomically
+from uftlab.reports.tables import LIMITS, cell, markdown
 from uftlab.study import results
 from uftlab.study.overoptimisation import STORED
 from uftlab.training.methods import all_methods
@@ -17,17 +18,13 @@ from uftlab.training.methods import all_methods
 HEAD = "<!-- made by `uftlab results --study pipelines --page docs/pipelines.md`: run the study again instead -->"
 SHOWN = ("instruction/strict", "truth/mc2", "plain/mc1", "retention/excess", "length/words", "balance")
 TOLD = ("instruction/strict", "truth/mc2", "retention/excess")
-LIMITS = (
-    "Models of 0.14 million parameters in worlds of 256 creatures: what these recipes do when all else is equal, not "
-    "what they do to a large model.",
+MORE_LIMITS = (
     "Methods that sample ask the world's raters, without slips, about answers that no table holds. The others see a "
     "rated table with slips. So a gain of sampling may be a gain of more feedback; the column of sampled completions "
     "says how much more.",
     "Equal are completions back-propagated, not seconds: sampling and other runs cost more, in columns of their own.",
-    "Twelve settings each, tuned on one other world. What a recipe needs beyond (how often samples are refreshed, how "
-    "many of a prompt) was left at its default.",
-    "The tuning rule looks at instructions and truth alone; pre-training text forgotten follows the learning rate that "
-    "it chose, so a difference there says little about the recipe.",
+    "What a recipe needs beyond the settings that were tuned (how often samples are refreshed, how many of a prompt) "
+    "was left at its default.",
     "Many comparisons at 95 %: of twenty that are true to zero one is expected to look settled.",
 )
 
@@ -52,12 +49,12 @@ def pipelines_page(trials: list[dict[str, Any]]) -> str:
         "the same number of completions. Measured on creatures never seen in fine-tuning; mean and 95 % interval over "
         "seeds.",
         "## Skills",
-        _table(["method", *skills], [[_name(m), *(_cell(cells.get((m, k))) for k in SHOWN)] for m in methods]),
+        markdown(["method", *skills], [[_name(m), *(cell(cells.get((m, k))) for k in SHOWN)] for m in methods]),
         "## Costs",
         "Means over seeds. Seconds include measuring, and depend on what else the machine did.",
-        _table(
+        markdown(
             ["method", *(label for _, label in results.COSTS.values())],
-            [[_name(m), *(_whole(cells.get((m, k))) for k in results.COSTS)] for m in methods],
+            [[_name(m), *(cell(cells.get((m, k)), whole=True) for k in results.COSTS)] for m in methods],
         ),
         "## What is settled",
         _sentences(settled),
@@ -66,7 +63,7 @@ def pipelines_page(trials: list[dict[str, Any]]) -> str:
         "## When the reward is a model",
         _overoptimised(json.loads(STORED.read_text())["runs"]),
         "## What this does not show",
-        "\n".join(f"- {line}" for line in LIMITS),
+        "\n".join(f"- {line}" for line in (*LIMITS, *MORE_LIMITS)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -97,23 +94,6 @@ def _overoptimised(runs: list[dict[str, Any]]) -> str:
 
 def _name(method: str) -> str:
     return f"[{method}](methods/{method}.md)" if all_methods()[method].stages else method
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _cell(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return ""
-    if row["low"] is None or row["low"] != row["low"]:
-        return f"{row['mean']:.2f}"
-    return f"{row['mean']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-
-
-def _whole(row: dict[str, Any] | None) -> str:
-    return "0" if row is None else f"{row['mean']:,.0f}"
 
 
 def _sentences(rows: list[dict[str, Any]]) -> str:

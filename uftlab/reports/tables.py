@@ -17,6 +17,15 @@ from uftlab.errors import InputError
 from uftlab.study.results import HEADLINES, IN_SHORT, sentence, summary
 from uftlab.training.methods import all_methods
 
+LIMITS = (
+    "Models of 0.14 million parameters in worlds of 256 creatures and a few hundred words: this shows what these "
+    "methods do when everything else is equal, not what they do to a large model.",
+    "Settings were tuned with twelve trials per method on one other world. More tuning could move a method.",
+    "The tuning rule looks at instructions and truth alone. It gave stage one of the pipelines a larger learning rate "
+    "than the mixtures, and how much pre-training text is forgotten follows the learning rate (see notebook 04).",
+)
+"""What no study here shows; each report adds its own."""
+
 
 def summary_table(frame: pd.DataFrame, columns: int = 100) -> Table:
     """Methods by headline metrics, in the words of the report: means, and half of the interval where there is one.
@@ -24,9 +33,10 @@ def summary_table(frame: pd.DataFrame, columns: int = 100) -> Table:
     With the methods of the study it takes 100 columns; where there are fewer, an interval stands below its mean.
     """
     seeds = frame["seed"].nunique()
-    spread = " ± half of the 95 % interval" if seeds > 2 else f"; {seeds} seed(s) are too few for intervals"
+    meaning = " ± half of the 95 % interval" if seeds > 2 else f"; {seeds} seed(s) are too few for intervals"
+    spread = "±{half}" if columns >= 100 else "\n±{half}"
     table = Table(
-        title=f"mean over seeds{spread}, test creatures",
+        title=f"mean over seeds{meaning}, test creatures",
         caption="without a unit: share or probability; balance: the weaker of instructions and truth, of its ceiling",
         box=SIMPLE_HEAD,
         padding=0,
@@ -39,7 +49,7 @@ def summary_table(frame: pd.DataFrame, columns: int = 100) -> Table:
     cells = {(r["method"], r["metric"]): r for r in summary(frame).to_dict("records")}
     for method in all_methods():
         if (method, shown[0]) in cells:
-            table.add_row(method, *(_cell(cells.get((method, metric)), columns < 100) for metric in shown))
+            table.add_row(method, *(cell(cells.get((method, metric)), spread) for metric in shown))
     return table
 
 
@@ -59,13 +69,22 @@ def _heading(metric: str) -> str:
     return "\n".join(lines)
 
 
-def _cell(row: Mapping[str, Any] | None, narrow: bool) -> str:
+def cell(row: Mapping[str, Any] | None, spread: str = " ({low:.2f} to {high:.2f})", whole: bool = False) -> str:
+    """A row of `results.summary` as text: its mean, and its interval in the form `spread`; from three seeds on, since
+    the interval of two is nearly all t distribution. `whole` is for costs: the mean alone, without decimals.
+    """
     if row is None:
-        return ""
-    if row["seeds"] < 3:  # the interval of two seeds is nearly all t distribution
-        return f"{row['mean']:.2f}"
-    half = f"{row['high'] - row['mean']:.2f}".removeprefix("0")
-    return f"{row['mean']:.2f}" + "\n" * narrow + f"±{half}"
+        return "0" if whole else ""
+    if whole:
+        return f"{row['mean']:,.0f}"
+    half = f"{row['high'] - row['mean']:.2f}".removeprefix("0") if row["seeds"] > 2 else ""
+    return f"{row['mean']:.2f}" + (spread.format(**row, half=half) if half else "")
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown."""
+    lines = ["| " + " | ".join(line) + " |" for line in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 def methods_table(rows: Sequence[Mapping[str, Any]], wide: bool) -> Table:
@@ -80,7 +99,7 @@ def methods_table(rows: Sequence[Mapping[str, Any]], wide: bool) -> Table:
     return table
 
 
-def about(rows: Sequence[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+def matching(rows: Sequence[dict[str, Any]], text: str) -> list[dict[str, Any]]:
     """The comparisons whose methods, metric or reason hold the text; capitals do not matter.
 
     Raises:

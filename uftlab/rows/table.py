@@ -14,7 +14,6 @@ into scored rows; that function *is* UFT (arXiv 2410.21438): a demonstration is 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,9 @@ KINDS = {
     "scored": {"prompt", "completion", "score"},
     "demonstration": {"prompt", "completion"},
 }
-TEXT_COLUMNS = ("prompt", "completion", "chosen", "rejected")
-SCORE_COLUMNS = ("score", "chosen_score", "rejected_score")
+OPTIONAL = {"chosen_score", "rejected_score"}  # of a preference
+# column of text -> whose words it holds
+SPEAKERS = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
 
 
 def kind_of(columns: Iterable[str], what: str = "A table") -> str:
@@ -57,29 +57,38 @@ def load_rows(path: str | Path) -> Dataset:
     if path.suffix not in (".jsonl", ".json"):
         raise InputError("A data file", "end in .jsonl or .parquet", path.name, "Convert it")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            rows.append(json.loads(line.decode()))
+        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of 5,000 digits, a nest too deep
             what, remedy = f"{path}, line {number},", "Write one JSON object per line"
-            raise InputError(what, "be valid JSON", f"{line[:60]!r} ({error.msg})", remedy) from None
+            start = line[:60].decode(errors="replace")
+            raise InputError(what, "be valid JSON", f"{start!r} ({error})", remedy) from None
     return from_rows(rows, str(path))
 
 
 def from_rows(rows: list[Any], source: str = "rows") -> Dataset:
-    """A validated table from Python rows; `source` names them in errors."""
+    """A validated table from Python rows; `source` names them in errors.
+
+    Each column of the table has one type: labels are bool and scores float, whatever way they were written. Where some
+    prompts are text and some are messages, all become messages; likewise all completions. Columns that the kind does
+    not need are kept as they are, or left out where the table cannot hold them (numbers mixed with text, say).
+    """
     if not rows:
         raise InputError(source, "contain at least one row", "none", "Add rows")
+    kind = ""
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number},"
         if not isinstance(row, dict):
             raise InputError(where, "be an object with named columns", repr(row)[:60], "Write {column: value, ...}")
-        if number == 1:
-            kind_of(row, where)
-        _validate(row, set(rows[0]), where)
-    return Dataset.from_list(rows)
+        kind = kind or kind_of(row, where)
+        _validate(row, kind, set(rows[0]), where)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    needed = KINDS[kind] | (OPTIONAL & set(columns) if kind == "preference" else set())
+    _one_type(columns, needed)
+    return Dataset.from_dict({name: values for name, values in columns.items() if name in needed or _fits(values)})
 
 
 def validated(table: Dataset, source: str = "table") -> Dataset:
@@ -87,38 +96,71 @@ def validated(table: Dataset, source: str = "table") -> Dataset:
     return from_rows(table.to_list(), source)
 
 
-def _validate(row: dict[str, Any], columns: set[str], where: str) -> None:
+def _validate(row: dict[str, Any], kind: str, columns: set[str], where: str) -> None:
     if set(row) != columns:
         difference = sorted(set(row) ^ columns)
         raise InputError(where, "have the columns of the first row", f"a difference in {difference}", "Fill them in")
-    for column in TEXT_COLUMNS:
-        if column in row:
-            _validate_text(row[column], f"{where} column {column!r}")
-    for column in SCORE_COLUMNS:
-        if row.get(column) is None:
-            if column == "score" and column in row:
-                raise InputError(f"{where} column 'score'", "be a number in [0, 1]", None, "Score or drop the row")
+    for column in KINDS[kind] & set(SPEAKERS):
+        _validate_text(row[column], f"{where} column {column!r}")
+    for column in ("score",) if kind == "scored" else OPTIONAL & columns if kind == "preference" else ():
+        value, what = row[column], f"{where} column {column!r}"
+        if value is None and column in OPTIONAL:
             continue
-        value = row[column]
-        valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not valid or not 0 <= value <= 1:
-            what, remedy = f"{where} column {column!r}", "Rescale the ratings, for instance (rating - 1) / 9"
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+            remedy = "Score or drop the row" if value is None else "Rescale the ratings, for instance (rating - 1) / 9"
             raise InputError(what, "be a number in [0, 1]", value, remedy)
-    if "label" in row and row["label"] not in (True, False):
+    if kind == "label" and row["label"] not in (True, False):
         raise InputError(f"{where} column 'label'", "be true or false", row["label"], "Use true or false")
 
 
 def _validate_text(value: Any, where: str) -> None:
-    if isinstance(value, str):
-        if not value.strip():
-            raise InputError(where, "contain text", "an empty string", "Fill in or drop the row")
-        return
-    messages = isinstance(value, list) and value and all(isinstance(m, dict) for m in value)
-    if not messages or not all({"role", "content"} <= set(m) and isinstance(m["content"], str) for m in value):
+    texts = [value] if isinstance(value, str) else []
+    if isinstance(value, list) and all(isinstance(m, dict) for m in value):
+        texts = [text for m in value for text in (m.get("content"), m.get("role"))]
+    if not texts or not all(isinstance(text, str) for text in texts):
         remedy = 'Write "text" or [{"role": "user", "content": "text"}]'
         raise InputError(where, "be a string or a list of chat messages", repr(value)[:60], remedy)
-    if not value[-1]["content"].strip():
-        raise InputError(where, "contain text", "an empty last message", "Fill in or drop the row")
+    if not texts[0 if isinstance(value, str) else -2].strip():
+        got = "an empty string" if isinstance(value, str) else "an empty last message"
+        raise InputError(where, "contain text", got, "Fill in or drop the row")
+    if not all(map(_encodes, texts)):  # half of a character, as "\ud83d" alone in a JSON file
+        raise InputError(where, "be text that UTF-8 can write", repr(value)[:60], "Correct or drop the row")
+
+
+def _encodes(text: str) -> bool:
+    try:
+        return bool(text.encode()) or not text
+    except UnicodeEncodeError:
+        return False
+
+
+def _one_type(columns: dict[str, list[Any]], needed: set[str]) -> None:
+    """Write the needed columns in one way each, in place (see `from_rows`)."""
+    for column in needed - set(SPEAKERS):
+        as_type = bool if column == "label" else float
+        columns[column] = [None if value is None else as_type(value) for value in columns[column]]
+    for speaker in ("user", "assistant"):
+        own = [column for column in sorted(needed) if SPEAKERS.get(column) == speaker]
+        if any(isinstance(value, list) for column in own for value in columns[column]):
+            for column in own:
+                columns[column] = [as_messages(value, speaker) for value in columns[column]]
+                if not _fits(columns[column]):  # for what else a message carries; no loss needs it
+                    bare = [[{k: m[k] for k in ("role", "content")} for m in value] for value in columns[column]]
+                    columns[column] = bare
+
+
+def as_messages(text: str | list[dict], role: str) -> list[dict]:
+    """Text as the one chat message that it stands for; messages stay as they are."""
+    return [{"role": role, "content": text}] if isinstance(text, str) else list(text)
+
+
+def _fits(values: list[Any]) -> bool:
+    """Whether a table can hold these values as one column."""
+    try:
+        Dataset.from_dict({"column": values})
+    except (TypeError, ValueError, OverflowError, NotImplementedError):  # whatever Arrow makes of a mixture
+        return False
+    return True
 
 
 # -------------------------------------------------------------------- from one kind to another

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from uftlab.errors import InputError
-from uftlab.rows.table import kind_of
+from uftlab.rows.table import as_messages, kind_of
 
 # What a completion is to its loss. A mismatched one carries another row's completion: KTO's baseline.
 ROLES = ("demonstration", "scored", "label", "chosen", "rejected", "mismatched")
@@ -52,10 +52,6 @@ class Completion:
 Example = tuple[Completion, ...]  # what must stay in one batch: one completion, or the two of a pair
 
 
-def _messages(text: str | list[dict], role: str) -> list[dict]:
-    return [{"role": role, "content": text}] if isinstance(text, str) else list(text)
-
-
 def _plain(text: str | list[dict]) -> str:
     if not isinstance(text, str):
         raise InputError("A tokenizer for chat messages", "have a chat template", "none", "Use plain strings")
@@ -76,7 +72,7 @@ class Tokens:
     def _prompt_text(self, prompt: str | list[dict]) -> str:
         if self.tokenizer.chat_template is None:
             return (self.tokenizer.bos_token or "") + _plain(prompt)
-        messages = _messages(prompt, "user")
+        messages = as_messages(prompt, "user")
         return self._render(messages, add_generation_prompt=True)
 
     def _render(self, messages: list[dict], **options: Any) -> str:
@@ -97,7 +93,7 @@ class Tokens:
         """Ids of a completion with the token that ends it, tokenised on its own: the boundary is exact."""
         if self.tokenizer.chat_template is None:
             return (*self._ids(_plain(completion)), self.tokenizer.eos_token_id)
-        messages = _messages(prompt, "user") + _messages(completion, "assistant")
+        messages = as_messages(prompt, "user") + as_messages(completion, "assistant")
         start = self._prompt_text(prompt)
         whole = self._render(messages)
         if not whole.startswith(start):

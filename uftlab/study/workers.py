@@ -79,6 +79,15 @@ def _found_by_name(function: Callable) -> bool:
     return importable and getattr(home, function.__qualname__, None) is function
 
 
+def _context() -> Any:
+    """How workers are started: on Linux all from one process that has imported what they need, else each anew."""
+    if sys.platform != "linux":
+        return get_context("spawn")
+    context = get_context("forkserver")  # it never touches a GPU, which no forked process could use
+    context.set_forkserver_preload(["uftlab.study.cohort"])
+    return context
+
+
 def most_workers() -> int:
     """Processes that run trials when nobody says how many: one per core, up to a limit."""
     return min(os.cpu_count() or 1, MAX_WORKERS[usual_device()])
@@ -138,7 +147,7 @@ def run_trials(
             owner.setdefault(_shared_key(trial), number)
     missing = {number: {owner[_shared_key(t)] for t in group} - {number} for number, group in enumerate(groups)}
     count = min(workers or most_workers(), len(groups))
-    executor = ProcessPoolExecutor(count, get_context("spawn"), start_worker, (handed,))
+    executor = ProcessPoolExecutor(count, _context(), start_worker, (handed,))
     running: dict[Future, int] = {}
 
     def start() -> None:

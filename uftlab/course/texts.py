@@ -1,4 +1,4 @@
-"""Things to read and to type into: painted completion masks, a chat, a verifier's verdict, all as HTML.
+"""Texts to look at and to type into, as HTML: completion masks, log-ratios of words, a chat, a verifier's verdict.
 
 Functions return HTML and draw nothing. `live` puts one of them under a few controls; without a hand to type it
 shows the same function's answers to fixed examples.
@@ -10,18 +10,24 @@ import html
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import ipywidgets
 import pandas as pd
+import torch
 import traitlets
 from pandas.io.formats.style import Styler
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from uftlab.course.held_out import TokenLogratios, logratios_of_text
+from uftlab.course.snapshots import Pulse
+from uftlab.errors import InputError
+from uftlab.losses.rewards import implicit_score
 from uftlab.models.generation import answers
 from uftlab.plots import theme
-from uftlab.plots.widgets import STYLE, Folded
+from uftlab.plots.widgets import STYLE, Folded, Spoken, choice
 from uftlab.world.instructions import (
     NUMBERS,
     VERIFIERS,
@@ -42,6 +48,9 @@ TRAINED = (
     f"text-decoration-thickness: 3px; text-decoration-color: {theme.COLOURS[0]}; padding: 1px 3px;"
 )
 PADDING = "color: #6B6B6B; font-size: 13px; font-style: italic;"
+FULL = 3.0  # nats at which a colour is as strong as it gets
+NOTHING, GREY = 0.005, "#9A9A9A"  # nats below which two decimals are 0.00, and the frame of such a word
+LEGEND = "▲ solid: likelier than under the reference. ▼ dashed: less likely. Grey: unmoved. Numbers: nats."
 MAX_QUESTION = 60  # words: the tiny model has 128 positions
 
 
@@ -63,10 +72,10 @@ def table(rows: pd.DataFrame, caption: str) -> Styler:
 # ------------------------------------------------------------------------------ the mask on the text
 
 
-def painted(batch: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase) -> Folded:
+def with_mask(batch: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase) -> Folded:
     """A batch of `uftlab.rows.tokens.collate` as text: what the loss counts is bold, underlined and on blue.
 
-    Every word is decoded from `input_ids` and painted by `completion_mask` alone, so a wrong mask shows. Words that
+    Every word is decoded from `input_ids` and marked by `completion_mask` alone, so a wrong mask shows. Words that
     are read but not counted stay plain; columns without attention are small and in italics.
     """
     ids, mask, attention = batch["input_ids"], batch["completion_mask"], batch["attention_mask"]
@@ -290,4 +299,135 @@ def live(
     box = ipywidgets.VBox([ipywidgets.HTML(STYLE), *controls.values(), answer])
     box.add_class("uftlab")
     box.controls, box.answer = dict(controls), answer
+    return box
+
+
+# ------------------------------------------------------------------------------ the log-ratio of each word
+
+
+def signed(value: float) -> str:
+    """Two decimals with their sign, the minus as long as the plus."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _shade(colour: str, strength: float) -> str:
+    """The colour mixed with white: dark text stays readable on it, in light and dark notebooks alike."""
+    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(255 - (255 - part) * 0.6 * min(1.0, strength)):02x}" for part in parts)
+
+
+def with_logratios(read: TokenLogratios, caption: str = "") -> Folded:
+    """The words of a completion with their log-ratios, as HTML that a notebook displays.
+
+    A word that the policy likes better than its reference does stands in a solid blue box with an upward sign, one
+    that it likes less in a dashed orange box with a downward sign, and one whose log-ratio rounds to zero in a grey
+    box without a sign. The number below it is the log-ratio in nats. Sign, frame and number say the same as the colour.
+    """
+    boxes = []
+    for word, value in zip(read.words, read.logratios, strict=True):
+        if abs(value) < NOTHING:
+            frame, background, number = f"2px solid {GREY}", "#ffffff", "0.00"
+        else:
+            colour, line, sign = (theme.COLOURS[0], "solid", "▲") if value > 0 else (theme.COLOURS[1], "dashed", "▼")
+            frame, background = f"2px {line} {colour}", _shade(colour, abs(value) / FULL)
+            number = f"{sign} {signed(value)}"
+        look = (
+            f"display:inline-block; text-align:center; margin:3px; padding:1px 7px; border:{frame}; "
+            f"border-radius:5px; background:{background}; color:{theme.INK}"
+        )
+        shown = html.escape(word)
+        boxes.append(
+            f'<span style="{look}" title="{shown}: {number} nats">{shown}<br>'
+            f'<span style="font-size:75%">{number}</span></span>'
+        )
+    heading = f"<div><b>{html.escape(caption)}</b></div>" if caption else ""
+    return Folded(f'<div style="font-size:18px; line-height:1.35; padding:4px 0">{heading}{"".join(boxes)}</div>')
+
+
+def summed_up(read: TokenLogratios, beta: float) -> str:
+    """The reward of the whole completion in words, and the words that the tokenizer does not know.
+
+    >>> summed_up(TokenLogratios(("moss", "<end>"), (1.0, -0.5), ("moss",)), 0.1)
+    'The words add up to +0.50 nats; times β = 0.1 the implicit reward is +0.05, the implicit score 0.51. \
+Unknown to the tokenizer and read as <unk>: moss.'
+    """
+    total = sum(read.logratios)
+    score = implicit_score(torch.tensor(beta * total)).item()
+    text = (
+        f"The words add up to {signed(total)} nats; times β = {beta:g} the implicit reward is "
+        f"{signed(beta * total)}, the implicit score {score:.2f}."
+    )
+    if read.unknown:
+        text += f" Unknown to the tokenizer and read as <unk>: {', '.join(read.unknown)}."
+    return text
+
+
+def word_by_word(
+    runs: Mapping[str, Pulse], rows: pd.DataFrame, shown: int = 120, headless: bool = False
+) -> ipywidgets.VBox | Folded:
+    """Pick a held-out completion or type any, and see the reward of each word under the policy at the end of a run.
+
+    Args:
+        rows: as of `uftlab.course.held_out.held_out`; the first `shown` pairs and demonstrations can be picked.
+        headless: True gives the words of the first row under the first run.
+
+    Returns:
+        A box with `controls`, `spoken` and `words` as attributes; headless a piece of HTML.
+    """
+    half = shown // 2
+    picked = pd.concat([rows[rows["pair"] >= 0].head(half), rows[rows["pair"] < 0].head(shown - half)])
+    options = {
+        f"{r.role}{f' of pair {r.pair + 1}' if r.pair >= 0 else ''}: {r.completion}": (r.prompt, r.completion)
+        for r in picked.itertuples()
+    }
+
+    @cache
+    def model(name: str, snapshot: int) -> Any:
+        return runs[name].policy(snapshot)
+
+    def look(name: str, own: bool, prompt: str, completion: str) -> tuple[str, str]:
+        run, last = runs[name], len(runs[name].steps) - 1
+        try:
+            read = logratios_of_text(model(name, last), model(name, run.reference(last, own)), prompt, completion)
+        except InputError as error:
+            return str(error), ""
+        return summed_up(read, run.beta), with_logratios(read)
+
+    first = next(iter(runs))
+    if headless:
+        prompt, completion = next(iter(options.values()))
+        said, drawn = look(first, True, prompt, completion)
+        return Folded(f"<p><b>{html.escape(prompt)}</b> ({html.escape(first)})</p>{drawn}<p>{html.escape(said)}</p>")
+
+    controls: dict[str, Any] = {
+        "run": choice("policy", list(runs), first),
+        "own": choice("reference", {"its own start": True, "the base": False}, True),
+        "row": ipywidgets.Dropdown(options=options, description="pick"),
+        "prompt": ipywidgets.Text(description="prompt", continuous_update=False),
+        "completion": ipywidgets.Text(description="completion", continuous_update=False),
+    }
+    for control in controls.values():
+        control.style.description_width = "110px"
+    for name in ("row", "prompt", "completion"):
+        controls[name].layout.width = "min(calc(100% - 4px), 900px)"  # less the margins
+    for name in ("run", "own"):
+        controls[name].style.button_width = "auto"
+    spoken, words = Spoken(), ipywidgets.HTML()
+
+    def follow(_: object = None) -> None:
+        texts = controls["prompt"].value, controls["completion"].value
+        spoken.text, words.value = look(controls["run"].value, controls["own"].value, *texts)
+
+    def pick(_: object = None) -> None:
+        controls["prompt"].value, controls["completion"].value = controls["row"].value
+
+    pick()
+    follow()
+    controls["row"].observe(pick, names="value")
+    for name in ("run", "own", "prompt", "completion"):
+        controls[name].observe(follow, names="value")
+    legend = ipywidgets.HTML(f'<div style="font-size:16px">{LEGEND}</div>')
+    box = ipywidgets.VBox([ipywidgets.HTML(STYLE), *controls.values(), spoken, words, legend])
+    box.add_class("uftlab")
+    box.controls, box.spoken, box.words = controls, spoken, words
     return box
