@@ -217,7 +217,8 @@ def test_every_stored_trial_counts_as_done(study):
         assert set(stored["metrics"]) == metric_names(sizes)
 
 
-def test_the_names_of_stored_trials_are_as_they_were():
+def test_the_names_of_stored_trials_are_as_they_were(monkeypatch):
+    monkeypatch.setattr(trials, "metric_names", metric_names)
     folder = files.DATA / "results"
     class_size = trials.PROFILES["class"]
     for name in METHODS:
@@ -250,9 +251,9 @@ def test_any_first_stage_has_settings_and_the_record_says_what_nobody_tuned(thre
     assert sft == chosen_settings()["sft"] and last == {"learning_rate": 1.5e-3, "beta": 0.1}
     result = run_trial(made, tmp_path)
     assert [stage["objective"] for stage in result["stages"]] == ["dpo", "sft", "una-score"]
-    assert [stage["settings"] for stage in result["stages"]] == pytest.approx([dpo, sft, last])
+    assert [stage["settings"] for stage in result["stages"]] == [dpo, sft, last]
     assert (result["steps"], result["tuned"]) == (8, False)
-    assert replace(made, between=(((),),)).digest() != made.digest()
+    assert replace(made, between=((("learning_rate", 1.0),),)).digest() != made.digest()
 
 
 def test_a_pipeline_is_tuned_only_if_each_stage_is(monkeypatch):

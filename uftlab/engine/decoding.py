@@ -35,7 +35,7 @@ def stacked_ids(
 
     Args:
         prompts: of each member, any number.
-        seed: as of `generate_ids`. Prompt i of every member meets the same random numbers, whatever its company, so
+        seed: as of `generate_ids`. Prompt i of every member meets the same random numbers, whoever is beside it, so
             that members differ by their weights only.
     """
     made: list[list[tuple[int, ...]]] = [[()] * len(own) for own in prompts]

@@ -35,7 +35,7 @@ from uftlab.training.reward_functions import world_reward
 from uftlab.training.stages import Job, Trained, digest_of, layout, run, usual_device
 from uftlab.world.world import World, pairs
 
-MEASURED = 64  # models that are measured together at most: what they predict lies in memory
+MEASURED = {"cpu": 5, "cuda": 64}  # snapshots that are measured together; more leave the cache of a core
 
 
 @lru_cache(maxsize=1)
@@ -191,12 +191,13 @@ def _stage_path(folder: Path, own: _Progress, stage: Stage, steps: int, settings
 
 
 def _curves(jobs: Sequence[_SharedJob], trained: Sequence[Trained]) -> list[list[dict[str, Any]]]:
-    """The light metrics of all snapshots, which are measured together: a GPU is faster the more there are."""
+    """The light metrics of all snapshots, many at a time: a GPU is faster the more there are."""
     asked = [(n, step) for n, own in enumerate(jobs) for step in sorted(own.job.snapshots_at)]
     asked = [(n, step) for n, step in asked if step in trained[n].snapshots]
     curves: list[list[dict[str, Any]]] = [[] for _ in jobs]
-    for start in range(0, len(asked), MEASURED):
-        here = asked[start : start + MEASURED]
+    size = MEASURED[usual_device()]
+    for start in range(0, len(asked), size):
+        here = asked[start : start + size]
         stack = reader(torch.stack([trained[n].snapshots[step].to(usual_device()) for n, step in here]))
         metrics = measure([jobs[n].trials[0].materials.light for n, _ in here], stack)
         for (n, step), found in zip(here, metrics, strict=True):
