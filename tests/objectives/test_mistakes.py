@@ -21,7 +21,7 @@ from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Completion, Tokens, collate, interleave, with_mismatched
 
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
-FUNCTIONS = [name for name in losses.__all__ if inspect.isroutine(getattr(losses, name))]
+FUNCTIONS = [name for name in vars(losses) if inspect.isroutine(getattr(losses, name))]
 
 
 @pytest.mark.parametrize("name", [name for name, objective in OBJECTIVES.items() if objective.reference])
