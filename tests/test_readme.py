@@ -82,7 +82,7 @@ def test_the_python_example_prints_a_scored_row():
 
 
 def test_how_fast_is_what_was_measured():
-    section = README.split("## How fast")[1].split("\n## ")[0]
+    section = README.split("## How fast")[1].split("\n## ")[0].split("<!--")[0]  # what follows is of a GPU
     stored = ROOT / "data" / "results" / "benchmarks"
     trl, stack = (json.loads((stored / f"{name}.json").read_text()) for name in ("against_trl", "population"))
     found = [float(text) for text in re.findall(r"\*\*([\d.]+)\*\*", section)]
@@ -90,4 +90,4 @@ def test_how_fast_is_what_was_measured():
     assert found == [round(trl[key], 1 if key != "over_bare_step" else 2) for key in keys] + [
         round(stack[key], 1) for key in ("speedup_over_trainer", "speedup_over_one_tall_stack")
     ]
-    assert trl["cpu"].split(",")[0] in section and "no GPU" in section
+    assert trl["cpu"].split(",")[0] in section

@@ -18,7 +18,6 @@ from uftlab.engine.stack import Layout, Weights
 from uftlab.rows.tokens import Completion
 
 LINES = 512  # that are decoded at a time on a CPU, over all members
-LOOKS = {"cpu": 1, "cuda": 8}  # tokens between two looks for the end: on a GPU a look waits for it
 SHRINK = 0.8  # finished lines are dropped when no member has more than this share of its lines left
 
 
@@ -96,9 +95,7 @@ def _decoded(
         done = done | (chosen == end)
         if t == count - 1:
             break
-        left = done.shape[1]
-        if (t + 1) % LOOKS[device.type] == 0:
-            left = int((~done).sum(1).max())
+        left = int((~done).sum(1).max())  # a GPU is waited for here; fewer looks cost as much (docs/gpu.md)
         if left == 0:
             break
         if left <= SHRINK * done.shape[1]:
