@@ -220,7 +220,128 @@ def uncaptured(member: Member, weights: torch.Tensor) -> dict[str, Any]:
     """A loss that looks at a value on the CPU, which no graph can hold, is trained all the same."""
     term = member.objective.terms[0]
 
-    def packing_seconds(members: list[Member]) -> float:
+    def looks(rows: Any, settings: Any) -> torch.Tensor:
+        return term.loss(rows, settings) * torch.as_tensor(1.0).to(rows.policy_logps.device)
+
+    awkward = replace(member, objective=replace(member.objective, terms=(replace(term, loss=looks),)))
+    said: list[str] = []
+    trained = train([awkward], layout(), device=DEVICE, say=said.append)
+    return {"said": said, "largest_difference": float((trained.weights[0].cpu() - weights).abs().max())}
+
+
+def compared(member: Member, here: population.Trained, there: population.Trained, number: int) -> dict[str, float]:
+    """How far two ways of training a member ended apart: as a share of the way, and in what was logged."""
+    moved = (here.weights[number] - member.start.cpu()).norm()
+    apart = (here.weights[number] - there.weights[number].cpu()).norm()
+    logs = [0.0]
+    for ours, theirs in zip(here.histories[number], there.histories[number], strict=True):
+        logs += [abs(ours[k] - theirs[k]) / (0.1 + abs(ours[k])) for k in ours if k in theirs]
+    return {"distance": float(apart / moved), "logs": max(logs)}
+
+
+def share_equal(ours: Sequence, theirs: Sequence) -> float:
+    """The share of equal entries."""
+    return sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(ours)
+
+
+# --------------------------------------------------------------------------------------------- fast?
+
+
+@contextmanager
+def variant(mode: str, precision: str) -> Iterator[None]:
+    """The engine in another mode and precision."""
+    before = population.GRAPHS, population.logits, torch.backends.cuda.matmul.allow_tf32
+    population.GRAPHS = "graph" in mode
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    if "compile" in mode:
+        population.logits = torch.compile(population.logits, dynamic=False)
+    if precision == "bf16":
+        plain = population.logits
+
+        def halved(*args: Any, **kwargs: Any) -> torch.Tensor:
+            with torch.autocast(DEVICE, dtype=torch.bfloat16):
+                made = plain(*args, **kwargs)
+            return made.float()
+
+        population.logits = halved
+    try:
+        yield
+    finally:
+        population.GRAPHS, population.logits, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+VARIANTS = [
+    ("graph", "float32"),
+    ("eager", "float32"),
+    ("graph", "tf32"),
+    ("graph", "bf16"),
+    ("graph and compile", "float32"),
+]
+
+
+def fast(result: Result, profile: Profile, dry: bool) -> None:
+    """Members times steps per second, by members, mode and precision."""
+    result |= {"sizes": {}, "variants": {}}
+    steps = 5 if dry else 43
+    counts = (1, 2) if dry else (1, 16, 64, 256, 1024)
+    with attempted(result, "limits"):
+        result["limits"] = limits() if not dry else {"flops": 1.0, "bytes": 1.0}
+        torch.backends.cuda.matmul.allow_tf32 = True
+        result["limits_tf32"] = limits() if not dry else {"flops": 1.0, "bytes": 1.0}
+        torch.backends.cuda.matmul.allow_tf32 = False
+    trainers: list[float] = []
+    with attempted(result, "trainer"):
+        for _ in range(1 if dry else 3):
+            trainers.append(trainer_seconds(crowd(1, steps, profile)[0]))
+        result["trainer_seconds_per_step"] = statistics.median(trainers)
+        log(f"UFTTrainer: {1000 * result['trainer_seconds_per_step']:.1f} ms a step")
+    alone = None
+    for count in counts:
+        with attempted(result, f"{count} members"):
+            members = crowd(count, steps, profile)
+            rounds = 1 if dry or count > 256 else 3
+            seconds = statistics.median(stack_seconds(members) for _ in range(rounds))
+            alone = seconds if alone is None else alone
+            work = step_work(members[:8])
+            scale = count / min(8, count)
+            made = {
+                "seconds_per_step": seconds,
+                "member_steps_per_second": count / seconds,
+                "speedup_over_trainer": count * result["trainer_seconds_per_step"] / seconds,
+                "speedup_over_one_by_one": count * alone / seconds,
+                "fraction_of_arithmetic": scale * work["flops"] / seconds / result["limits"]["flops"],
+                "fraction_of_memory": scale * work["bytes"] / seconds / result["limits"]["bytes"],
+                "packing_seconds": packing_seconds(members),
+                **device_seconds(members),
+            }
+            result["sizes"][str(count)] = made
+            log(f"{count} members: {json.dumps({k: float(f'{v:.4g}') for k, v in made.items()})}")
+    members = crowd(2 if dry else 64, steps, profile)
+    if GPU:
+        with attempted(result, "kernels"):
+            result["kernels"] = kernels(members)
+    for mode, precision in VARIANTS:
+        name = f"{mode}, {precision}"
+        if dry and ("compile" in mode):
+            continue
+        with attempted(result, name), variant(mode, precision):
+            started = time.perf_counter()
+            trained = train(members, layout(), logging_steps=5, device=DEVICE)
+            wait()
+            first = time.perf_counter() - started
+            seconds = statistics.median(stack_seconds(members) for _ in range(1 if dry else 3))
+            made = {"seconds_per_step": seconds, "with_set_up_seconds": first}
+            if "graph" in mode:
+                made |= device_seconds(members)
+            if name == "graph, float32":
+                plain = trained
+            moved = (plain.weights - torch.stack([m.start for m in members])).norm(dim=1)
+            made["distance_from_float32"] = float(((trained.weights - plain.weights).norm(dim=1) / moved).max())
+            result["variants"][name] = made
+            log(f"{name}: {made}")
+
+
+def packing_seconds(members: list[Member]) -> float:
     """What making a batch costs the CPU; it happens while the GPU works."""
     batches = population.Batches(members, alike=True)
     started = time.perf_counter()
