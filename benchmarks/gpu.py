@@ -590,7 +590,7 @@ def phase(found: dict[str, Any], name: str, policy: Any, examples: Sequence[Exam
         "tokens": read,
         "tokens_per_second": read / seconds,
         "positions_per_token": positions / read,
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if GPU else None,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if GPU else 0.0,
     }
 
 

@@ -255,7 +255,7 @@ def _real_model(part: dict[str, Any]) -> list[str]:
     rows = [
         [
             name,
-            f"{run['step_seconds'] or float('nan'):.2f}",
+            f"{run['step_seconds']:.2f}" if run["step_seconds"] else "too short",
             f"{run['training']['tokens_per_second']:,.0f}",
             f"{run['training']['positions_per_token']:.2f}",
             f"{run['training']['peak_gib']:.1f}",

@@ -80,7 +80,7 @@ def test_results_become_files_a_page_and_lines_of_readme(made, tmp_path, monkeyp
     assert sorted(path.name for path in store.iterdir()) == sorted(f"{name}.json" for name in read(made))
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and "On one a GPU" in text
-    assert page.read_text().count("**no**") >= 2
+    assert page.read_text().count("**no**") >= 2 and "nan" not in page.read_text()
 
 
 @pytest.mark.parametrize(
