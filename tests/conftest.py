@@ -13,8 +13,11 @@ install_import_hook("uftlab", "beartype.beartype")
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("uftlab", deadline=None)  # no test may depend on a quiet machine
+settings.load_profile("uftlab")
 
 
 @pytest.fixture(scope="session")
