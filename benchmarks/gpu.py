@@ -83,7 +83,7 @@ def attempted(result: Result, name: str) -> Iterator[None]:
 
 
 @cache
-def lesson_of(method: str, world: int, steps: int, profile: Profile, order: int = 0) -> tuple[Materials, StageData]:
+def data_of(method: str, world: int, steps: int, profile: Profile, order: int = 0) -> tuple[Materials, StageData]:
     """What the last stage of a method learns from in a world, from the base."""
     own = materials(world, profile, "test")
     definition = method_named(method)
@@ -103,9 +103,11 @@ def member_of(made: tuple[Materials, StageData], **settings: float) -> Member:
 
 def crowd(count: int, steps: int, profile: Profile) -> list[Member]:
     """UFT members of one world that differ in setting and, eight at most, in the order of the data."""
-    lessons = [lesson_of("uft", 0, steps, profile, order) for order in range(min(8, count))]
+    prepared = [data_of("uft", 0, steps, profile, order) for order in range(min(8, count))]
     settings = [{"learning_rate": rate, "beta": beta} for rate, beta in GRID]
-    return [member_of(lessons[n % len(lessons)], **settings[n // len(lessons) % len(settings)]) for n in range(count)]
+    return [
+        member_of(prepared[n % len(prepared)], **settings[n // len(prepared) % len(settings)]) for n in range(count)
+    ]
 
 
 # -------------------------------------------------------------------------------------------- right?
@@ -401,7 +403,7 @@ def grid(result: Result, profile: Profile, dry: bool) -> None:
     members, evaluators, entries = [], [], []
     for rate, beta in settings:
         for world in worlds:
-            made = lesson_of("uft", world, steps, profile)
+            made = data_of("uft", world, steps, profile)
             members.append(member_of(made, learning_rate=rate, beta=beta))
             evaluators.append(made[0].full)
             entries.append({"learning_rate": rate, "beta": beta, "world": world})

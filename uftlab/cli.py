@@ -301,7 +301,7 @@ def sweep(
     if there and not force:
         remedy = "Name other --methods, or add --force to replace them"
         raise InputError(f"Methods to tune in {training.TUNED}", "not be there yet", ", ".join(there), remedy)
-    for phase in tuning.phases(names):
+    for phase in tuning.rounds(names):
         trials = tuning.trials(phase)
         _run_with_progress(trials, out, workers, None)
         for line in tuning.choose(phase, out):

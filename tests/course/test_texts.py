@@ -13,7 +13,7 @@ import torch
 
 from uftlab.course import texts
 from uftlab.course.held_out import TokenLogratios, held_out, read, tokenised
-from uftlab.course.snapshots import Pulse
+from uftlab.course.snapshots import Snapshots
 from uftlab.evals.sizes import Sizes
 from uftlab.models.policies import load_base, tiny_config
 from uftlab.plots import theme
@@ -222,7 +222,7 @@ def runs(rows):
     models = [LlamaForCausalLM(tiny_config()).eval() for _ in range(3)]
     weights = [{k: v for k, v in m.state_dict().items() if k != "lm_head.weight"} for m in models]
     read_by = [read(m, tokenised(rows)) for m in models]
-    one = Pulse("one", (0, 4), (0, 0), ({"beta": 0.1},), torch.stack(read_by[:2]), tuple(weights[:2]))
+    one = Snapshots("one", (0, 4), (0, 0), ({"beta": 0.1},), torch.stack(read_by[:2]), tuple(weights[:2]))
     two = replace(
         one, name="two", steps=(0, 2, 4), starts=(0, 0, 1), token_logps=torch.stack(read_by), weights=tuple(weights)
     )

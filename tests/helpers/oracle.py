@@ -5,6 +5,7 @@ word that came. `ORACLES[name](rows, s)` returns the summands of each term: [(su
 """
 
 import math
+from dataclasses import replace
 
 from rows import tables
 
@@ -195,3 +196,52 @@ ORACLES = {
 def naive_loss(name, examples, settings):
     """The objective's value on the examples, in plain Python."""
     return sum(sum(summands) / count for summands, count in ORACLES[name](naive_rows(examples), settings) if count)
+
+
+# ------------------------------ where policy equals reference
+
+LOG2 = math.log(2)
+QRPO_TARGET = 0.1 * math.log(0.1 * math.expm1(10))  # beta log Z at beta 0.1: 0.77
+
+
+def mean_over(function):
+    """The mean of a function of each row."""
+    return lambda examples: sum(function(e[0]) for e in examples) / len(examples)
+
+
+def likelihood(role, oracle="sft", plus=0.0):
+    """The token-averaged likelihood term that is left of completions of a role, and a constant."""
+
+    def value(examples):
+        kept = [(replace(c, role="demonstration"),) for e in examples for c in e if c.role == role]
+        return plus + naive_loss(oracle, kept, {})
+
+    return value
+
+
+# Where policy equals reference, with the default settings: the value of every loss that has a reference.
+AT_REFERENCE = {
+    "dpo": LOG2,
+    "cdpo": LOG2,
+    "ipo": 25.0,
+    "ipo-mean": 25.0,
+    "kto": 0.5,
+    "dpop": LOG2,
+    "tdpo": LOG2,
+    "apo-zero": 1.0,
+    "bco": 2 * LOG2,
+    "una-pair": LOG2,
+    "una-binary": 0.25,
+    "una-binary-cross-entropy": LOG2,
+    "una-binary-absolute-error": 0.5,
+    "una-score": mean_over(lambda c: (0.5 - c.score) ** 2),
+    "una-score-cross-entropy": LOG2,
+    "una-score-absolute-error": mean_over(lambda c: abs(0.5 - c.score)),
+    "rpo": likelihood("chosen", plus=LOG2),
+    "sft-plus-dpo": likelihood("demonstration", plus=LOG2),
+    "joint-sft-dpo": likelihood("chosen", plus=LOG2),
+    "kl-sft": likelihood("demonstration"),
+    "asft": likelihood("demonstration", "dft"),
+    "minor-sft": mean_over(lambda c: 20 * LOG2 / len(c.completion_ids)),
+    "qrpo": mean_over(lambda c: (c.score - QRPO_TARGET) ** 2),
+}

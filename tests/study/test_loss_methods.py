@@ -78,7 +78,7 @@ def test_twelve_settings_for_the_sweep(method):
     elif "beta" in OBJECTIVES[method.name].settings:
         assert {point["beta_nats"] for point in points} == set(BETA_NATS)
     assert [t.method for t in tuning.trials([method.name])] == ["base"] + [method.name] * 12
-    assert tuning.phases([method.name]) == [[method.name]]
+    assert tuning.rounds([method.name]) == [[method.name]]
 
 
 @pytest.mark.parametrize(("name", "metric"), [("dft", "instruction/both"), ("simpo", "instruction/strict")])

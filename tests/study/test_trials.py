@@ -263,5 +263,5 @@ def test_a_pipeline_is_tuned_only_if_each_stage_is(monkeypatch):
 
 
 def test_a_method_of_three_stages_is_tuned_after_those_of_one(three):
-    assert tuning.phases(["three", "sft"]) == [["sft"], ["three"]]
+    assert tuning.rounds(["three", "sft"]) == [["sft"], ["three"]]
     assert len(tuning.trials(["three"])) == 13 and {len(t.between) for t in tuning.trials(["three"])[1:]} == {1}

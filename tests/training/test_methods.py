@@ -46,7 +46,7 @@ def test_the_sweep_leaves_test_creatures_and_reported_worlds_alone():
 
 
 def test_methods_of_one_stage_are_tuned_before_the_pipelines_that_need_them():
-    one, two = tuning.phases(list(METHODS))
+    one, two = tuning.rounds(list(METHODS))
     assert {"sft", "uft-demonstrations", "uft"} <= set(one) and "base" not in one
     assert set(two) == {m.name for m in METHODS.values() if len(m.stages) == 2}
 

@@ -1,6 +1,6 @@
-"""The pulse of a training run: policies kept at a few steps, asked about completions that they never saw.
+"""Snapshots of a training run: policies kept at a few steps, asked about completions that they never saw.
 
-`pulses_of` trains methods in one world with their tuned settings, by the runner that trains the trials of the study. At
+`snapshots_of` trains methods in one world with their tuned settings, by the runner that trains the trials of the study. At
 each of nine steps it keeps the weights and the log-probability of every token of the held-out rows. Log-ratios,
 rewards, margins and scores at any beta are then differences of stored numbers: no slider waits for a model.
 
@@ -48,7 +48,7 @@ from uftlab.world.world import World
 
 SCHEMA = 2
 PARTS = 8  # a run of this many parts has one snapshot more: the base comes first
-FOLDER = DATA.parent / "results" / "pulse"
+FOLDER = DATA.parent / "results" / "snapshots"
 SECONDS_PER_COMPLETION = 0.0007  # one thread of a laptop, measured; for the estimate alone
 
 
@@ -70,7 +70,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Pulse:
+class Snapshots:
     """One run: what each snapshot thinks of each token of the held-out rows.
 
     Args:
@@ -145,7 +145,7 @@ class _Stretch:
 def _stretches(own: Run, profile: Profile) -> list[_Stretch]:
     definition = method_named(own.method)
     if not definition.stages:
-        raise InputError("A method with a pulse", "be trained", own.method, "Choose another, see `uftlab methods`")
+        raise InputError("A method with snapshots", "be trained", own.method, "Choose another, see `uftlab methods`")
     *earlier, last = settings_of(definition)
     planned = plan(definition, profile.steps, [*earlier, {**last, **dict(own.changes)}])
     stages = [(stage, steps, tuple(sorted(settings.items()))) for stage, steps, settings in planned]
@@ -232,15 +232,15 @@ def _stored(path: Path) -> tuple[dict[str, Any], Tensor, list[dict[str, Tensor]]
         return record, file.get_tensor("token_logps"), weights
 
 
-def pulses_of(
+def snapshots_of(
     runs: Sequence[Run],
     profile: Profile,
     seed: int = 0,
     folder: Path = FOLDER,
     say: Callable[[str], None] = print,
     watched: bool = True,
-) -> dict[str, Pulse]:
-    """The pulses of some runs in one world, by name; what is not stored yet is trained first.
+) -> dict[str, Snapshots]:
+    """The snapshots of some runs in one world, by name; what is not stored yet is trained first.
 
     Args:
         profile: its steps are the budget of a method, its sizes say how many held-out rows are read.
@@ -268,10 +268,10 @@ def pulses_of(
             _train(room, stretch, bar.update)
     if missing:
         say(f"trained in {time.monotonic() - started:.0f} s and kept")
-    return {name: _pulse(name, [room.path(s) for s in parts]) for name, parts in wanted.items()}
+    return {name: _joined(name, [room.path(s) for s in parts]) for name, parts in wanted.items()}
 
 
-def _pulse(name: str, paths: Iterable[Path]) -> Pulse:
+def _joined(name: str, paths: Iterable[Path]) -> Snapshots:
     steps: list[int] = []
     starts: list[int] = []
     settings, readings, weights = [], [], []
@@ -283,22 +283,22 @@ def _pulse(name: str, paths: Iterable[Path]) -> Pulse:
         settings.append(record["settings"])
         readings.append(reading)
         weights += snapshots
-    return Pulse(name, tuple(steps), tuple(starts), tuple(settings), torch.cat(readings), tuple(weights))
+    return Snapshots(name, tuple(steps), tuple(starts), tuple(settings), torch.cat(readings), tuple(weights))
 
 
-def frame(pulses: Iterable[Pulse], rows: pd.DataFrame) -> pd.DataFrame:
+def frame(runs: Iterable[Snapshots], rows: pd.DataFrame) -> pd.DataFrame:
     """One line per run, snapshot and held-out row: the columns of `held_out` and what was read there.
 
     Added: `run`, `step`, `row`, `logps` (nats), `logratio` (against the base) and `own_logratio` (against the policy
     that the stage began with, the reference of its loss), both in nats and without beta.
     """
     made = []
-    for pulse in pulses:
-        for snapshot, step in enumerate(pulse.steps):
+    for run in runs:
+        for snapshot, step in enumerate(run.steps):
             values = {
-                "logps": pulse.logps[snapshot].numpy(),
-                "logratio": pulse.logratios(snapshot).numpy(),
-                "own_logratio": pulse.logratios(snapshot, own=True).numpy(),
+                "logps": run.logps[snapshot].numpy(),
+                "logratio": run.logratios(snapshot).numpy(),
+                "own_logratio": run.logratios(snapshot, own=True).numpy(),
             }
-            made.append(rows.assign(run=pulse.name, step=step, row=range(len(rows)), **values))
+            made.append(rows.assign(run=run.name, step=step, row=range(len(rows)), **values))
     return pd.concat(made, ignore_index=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from uftlab.course.held_out import TokenLogratios, logratios_of_text
-from uftlab.course.snapshots import Pulse
+from uftlab.course.snapshots import Snapshots
 from uftlab.errors import InputError
 from uftlab.losses.rewards import implicit_score
 from uftlab.models.generation import answers
@@ -363,7 +363,7 @@ Unknown to the tokenizer and read as <unk>: moss.'
 
 
 def word_by_word(
-    runs: Mapping[str, Pulse], rows: pd.DataFrame, shown: int = 120, headless: bool = False
+    runs: Mapping[str, Snapshots], rows: pd.DataFrame, shown: int = 120, headless: bool = False
 ) -> ipywidgets.VBox | Folded:
     """Pick a held-out completion or type any, and see the reward of each word under the policy at the end of a run.
 

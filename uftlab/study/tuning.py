@@ -23,7 +23,7 @@ from uftlab.training.methods import TUNED, Method, grid, method_named
 PROFILE = replace(PROFILES["class"], name="sweep", sizes=Sizes(200, 200, 0, 100))
 
 
-def phases(names: Sequence[str]) -> list[list[str]]:
+def rounds(names: Sequence[str]) -> list[list[str]]:
     """Methods of one stage first: those of several stages start from what was chosen for it."""
     tuned = [name for name in names if method_named(name).tuned]
     one = [name for name in tuned if len(method_named(name).stages) == 1]
@@ -40,7 +40,7 @@ def trials(names: Sequence[str]) -> list[Trial]:
     ]
 
 
-def merit(method: Method, metrics: dict[str, float], ceiling: float) -> float:
+def balance(method: Method, metrics: dict[str, float], ceiling: float) -> float:
     """What the rule maximises for a method: balance, or instruction/both where only demonstrations are seen."""
     if all(stage.demonstrations == 1 for stage in method.stages):
         return metrics["instruction/both"]
@@ -56,10 +56,10 @@ def choose(names: Sequence[str], folder: Path) -> list[str]:
     lines = []
     for name in names:
         own = [t for t in finished if t["method"] == name]
-        merits = [merit(method_named(name), t["metrics"], ceiling) for t in own]
-        best = own[merits.index(max(merits))]
+        balances = [balance(method_named(name), t["metrics"], ceiling) for t in own]
+        best = own[balances.index(max(balances))]
         kept = {k: v for k, v in best["settings"].items() if k != "beta_nats"}
         table["settings"][name] = kept
-        lines.append(f"{name}: {kept}, {max(merits):.3f}, the best of {len(own)} trials")
+        lines.append(f"{name}: {kept}, {max(balances):.3f}, the best of {len(own)} trials")
     write_atomically(TUNED, json.dumps(table, indent=1) + "\n")
     return lines
