@@ -103,11 +103,9 @@ def member_of(made: tuple[Materials, StageData], **settings: float) -> Member:
 
 def crowd(count: int, steps: int, profile: Profile) -> list[Member]:
     """UFT members of one world that differ in setting and, eight at most, in the order of the data."""
-    prepared = [data_of("uft", 0, steps, profile, order) for order in range(min(8, count))]
+    made = [data_of("uft", 0, steps, profile, order) for order in range(min(8, count))]
     settings = [{"learning_rate": rate, "beta": beta} for rate, beta in GRID]
-    return [
-        member_of(prepared[n % len(prepared)], **settings[n // len(prepared) % len(settings)]) for n in range(count)
-    ]
+    return [member_of(made[n % len(made)], **settings[n // len(made) % len(settings)]) for n in range(count)]
 
 
 # -------------------------------------------------------------------------------------------- right?

@@ -76,7 +76,8 @@ def test_the_sdist_is_the_repository(built):
 
 def test_the_package_that_runs_is_the_one_that_was_unpacked(installed):
     folder, run, cache = installed
-    code = "import uftlab.files as f, uftlab.course.snapshots as s, uftlab.course.notebooks as n, uftlab.training.methods as t"
+    modules = ("files as f", "course.snapshots as s", "course.notebooks as n", "training.methods as t")
+    code = "import " + ", ".join(f"uftlab.{module}" for module in modules)
     ended = run("-c", f"{code}\nprint(f.PACKAGE, f.DATA, s.FOLDER, n.NOTEBOOKS, n.LAB_HOME, t.TUNED, sep='\\n')")
     package, *written = map(Path, ended.stdout.splitlines())
     assert package == folder.parent / "package" / "uftlab", ended.stderr

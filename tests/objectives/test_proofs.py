@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracle import AT_REFERENCE, ORACLES, naive_loss
+from oracle import AT_REFERENCE, ORACLES, QRPO_TARGET, naive_loss
 from rows import WORDS, completion, examples_of, loss_of, rows_of, tables
 from torch.testing import assert_close
 

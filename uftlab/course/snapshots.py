@@ -1,6 +1,6 @@
 """Snapshots of a training run: policies kept at a few steps, asked about completions that they never saw.
 
-`snapshots_of` trains methods in one world with their tuned settings, by the runner that trains the trials of the study. At
+`snapshots_of` trains methods in one world with their tuned settings, by the runner of the study's trials. At
 each of nine steps it keeps the weights and the log-probability of every token of the held-out rows. Log-ratios,
 rewards, margins and scores at any beta are then differences of stored numbers: no slider waits for a model.
 
@@ -293,12 +293,12 @@ def frame(runs: Iterable[Snapshots], rows: pd.DataFrame) -> pd.DataFrame:
     that the stage began with, the reference of its loss), both in nats and without beta.
     """
     made = []
-    for run in runs:
-        for snapshot, step in enumerate(run.steps):
+    for own in runs:
+        for snapshot, step in enumerate(own.steps):
             values = {
-                "logps": run.logps[snapshot].numpy(),
-                "logratio": run.logratios(snapshot).numpy(),
-                "own_logratio": run.logratios(snapshot, own=True).numpy(),
+                "logps": own.logps[snapshot].numpy(),
+                "logratio": own.logratios(snapshot).numpy(),
+                "own_logratio": own.logratios(snapshot, own=True).numpy(),
             }
-            made.append(rows.assign(run=run.name, step=step, row=range(len(rows)), **values))
+            made.append(rows.assign(run=own.name, step=step, row=range(len(rows)), **values))
     return pd.concat(made, ignore_index=True)

@@ -40,7 +40,7 @@ def trials(names: Sequence[str]) -> list[Trial]:
     ]
 
 
-def balance(method: Method, metrics: dict[str, float], ceiling: float) -> float:
+def worth(method: Method, metrics: dict[str, float], ceiling: float) -> float:
     """What the rule maximises for a method: balance, or instruction/both where only demonstrations are seen."""
     if all(stage.demonstrations == 1 for stage in method.stages):
         return metrics["instruction/both"]
@@ -56,10 +56,10 @@ def choose(names: Sequence[str], folder: Path) -> list[str]:
     lines = []
     for name in names:
         own = [t for t in finished if t["method"] == name]
-        balances = [balance(method_named(name), t["metrics"], ceiling) for t in own]
-        best = own[balances.index(max(balances))]
+        worths = [worth(method_named(name), t["metrics"], ceiling) for t in own]
+        best = own[worths.index(max(worths))]
         kept = {k: v for k, v in best["settings"].items() if k != "beta_nats"}
         table["settings"][name] = kept
-        lines.append(f"{name}: {kept}, {max(balances):.3f}, the best of {len(own)} trials")
+        lines.append(f"{name}: {kept}, {max(worths):.3f}, the best of {len(own)} trials")
     write_atomically(TUNED, json.dumps(table, indent=1) + "\n")
     return lines
