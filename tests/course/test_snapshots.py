@@ -26,7 +26,7 @@ def quiet(_):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("run_kept")
+    return tmp_path_factory.mktemp("snapshots")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_what_will_be_trained_is_said_before(tmp_path, monkeypatch):
 
 def test_a_bar_is_for_who_looks_on_and_a_line_at_the_end_for_everybody(kept, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(snapshots, "_train", lambda room, stretch, tick: tick(stretch.steps))
-    monkeypatch.setattr(snapshots, "_snapshots", lambda *a: kept["uft"])
+    monkeypatch.setattr(snapshots, "_joined", lambda *a: kept["uft"])
     for watched in (False, True):
         said = []
         snapshots.snapshots_of([Run("uft")], TINY, folder=tmp_path, say=said.append, watched=watched)
@@ -104,7 +104,7 @@ def test_a_bar_is_for_who_looks_on_and_a_line_at_the_end_for_everybody(kept, tmp
 def test_threads_are_given_back(kept, tmp_path, monkeypatch):
     inside = []
     monkeypatch.setattr(snapshots, "_train", lambda *a: inside.append(torch.get_num_threads()))
-    monkeypatch.setattr(snapshots, "_snapshots", lambda *a: kept["uft"])
+    monkeypatch.setattr(snapshots, "_joined", lambda *a: kept["uft"])
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -158,7 +158,7 @@ def test_readings_are_those_of_the_reference_cache(kept, rows):
     assert torch.allclose(reference_logps(p.policy(-1), tokenised(rows), 0), p.logps[-1], atol=1e-4)
 
 
-def test_a_snapshots_is_the_run_that_a_trial_of_the_study_would_be(kept, tmp_path):
+def test_snapshots_of_a_run_is_the_run_that_a_trial_of_the_study_would_be(kept, tmp_path):
     """The numbers of the notebook's one world are those of seed 0 of the stored study, at its sizes."""
     from uftlab.study.cohort import run_trial
     from uftlab.study.trials import trial
@@ -171,13 +171,13 @@ def test_a_snapshots_is_the_run_that_a_trial_of_the_study_would_be(kept, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["maxright", "rs-dpo", "alright"])
-def test_a_snapshots_follows_the_recipe_of_its_method(name, tmp_path):
+def test_snapshots_of_a_run_follows_the_recipe_of_its_method(name, tmp_path):
     """The last policy is the one that a trial of the method ends with, and not a plain mixture or plain DPO."""
     from uftlab.study.cohort import run_trial
     from uftlab.study.trials import trial
 
     size = replace(TINY, steps=8, demonstrations=48, prompts=24)
-    (own,) = snapshots.snapshots_of([Run(name)], size, folder=tmp_path / "run_kept", say=quiet).values()
+    (own,) = snapshots.snapshots_of([Run(name)], size, folder=tmp_path / "run", say=quiet).values()
     stored = run_trial(replace(trial(name, 0, size), curves=False), tmp_path)["metrics"]
     roles = held_out(World(0), size.sizes)["role"].to_numpy()
     for role in ("chosen", "rejected", "demonstration"):
