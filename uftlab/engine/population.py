@@ -403,7 +403,9 @@ def _captured(stack: _Stack, slot: _Slot) -> Callable[[], Any]:
     return graph.replay
 
 
-def _runner(stack: _Stack, first: Packed, device: torch.device, say: Callable[[str], Any]) -> Callable[[Packed], Any]:
+def _runner(
+    stack: _Stack, batches: Batches, device: torch.device, say: Callable[[str], Any]
+) -> Callable[[Packed], Any]:
     """How a step is run: as it stands, or on a GPU as a graph, unless a loss does what no graph can hold."""
 
     def plain(batch: Packed) -> None:
@@ -411,6 +413,7 @@ def _runner(stack: _Stack, first: Packed, device: torch.device, say: Callable[[s
 
     if device.type != "cuda" or not GRAPHS:
         return plain
+    first = batches.at(0)
     slot = _Slot(first, device)
     slot.put(first)
     try:
@@ -442,7 +445,7 @@ def _train(
     stack = _Stack(members, layout, device)
     batches, seen = Batches(stack.members, alike=device.type == "cuda"), []
     own = [numbers[number] for number in stack.order]
-    run = _runner(stack, batches.at(0), device, say)
+    run = _runner(stack, batches, device, say)
     for step in range(stack.steps):
         batch = batches.at(step)
         seen.append((batch.reference_logps, batch.scores))
