@@ -14,7 +14,7 @@ import bisect
 import hashlib
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, cast
@@ -130,6 +130,10 @@ class Tokens:
             print(f"warning: dropped {len(examples) - len(kept)} of {len(examples)} rows over {max_length} tokens")
         return kept
 
+    def once(self, key: Hashable, make: Callable[[], list[Example]]) -> list[Example]:
+        """What `make` gives. `RememberingTokens` does not make it again for the same key."""
+        return make()
+
     def _check_known(self, examples: list[Example]) -> None:
         unknown = self.tokenizer.unk_token_id
         if unknown is None:
@@ -145,12 +149,22 @@ class Tokens:
 
 
 class RememberingTokens(Tokens):
-    """Tokenises a text once: for runs that all learn from the same rows."""
+    """Tokenises a text once, and the tables that were asked for last: for runs that all learn from the same rows."""
+
+    TABLES = 16
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(tokenizer)
         self.prompt = cache(super().prompt)  # type: ignore[assignment,method-assign]
         self.completion = cache(super().completion)  # type: ignore[assignment,method-assign]
+        self._made: dict[Hashable, list[Example]] = {}
+
+    def once(self, key: Hashable, make: Callable[[], list[Example]]) -> list[Example]:
+        """What `make` gave for this key."""
+        if key not in self._made:
+            self._made = dict(list(self._made.items())[1 - self.TABLES :])
+            self._made[key] = make()
+        return self._made[key]
 
 
 def _length(completion: Completion) -> int:

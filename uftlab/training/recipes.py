@@ -71,7 +71,10 @@ def sources(
         if name not in tables:
             have = ", ".join(tables) or "nothing"
             raise InputError(f"The {stage.objective} stage", f"be given {name}", have, f"Add --{name}")
-        made = tokens.examples(_convert(tables[name], kind, stage), max_length)
+        made = tokens.once(
+            (tables[name]._fingerprint, kind, max_length),
+            lambda table=tables[name], kind=kind: tokens.examples(_convert(table, kind, stage), max_length),  # type: ignore[misc]
+        )
         share = stage.demonstrations if name == "demonstrations" else 1 - stage.demonstrations
         per_step.append(max(1, round(batch * share) // (2 if kind == "preference" else 1)))
         made = with_quantiles(made) if objective.quantiles else made
