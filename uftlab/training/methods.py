@@ -155,6 +155,13 @@ METHODS: dict[str, Method] = {
             ("learning_rate",),
             "control",
         ),
+        Method(
+            "signed-sft",
+            (Stage("signed-sft", 0.5),),
+            "the mixture of UFT, its likelihood weighted by score - 1/2: no reference, no beta, no gate",
+            ("learning_rate",),
+            "control",
+        ),
     )
 }
 
