@@ -35,9 +35,9 @@ def signed_sft_loss(
     L = -(score - 1/2) log pi(y|x)
 
     A control. It is the limit of UNA, and so of UFT, for small beta: -dL/dlog pi of UNA with squared error is
-    2 beta (score - s) s (1 - s), and near the reference s = 1/2 leaves beta/2 (score - 1/2). So UNA's gradient is beta/2
-    times this one until its gate closes. There is no reference, no beta and no gate. The factor beta/2 is left out:
-    Adam divides it out again, and gradients are not clipped here.
+    2 beta (score - s) s (1 - s), and s = 1/2 near the reference leaves beta/2 (score - 1/2). So UNA's gradient is
+    beta/2 times this one until its gate closes. There is no reference, no beta and no gate. The factor beta/2 is left
+    out: Adam divides it out again, and the house clips no gradient.
 
     Args:
         policy_logps: log pi(y | x), summed over completion tokens as in UNA, in nats.
