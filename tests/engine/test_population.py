@@ -1,6 +1,7 @@
 """Many models in one stack: each as if it were alone, and as `UFTTrainer` would train it."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from transformers import LlamaForCausalLM
 from uftlab.engine import population
 from uftlab.engine.population import Adam, Member, learning_rates, memory_per_member, spans_of, train
 from uftlab.engine.stack import Layout, flatten, unflatten
-from uftlab.engine.trainer import Quiet, UFTTrainer, training_arguments
+from uftlab.engine.trainer import HeldTrainer, Quiet, UFTTrainer, training_arguments
 from uftlab.errors import InputError
+from uftlab.losses import l2_to_start
 from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import tiny_config
 from uftlab.objectives.registry import OBJECTIVES
@@ -51,7 +53,7 @@ def member_of(name, seed=0, steps=STEPS, **settings):
     return Member(flatten(model.state_dict(), LAYOUT), objective, changed, order, PER_STEP)
 
 
-def trained_alone(member, folder):
+def trained_alone(member, folder, trainer=UFTTrainer):
     """The same by the library's trainer: its weights and what it logged."""
     model = LlamaForCausalLM(tiny_config())
     model.load_state_dict(unflatten(member.start, LAYOUT), strict=False)
@@ -59,9 +61,9 @@ def trained_alone(member, folder):
     wanted = {"per_device_train_batch_size": member.per_step, "max_steps": member.steps, "logging_steps": 2}
     arguments = training_arguments(folder, learning_rate=rate, **wanted)
     own = {name: value for name, value in member.settings.items() if name != "learning_rate"}
-    trainer = UFTTrainer(model, arguments, member.order, member.objective, own, callbacks=[Quiet()])
-    trainer.train()
-    return flatten(model.state_dict(), LAYOUT), trainer.state.log_history[:-1]
+    made = trainer(model, arguments, member.order, member.objective, own, callbacks=[Quiet()])
+    made.train()
+    return flatten(model.state_dict(), LAYOUT), made.state.log_history[:-1]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,32 @@ def test_every_loss_takes_the_path_that_the_trainer_takes(name, everybody, tmp_p
     for ours, theirs in zip(trained.histories[number], log, strict=True):
         theirs = {key: value for key, value in theirs.items() if key != "grad_norm"}
         assert ours == pytest.approx(theirs, rel=2e-3, abs=2e-4)
+
+
+def test_a_pull_to_the_start_is_the_trainers_and_leaves_the_other_members_alone(tmp_path):
+    free, held = member_of("dpo"), replace(member_of("dpo"), l2=1.0)
+    trained = train([free, held, replace(free, l2=0.0)], LAYOUT, logging_steps=2)
+    assert torch.equal(trained.weights[0], trained.weights[2])
+    penalty = partial(l2_to_start, strength=1.0)
+    weights, log = trained_alone(held, tmp_path, partial(HeldTrainer, penalty=penalty))
+    moved = (weights - held.start).norm()
+    assert (trained.weights[1] - weights).norm() < 0.01 * moved
+    assert moved < 0.9 * (trained.weights[0] - free.start).norm()
+    for ours, theirs in zip(trained.histories[1], log, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3)
+    assert trained.histories[1][-1]["loss"] > trained.histories[0][-1]["loss"]
+
+
+def test_without_a_pull_a_step_computes_none(monkeypatch):
+    monkeypatch.setattr(population, "l2_to_start", lambda *args: pytest.fail("computed"))
+    train([member_of("sft")], LAYOUT)
+
+
+def test_a_huge_pull_keeps_the_start():
+    """Adam's steps are as long as its learning rate, whatever the gradient: weights swing about the start."""
+    free, held = (train([replace(member_of("sft", steps=60), l2=l2)], LAYOUT).weights[0] for l2 in (0.0, 1e6))
+    start = member_of("sft").start
+    assert (held - start).norm() < 0.05 * (free - start).norm()
 
 
 def test_members_differ_in_seed_rate_beta_and_mixing_and_each_is_as_if_alone():

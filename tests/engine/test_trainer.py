@@ -2,13 +2,15 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from uftlab.engine.trainer import UFTTrainer, training_arguments
+from uftlab.engine.trainer import HeldTrainer, UFTTrainer, training_arguments
 from uftlab.errors import InputError
+from uftlab.losses import l2_to_start
 from uftlab.models.logps import ReferenceCache, completion_logps
 from uftlab.objectives.registry import OBJECTIVES
 from uftlab.rows.table import as_labels, from_rows
@@ -50,13 +52,13 @@ def examples_for(name, sources, model, steps=STEPS, seed=0):
     return ReferenceCache().fill(model, ordered, pad_id=0)
 
 
-def run(folder, model, name, examples, settings=None, resume=None, **changes):
+def run(folder, model, name, examples, settings=None, resume=None, trainer=UFTTrainer, **changes):
     """Trains a copy of the model; returns the trainer."""
     changes = {"per_device_train_batch_size": BATCH, "max_steps": STEPS, "logging_steps": 2, **changes}
     arguments = training_arguments(folder, use_cpu=True, **changes)
-    trainer = UFTTrainer(copy.deepcopy(model), arguments, examples, OBJECTIVES[name], settings)
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
+    made = trainer(copy.deepcopy(model), arguments, examples, OBJECTIVES[name], settings)
+    made.train(resume_from_checkpoint=resume)
+    return made
 
 
 def weights_of(trainer):
@@ -103,6 +105,47 @@ def test_logged_loss_does_not_depend_on_accumulation(tmp_path, untrained, source
         found = [[log[name] for log in t.state.log_history if name in log] for t in (big, small)]
         assert len(found[0]) == 2
         assert found[0] == pytest.approx(found[1], rel=1e-3, abs=1e-4)
+
+
+# ------------------------------------------------------------------------------- pulled to the start
+
+
+PLAIN = {"optim": "sgd", "learning_rate": 0.05, **CONSTANT}
+
+
+def held(l2):
+    return partial(HeldTrainer, penalty=partial(l2_to_start, strength=l2))
+
+
+def test_the_second_step_of_plain_descent_has_the_gradient_by_hand(tmp_path, untrained, sources):
+    """The first starts where nothing pulls; the second adds -lr lambda (theta - theta_0), and nothing else."""
+    examples = examples_for("sft", sources, untrained, steps=2)
+    one = weights_of(run(tmp_path / "one", untrained, "sft", examples, max_steps=1, trainer=held(3.0), **PLAIN))
+    free = weights_of(run(tmp_path / "free", untrained, "sft", examples, max_steps=2, **PLAIN))
+    two = weights_of(run(tmp_path / "two", untrained, "sft", examples, max_steps=2, trainer=held(3.0), **PLAIN))
+    start = dict(untrained.named_parameters())
+    assert max((one[n] - start[n]).abs().max().item() for n in one) > 1e-3
+    for n in two:
+        assert_close(two[n] - free[n], -0.05 * 3.0 * (one[n] - start[n]), atol=1e-6, rtol=1e-4)
+
+
+def test_the_pull_counts_once_whatever_the_micro_batches(tmp_path, untrained, sources):
+    examples = examples_for("sft", sources, untrained, steps=2)
+    common = {"max_steps": 2, "trainer": held(3.0), **PLAIN}
+    big = weights_of(run(tmp_path / "big", untrained, "sft", examples, **common))
+    split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    small = weights_of(run(tmp_path / "small", untrained, "sft", examples, **common, **split))
+    for n in big:
+        assert_close(small[n], big[n], atol=1e-6, rtol=1e-4)
+
+
+def test_only_trainable_weights_are_held(tmp_path, untrained, sources):
+    model = copy.deepcopy(untrained)
+    model.model.embed_tokens.requires_grad_(False)
+    examples = examples_for("sft", sources, untrained, steps=1)
+    trainer = run(tmp_path, model, "sft", examples, max_steps=1, trainer=held(3.0), **PLAIN)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert sum(p.numel() for p in trainer.start) == trained < sum(p.numel() for p in model.parameters())
 
 
 # ------------------------------------------------------------------------------------- determinism

@@ -183,3 +183,10 @@ def test_cdpo_is_lowest_at_a_finite_margin():
 def test_var_without_a_factor_of_the_reference():
     """Equal scores: all weights are 1, however likely the reference finds a completion; it is SFT."""
     assert_close(losses.var_loss(t(-2.0, -60.0), t(0.4, 0.4), 0.5), t(2.0, 60.0))
+
+
+def test_penalties_on_moved_weights_by_hand():
+    """Moved by (1, -2) at lambda 3: 3 (1 + 2) = 9 and 3/2 (1 + 4) = 7.5; a stack has one for each model."""
+    moved = torch.tensor([[1.0, -2.0], [0.0, 0.0]])
+    assert losses.l1_to_start(moved, 3.0).tolist() == [9.0, 0.0]
+    assert losses.l2_to_start(moved, torch.tensor([3.0, 3.0])).tolist() == [7.5, 0.0]

@@ -96,7 +96,7 @@ def test_extra_forwards_are_reported_and_kto_has_the_most(everything):
 def test_a_shared_first_stage_is_trained_once(everything):
     _, _, trained = everything
     assert trained.count(METHODS["sft"].stages[0]) == 1
-    assert len(trained) == 14  # fourteen methods: base trains none, uft-then-una has a first stage of its own
+    assert len(trained) == 22  # twenty methods: base trains none; three have a first stage of their own
 
 
 def test_a_pipeline_starts_from_the_shared_stage_and_trains_the_same_without_it(everything, probed, tmp_path):

@@ -1,6 +1,7 @@
 """The one runner of stages: the same end whatever engine trains, weights at the steps asked for, the device first."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,9 +52,9 @@ def test_jobs_of_equal_length_are_one_stack_and_others_are_trained_alone(tables,
     assert [list(one.snapshots) for one in made] == [[4], [4], [2], [4]]
 
 
-@pytest.mark.parametrize("name", ["uft", "sft-plus-dpo"])
+@pytest.mark.parametrize("name", ["uft", "sft-plus-dpo", "sft-then-dpo-l2"])
 def test_both_engines_end_in_the_same_place_with_the_same_record(name, tables, start):
-    stage, policy = METHODS[name].stages[0], random_base(0)
+    stage, policy = METHODS[name].stages[-1], random_base(0)
     before = start.clone()
     (stacked,) = run([Job(start, stage, tables, SETTINGS, 6, 3)], TOKENS, batch=8)
     (alone,) = run([Job(policy, stage, tables, SETTINGS, 6, 3)], TOKENS, batch=8)
@@ -62,6 +63,20 @@ def test_both_engines_end_in_the_same_place_with_the_same_record(name, tables, s
     assert (stacked.weights.cpu() - start).norm() > 0.01
     for field in ("objective", "steps", "settings", "completions", "extra_forwards"):
         assert getattr(stacked.record, field) == getattr(alone.record, field)
+
+
+def test_a_stage_with_the_option_l2_is_pulled_to_its_start_and_says_how_strongly(tables, start):
+    stage = METHODS["sft-then-dpo-l2"].stages[-1]
+    policy = random_base(0)
+    jobs = [Job(start, stage, tables, {**SETTINGS, "l2": l2}, 6) for l2 in (0.0, 30.0)]
+    free, held = run(jobs, TOKENS, batch=8)
+    (plain,) = run([Job(start, Stage("dpo", 0.0), tables, SETTINGS, 6)], TOKENS, batch=8)
+    (alone,) = run([replace(jobs[1], start=policy)], TOKENS, batch=8)
+    assert_close(free.weights, plain.weights, atol=1e-5, rtol=1e-4)
+    assert (held.weights.cpu() - start).norm() < 0.9 * (free.weights.cpu() - start).norm()
+    assert_close(held.weights.cpu(), flatten(policy.state_dict(), layout()).cpu(), atol=2e-4, rtol=1e-3)
+    assert [one.record.settings["l2"] for one in (free, held, alone)] == [0.0, 30.0, 30.0]
+    assert "l2" not in plain.record.settings
 
 
 @pytest.mark.parametrize("name", ["uft", "alright"])

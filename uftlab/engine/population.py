@@ -22,6 +22,7 @@ from uftlab.engine.packing import Lines, Packed, Shape, pack
 from uftlab.engine.stack import MOST_LINES, Layout, Weights, logits, token_logps
 from uftlab.engine.trainer import training_arguments
 from uftlab.errors import InputError
+from uftlab.losses.weights import l2_to_start
 from uftlab.models.logps import free_memory
 from uftlab.objectives.objective import Objective, Positions, Rows
 from uftlab.rows.tokens import ROLE_INDEX, Example
@@ -41,6 +42,7 @@ class Member:
         settings: `learning_rate` and those of the objective that differ from its defaults.
         order: examples in training order (`uftlab.rows.tokens.interleave`), reference log-probabilities filled in.
         per_step: examples of each step.
+        l2: strength of the pull to the start (`uftlab.losses.weights.l2_to_start`).
     """
 
     start: Float[Tensor, "parameter"]
@@ -48,6 +50,7 @@ class Member:
     settings: Mapping[str, float]
     order: Sequence[Example]
     per_step: int
+    l2: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -307,6 +310,8 @@ class _Stack:
         self.weights = self.start.clone().requires_grad_()
         self.compared = any(group.objective.distributions for group in self.groups)
         self.rates = torch.tensor([[member.settings["learning_rate"]] for member in self.members], device=device)
+        pulls = [member.l2 for member in self.members]
+        self.pulls = torch.tensor(pulls, device=device) if any(pulls) else None
         self.factors = learning_rates(self.steps)
         self.factor = torch.tensor(self.factors, device=device)
         self.adam, self.clock = Adam(self.start), torch.zeros(1, dtype=torch.long, device=device)
@@ -323,6 +328,8 @@ class _Stack:
         policy = logits(Weights.of(self.weights, self.layout), batch, self.layout)
         logps = token_logps(policy, batch)
         losses = torch.cat([group.losses(logps, batch, policy, reference) for group in self.groups])
+        if self.pulls is not None:
+            losses = losses + l2_to_start(self.weights - self.start, self.pulls)
         (grad,) = torch.autograd.grad(losses.sum(), self.weights)
         self.adam.step(self.weights, grad, self.rates * self.factor[self.clock])
         self.losses.index_copy_(0, self.clock, losses.detach()[None])

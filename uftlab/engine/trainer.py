@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -140,3 +140,26 @@ class UFTTrainer(Trainer):
         logs.update(mean_metrics(self._metrics))
         self._metrics.clear()
         super().log(logs, *args, **kwargs)
+
+
+class HeldTrainer(UFTTrainer):
+    """Adds to the loss a penalty on how far the trainable weights are from where they start.
+
+    Args:
+        penalty: of the weights of a parameter less those at the start, in one flat vector (`uftlab.losses.weights`).
+    """
+
+    def __init__(self, *args: Any, penalty: Callable[[Tensor], Tensor], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.penalty = penalty
+        trained: Any = self.model
+        self.start = [p.detach().clone() for p in trained.parameters() if p.requires_grad]
+
+    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """The objective's loss and the penalty, shared among the micro-batches of a step."""
+        made = super().compute_loss(model, *args, **kwargs)
+        loss = made[0] if isinstance(made, tuple) else made
+        moved = zip((p for p in model.parameters() if p.requires_grad), self.start, strict=True)
+        penalty = sum(self.penalty((p - start).flatten()) for p, start in moved)
+        loss = loss + penalty / self.current_gradient_accumulation_steps
+        return (loss, made[1]) if isinstance(made, tuple) else loss

@@ -5,7 +5,7 @@ carries beta. How losses are averaged over a batch is decided in `uftlab.objecti
 
 `family` holds the losses that are a distance between sigma(reward - baseline) and a score; `pairs` those that
 compare a chosen with a rejected completion; `completions` those that reweight the likelihood of one completion, and
-the policy gradient.
+the policy gradient; `weights` what is added to any loss for how far the weights have moved.
 """
 
 # ruff: noqa: F401  (the names are imported here to be found in one place)
@@ -19,6 +19,7 @@ from uftlab.losses.completions import (
     policy_gradient_loss,
     qrpo_loss,
     sft_loss,
+    signed_sft_loss,
     var_loss,
     var_weights,
 )
@@ -51,3 +52,4 @@ from uftlab.losses.pairs import (
     simpo_loss,
     tdpo_loss,
 )
+from uftlab.losses.weights import l1_to_start, l2_to_start

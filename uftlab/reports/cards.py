@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from uftlab.files import write_atomically
+from uftlab.losses.weights import l2_to_start
 from uftlab.objectives.objective import VERIFIED, Objective
 from uftlab.reports.tables import markdown
 from uftlab.rows.table import KINDS
@@ -52,6 +53,8 @@ def card(method: Method) -> str:
         parts += [f"### {objective.name}: {objective.summary}"] if len(objectives) > 1 else []
         parts += _terms(objective)
     for stage in method.stages:
+        if "l2" in dict(stage.options):
+            parts += [f"### Added in the stage of {stage.objective}", equation_of(l2_to_start)]
         if stage.recipe != "offline":
             parts += ["## Recipe", equation_of(RECIPES[stage.recipe])]
     parts += ["## Data", *(_stage(index, method, stage) for index, stage in enumerate(method.stages))]

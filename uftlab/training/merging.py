@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from uftlab.engine.trainer import UFTTrainer
+from uftlab.engine.trainer import HeldTrainer
+from uftlab.losses.weights import l1_to_start
 from uftlab.training.methods import Stage
 from uftlab.training.recipes import Record, Task, offline, resolve_settings
 
@@ -47,24 +47,6 @@ def ties(
     return merge_utils.ties(list(deltas), torch.tensor(weights, dtype=deltas[0].dtype), density)
 
 
-class SparseTrainer(UFTTrainer):
-    """Adds l1 * |theta - theta_0|_1 to the loss, theta_0 the weights at the start: PAFT's pull towards few changes."""
-
-    def __init__(self, *args: Any, l1: float, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.l1 = l1
-        trained: Any = self.model
-        self.start = [p.detach().clone() for p in trained.parameters() if p.requires_grad]
-
-    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """The objective's loss and the penalty, shared among the micro-batches of a step."""
-        made = super().compute_loss(model, *args, **kwargs)
-        loss = made[0] if isinstance(made, tuple) else made
-        moved = zip((p for p in model.parameters() if p.requires_grad), self.start, strict=True)
-        loss = loss + self.l1 / self.args.gradient_accumulation_steps * sum((p - s).abs().sum() for p, s in moved)
-        return (loss, made[1]) if isinstance(made, tuple) else loss
-
-
 Merge = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
 
 
@@ -80,7 +62,8 @@ def merged_apart(task: Task, merge: Merge) -> Record:
     base = parameters_to_vector(task.policy.parameters()).detach().clone()
     apart = [task.aside(stage, max(1, task.steps // 2)) for stage in (Stage("sft", 1.0), Stage("dpo", 0.0))]
     apart[0] = replace(apart[0], settings={"learning_rate": task.option("sft_learning_rate")})
-    records = [offline(apart[0], partial(SparseTrainer, l1=task.option("l1"))), offline(apart[1])]
+    sparse = partial(HeldTrainer, penalty=partial(l1_to_start, strength=task.option("l1")))
+    records = [offline(apart[0], sparse), offline(apart[1])]
     deltas = [parameters_to_vector(own.policy.parameters()).detach() - base for own in apart]
     own = {name: value for name, value in task.settings.items() if name != "beta_nats"}  # beta is that of the DPO run
     settings = {**resolve_settings(task.objective, own, []), **records[1].settings, **task.options()}

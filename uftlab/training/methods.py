@@ -28,7 +28,7 @@ class Stage:
     """One stretch of training: `demonstrations` is their share of its completions, `budget` its share of the whole.
 
     `recipe` names how it is trained (`uftlab.training.recipes`); `options` are that recipe's own settings and
-    their defaults.
+    their defaults. An offline stage may have the option `l2`, the pull to its start.
     """
 
     objective: str
@@ -36,6 +36,10 @@ class Stage:
     budget: float = 1.0
     recipe: str = "offline"
     options: tuple[tuple[str, float], ...] = ()
+
+    def chosen(self, settings: Mapping[str, float]) -> dict[str, float]:
+        """Its options: what is set, else their defaults."""
+        return {name: settings.get(name, value) for name, value in self.options}
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,36 @@ METHODS: dict[str, Method] = {
             "sft-sum",
             (Stage("sft-sum", 1.0),),
             "SFT on summed, not token-averaged, log-probabilities, the full budget",
+            ("learning_rate",),
+            "control",
+        ),
+        Method(
+            "signed-sft",
+            (Stage("signed-sft", 0.5),),
+            "the mixture of UFT, its likelihood weighted by score - 1/2: no reference, no beta, no gate",
+            ("learning_rate",),
+            "control",
+        ),
+        Method(
+            "sft-then-dpo-l2",
+            (_SFT_HALF, Stage("dpo", 0.0, 0.5, options=(("l2", 0.01),))),
+            "SFT, then DPO on pairs with its weights pulled to the end of SFT",
+            ("learning_rate", "beta", "l2"),
+            "control",
+        ),
+        Method("una-alone", (Stage("una-score", 0.0),), "UNA on scores alone, the full budget", group="control"),
+        Method("dpo-alone", (Stage("dpo", 0.0),), "DPO on pairs alone, the full budget", group="control"),
+        Method(
+            "dpo-then-sft",
+            (Stage("dpo", 0.0, 0.5), _SFT_HALF),
+            "the pipeline in the other order: DPO on pairs, then SFT",
+            ("learning_rate",),
+            "control",
+        ),
+        Method(
+            "una-then-sft",
+            (Stage("una-score", 0.0, 0.5), _SFT_HALF),
+            "the pipeline in the other order: UNA on scores, then SFT",
             ("learning_rate",),
             "control",
         ),

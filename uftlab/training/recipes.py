@@ -11,6 +11,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -19,8 +20,9 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
-from uftlab.engine.trainer import Quiet, UFTTrainer, training_arguments
+from uftlab.engine.trainer import HeldTrainer, Quiet, UFTTrainer, training_arguments
 from uftlab.errors import InputError
+from uftlab.losses.weights import l2_to_start
 from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import evaluation_mode
 from uftlab.objectives.objective import Objective
@@ -110,6 +112,7 @@ class StageData:
         per_step: examples of each step.
         settings: the learning rate and all settings of the objective, beta resolved.
         referred: distinct completions that the reference had to read.
+        options: of the stage.
     """
 
     objective: Objective
@@ -118,6 +121,7 @@ class StageData:
     order: list[Example]
     per_step: int
     referred: int
+    options: dict[str, float]
 
     def record(self, history: list[dict[str, float]]) -> Record:
         """What the stage cost, once it is trained."""
@@ -125,7 +129,9 @@ class StageData:
         mismatched = sum(c.role == "mismatched" for c in rows)
         extra = self.referred + mismatched + (len(rows) if self.objective.distributions else 0)
         name = self.objective.name
-        return Record(name, self.steps, self.settings, len(rows) - mismatched, extra, history=history)
+        return Record(
+            name, self.steps, {**self.settings, **self.options}, len(rows) - mismatched, extra, history=history
+        )
 
 
 def prepare(
@@ -151,7 +157,15 @@ def prepare(
         referred = distinct(examples)
         examples = [refer(source) for source in examples]
     chosen = resolve_settings(objective, settings, examples)
-    return StageData(objective, steps, chosen, interleave(examples, per_step, steps, seed), sum(per_step), referred)
+    return StageData(
+        objective,
+        steps,
+        chosen,
+        interleave(examples, per_step, steps, seed),
+        sum(per_step),
+        referred,
+        stage.chosen(settings),
+    )
 
 
 def resolve_settings(
@@ -206,11 +220,11 @@ class Task:
 
     def option(self, name: str) -> float:
         """One of the recipe's own settings: what the user set, else the stage's default."""
-        return self.settings.get(name, dict(self.stage.options).get(name, float("nan")))
+        return self.options()[name]
 
     def options(self) -> dict[str, float]:
         """All of them."""
-        return {name: self.option(name) for name, _ in self.stage.options}
+        return self.stage.chosen(self.settings)
 
     def examples(self) -> list[list[Example]]:
         """The tokenised tables of its stage, as the kinds that its objective eats."""
@@ -232,6 +246,8 @@ class Task:
 def offline(task: Task, trainer: Callable[..., UFTTrainer] = UFTTrainer, **arguments: Any) -> Record:
     """The recipe of every stage that names no other: one objective on its tables.
 
+    A stage with the option `l2` is pulled to the weights that it starts from (`uftlab.losses.weights.l2_to_start`).
+
     Args:
         trainer: makes the trainer; for one that adds to the loss.
 
@@ -244,6 +260,8 @@ def offline(task: Task, trainer: Callable[..., UFTTrainer] = UFTTrainer, **argum
         task.stage, task.tables, task.tokens, task.settings, task.steps, task.seed, task.refer, task.batch,
         task.max_length,
     )  # fmt: skip
+    if data.options.get("l2"):
+        trainer = partial(HeldTrainer, penalty=partial(l2_to_start, strength=data.options["l2"]))
     wanted = {"per_device_train_batch_size": data.per_step, "seed": task.seed, "max_steps": task.steps}
     wanted |= {**task.arguments, **arguments}
     trained = fit(

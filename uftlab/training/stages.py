@@ -195,7 +195,7 @@ def _trained_together(
         for job, start in zip(jobs, starts, strict=True)
     ]  # fmt: skip
     members = [
-        Member(start, own.objective, own.settings, own.order, own.per_step)
+        Member(start, own.objective, own.settings, own.order, own.per_step, own.options.get("l2", 0.0))
         for start, own in zip(starts, data, strict=True)
     ]
     steps, wanted = jobs[0].steps, {step for job in jobs for step in job.snapshots_at}
