@@ -287,7 +287,7 @@ def sweep(
     workers: Annotated[int, typer.Option(help="Processes of one thread; 0: one per core, at most 8.")] = 0,
     force: Force = False,
 ) -> None:
-    """Tune every method with the same twelve trials and the written rule.
+    """Tune every method with the same eighteen trials in each of four draws and the written rule.
 
     Writes the trials into --out and the chosen settings into data/tuned.json, which every study reads and which ships
     with the settings of the stored results. Methods that are in there are refused without --force.
@@ -301,11 +301,10 @@ def sweep(
     if there and not force:
         remedy = "Name other --methods, or add --force to replace them"
         raise InputError(f"Methods to tune in {training.TUNED}", "not be there yet", ", ".join(there), remedy)
-    for phase in tuning.rounds(names):
-        trials = tuning.trials(phase)
-        _run_with_progress(trials, out, workers, None)
-        for line in tuning.choose(phase, out):
-            _say(line)
+    _run_with_progress([*tuning.base_trials(), *tuning.first_round(names)], out, workers, None)
+    _run_with_progress(tuning.second_round(names, out), out, workers, None)
+    for line in tuning.choose(names, out):
+        _say(line)
 
 
 @command(example="uftlab pretrain --world 7")

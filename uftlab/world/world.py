@@ -60,10 +60,22 @@ def score_of_ratings(helpfulness: int, correctness: int, coherence: int) -> floa
 
 
 @dataclass(frozen=True)
+class Dials:
+    """What kind of world it is."""
+
+    instructed: float = 0.5
+    on_target: bool = True
+    length_bonus: float = 1.0
+    slips: float = 0.2
+    rumours: float = 0.5
+
+
+@dataclass(frozen=True)
 class World:
     """Facts, myths and splits drawn from `seed`; every method is a pure function of the world and its arguments."""
 
     seed: int
+    dials: Dials = Dials()
 
     def _rng(self, purpose: str) -> random.Random:
         return random.Random(f"uftlab world {self.seed} {purpose}")
