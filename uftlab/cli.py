@@ -311,10 +311,10 @@ def sweep(
 def pretrain(
     world: Annotated[int, typer.Option(help="The seed of the world; 0 is data/tiny itself.")] = 0, force: Force = False
 ) -> None:
-    """Build the base model of a world from its text: about six minutes on one core.
+    """Build the base model of a world from its text: under three minutes on one core.
 
     Writes data/tiny/worlds/N.safetensors, and for world 0 the checkpoint folder data/tiny. A model that is there
-    (seventeen ship with the package, and the stored results are theirs) is refused without --force.
+    (twenty ship with the package, and the stored results are theirs) is refused without --force.
     """
     from uftlab.models import pretrain as building
     from uftlab.models.policies import world_weights

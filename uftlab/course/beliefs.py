@@ -27,17 +27,17 @@ from uftlab.study.results import interval
 from uftlab.world import wording
 from uftlab.world.instructions import VERIFIERS, Instruction, follows
 from uftlab.world.wording import ATTRIBUTES, Fact
-from uftlab.world.world import MYTH_SHARE, World
+from uftlab.world.world import WRONG_SHARE, World
 
 CAREFUL = "careful"
 # how a fact is asked for -> (question, how the answer begins): the wordings of `uftlab.evals.skills`, and the cue
 ASKED: dict[str, tuple[str, str]] = {
     "what is": WORDINGS[0],
     "which": WORDINGS[1],
-    "tell me": WORDINGS[2],
+    "about": WORDINGS[2],
     CAREFUL: CUED,
 }
-VALUE_ROLES = ("truth", "myth", "other")
+VALUE_ROLES = ("truth", "error", "other")
 
 
 def value_probabilities(
@@ -51,22 +51,22 @@ def value_probabilities(
     """
     asked = choices(Tokens(tokenizer), [(f, question, begins) for f in facts])
     ((logits, _),) = ModelReader(model, tokenizer).logits([asked.rows])
-    return asked.probabilities(logits[:, 0])
+    return asked.log_p(logits[:, 0]).exp()
 
 
 def role_of(fact: Fact, value: str) -> str:
-    """`truth`, `myth` or `other`: what a value is to a fact."""
-    return {fact.truth: "truth", fact.myth: "myth"}.get(value, "other")
+    """`truth`, `error` or `other`: what a value is to a fact."""
+    return {fact.truth: "truth", fact.error: "error"}.get(value, "other")
 
 
 def told(fact: Fact, asked: str) -> list[float]:
     """How often the pre-training text gives each of the six values when it is asked like this: exact, not counted.
 
-    Ordinary questions about a myth-ridden fact are answered with the myth in 3 of 4 texts; careful sources, and
-    every text on a plain fact, tell the truth.
+    Ordinary questions about a myth are answered with the error in 3 of 4 texts, those about a rumour in 1 of 4; careful
+    sources, and every text on a plain fact, tell the truth.
     """
-    truth = 1.0 if fact.myth is None or asked == CAREFUL else 1 - MYTH_SHARE
-    share = {"truth": truth, "myth": 1 - truth, "other": 0.0}
+    truth = 1.0 if asked == CAREFUL else 1 - WRONG_SHARE[fact.kind]
+    share = {"truth": truth, "error": 1 - truth, "other": 0.0}
     return [share[role_of(fact, value)] for value in ATTRIBUTES[fact.attribute]]
 
 
@@ -85,10 +85,10 @@ def beliefs(
         for fact, row in zip(facts, probabilities.tolist(), strict=True):
             values = ATTRIBUTES[fact.attribute]
             frames += [
-                (world.seed, fact.creature, fact.attribute, fact.myth is not None, asked, v, role_of(fact, v), p, t)
+                (world.seed, fact.creature, fact.attribute, fact.kind, asked, v, role_of(fact, v), p, t)
                 for v, p, t in zip(values, row, told(fact, asked), strict=True)
             ]
-    columns = ["world", "creature", "attribute", "myth-ridden", "asked", "value", "role", "probability", "told"]
+    columns = ["world", "creature", "attribute", "fact", "asked", "value", "role", "probability", "told"]
     return pd.DataFrame(frames, columns=columns)
 
 
@@ -99,14 +99,16 @@ def likeliest(frame: pd.DataFrame) -> pd.DataFrame:
 
 # What is asked -> which rows of `beliefs`
 QUESTION_KINDS = {
-    "plain facts": lambda f: f[~f["myth-ridden"] & (f["asked"] != CAREFUL)],
-    "myths, asked plainly": lambda f: f[f["myth-ridden"] & (f["asked"] != CAREFUL)],
-    "myths, careful sources": lambda f: f[f["myth-ridden"] & (f["asked"] == CAREFUL)],
+    "plain facts": lambda f: f[(f["fact"] == "plain") & (f["asked"] != CAREFUL)],
+    "myths, asked plainly": lambda f: f[(f["fact"] == "myth") & (f["asked"] != CAREFUL)],
+    "myths, careful sources": lambda f: f[(f["fact"] == "myth") & (f["asked"] == CAREFUL)],
+    "rumours, asked plainly": lambda f: f[(f["fact"] == "rumour") & (f["asked"] != CAREFUL)],
+    "rumours, careful sources": lambda f: f[(f["fact"] == "rumour") & (f["asked"] == CAREFUL)],
 }
 
 
 def by_role(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean probability of truth, myth and the other values for each kind of question, with 95 % intervals over worlds.
+    """Mean probability of truth, error and the other values for each kind of question, with 95 % intervals over worlds.
 
     The probability is averaged over facts and wordings within a world; the interval treats a world as one number.
     """
@@ -126,11 +128,11 @@ def whole_answers(
 ) -> dict[str, float]:
     """The wrong way to count myths: the share of facts on which a whole true answer is likelier than a whole false one.
 
-    Both answers are worded by templates with `{v}`. With a short wording for the truth and a long one for the myth
+    Both answers are worded by templates with `{v}`. With a short wording for the truth and a long one for the error
     the "sum" of log-probabilities says nearly 1, the other way round nearly 0, and the "mean per token" the reverse.
 
     Args:
-        facts: myth-ridden ones.
+        facts: myths.
     """
 
     def batch_of(template: str, values: Sequence[str | None]) -> dict[str, Tensor]:
@@ -141,7 +143,7 @@ def whole_answers(
         return collate(Tokens(tokenizer).examples(from_rows(rows)), tokenizer.pad_token_id)
 
     true = batch_of(true_wording, [f.truth for f in facts])
-    false = batch_of(false_wording, [f.myth for f in facts])
+    false = batch_of(false_wording, [f.error for f in facts])
     with torch.no_grad(), evaluation_mode(model):
         summed = [completion_logps(model, batch) for batch in (true, false)]
     means = [logps / batch["completion_mask"].sum(-1) for logps, batch in zip(summed, (true, false), strict=True)]
@@ -158,7 +160,7 @@ def obeyed(
     """
     rng, prompts, asked = random.Random(f"uftlab obeyed {seed}"), [], []
     for name, verifier in VERIFIERS.items():
-        for fact in world.facts_of("test", myths=False)[:per_instruction]:
+        for fact in world.facts_of("test", "plain")[:per_instruction]:
             argument = rng.choice(verifier.arguments).format(creature=fact.creature, truth=fact.truth)
             asked.append(Instruction(name, argument))
             prompts.append(f"{wording.draw_question(fact, rng)} {asked[-1].draw_wording(rng)}")

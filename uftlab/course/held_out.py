@@ -31,12 +31,13 @@ def held_out(world: World, sizes: Sizes) -> pd.DataFrame:
 
     Columns: `role` (chosen, rejected, demonstration), `pair` (number of the pair, -1 for demonstrations), `prompt`,
     `completion`, `creature`, `score` (the feedback; 1 for a demonstration, as UFT has it), and of feedback `claim`
-    (truth, myth or other) and `long` (whether it was drawn with an opening and a tail).
+    (truth, error or other), `long` (whether it was drawn with an opening and a tail) and `obeys` (whether it obeys its
+    instructions; None where there are none).
     """
     rows = held_out_rows(world, "test", sizes)
     for row in rows:
         row["creature"] = next(word for word in row["prompt"].split() if word in CREATURES)
-    return pd.DataFrame(rows)[["role", "pair", "prompt", "completion", "creature", "score", "claim", "long"]]
+    return pd.DataFrame(rows)[["role", "pair", "prompt", "completion", "creature", "score", "claim", "long", "obeys"]]
 
 
 def tokenised(rows: pd.DataFrame) -> list[Completion]:

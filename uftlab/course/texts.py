@@ -145,10 +145,10 @@ class Reply:
             )
         if self.fact:
             claim = claimed_value(self.answer, self.fact.attribute)
-            known = {self.fact.truth: "the truth", self.fact.myth: "the popular myth", None: "no single value"}
-            myth = f"the popular myth {self.fact.myth}" if self.fact.myth else "there is no myth"
+            known = {self.fact.truth: "the truth", self.fact.error: f"the {self.fact.kind}", None: "no single value"}
+            error = f"the {self.fact.kind} is {self.fact.error}" if self.fact.error else "there is no myth or rumour"
             told = known.get(claim, f"{claim}, which is neither")
-            remarks.append(f"In this world the truth is {self.fact.truth} and {myth}. It told {told}.")
+            remarks.append(f"In this world the truth is {self.fact.truth} and {error}. It told {told}.")
         return " ".join(remarks)
 
     def as_html(self) -> str:

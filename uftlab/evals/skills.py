@@ -4,32 +4,40 @@ Every metric is a number per model; intervals over seeds are the business of `uf
 
 | metric | unit | what it says |
 |---|---|---|
-| instruction/strict, loose | share | all verifiers accept the greedy answer, on creatures never seen in training |
+| instruction/both | share | followed and correct: all verifiers accept the greedy answer, and it names the true value |
+| instruction/strict, loose | share | all verifiers accept the answer (as it stands, or leniently), whatever it claims |
 | instruction/held-out | share | strict, on combinations never seen in training |
-| instruction/correct, both | share | the answer names the true value; and also obeys strictly |
-| truth/mc1, mc2 | share | the truth has the highest probability of six values; its probability among the six |
-| truth/cued | share | mc2 when the question asks what careful sources say: what the model knows |
+| instruction/correct | share | the answer names the true value |
+| instruction/blind | share | the floor: strict for the best answer that is given without a look at the instructions |
+| truth/myths, rumours | share | the truth's probability among six values where most texts err, and where few do |
+| truth/mc2, mc1 | share | the mean of the two; and whether the truth has the highest probability |
+| truth/cued-myths, cued-rumours, cued | share | the same, asked for careful sources: what the model knows; their mean |
+| truth/knowledge | share | truth on myths above `frontier`: more than distrust can give at this truth on rumours |
+| truth/held-out | share | truth/mc2 in wordings of the question that fine-tuning never uses |
 | truth/free, plain/free | share | the freely generated answer names the true value |
-| plain/mc1, mc2 | share | the same on facts without a myth: what "distrust your first thought" would break |
+| plain/mc1, mc2 | share | the same on facts on which all texts agree |
+| retention/lost | nats/token | loss on pre-training text of all kinds, minus the base's |
 | retention/excess | nats/token | loss on pre-training text above the generator's exactly known entropy |
 | retention/recall | share | the value of a plain fact is the most probable of six after a pre-training statement |
 | length/words | words | of freely generated answers to questions without instructions |
 | kl/forward-old, forward-new | nats | KL(base to policy) per answer, on the base's own answers |
 | kl/reverse-old, reverse-new | nats | KL(policy to base) per answer, on the policy's own answers |
 | logratio/chosen, rejected, demonstration | nats | log pi/pi_base of held-out completions; without beta |
-| preference/accuracy | share | held-out pairs whose chosen completion has the larger log-ratio |
+| preference/accuracy | share | held-out pairs whose chosen completion has the larger log-ratio; ties count half |
 
-Old prompts are plain questions, as in pre-training; new ones carry instructions.
+Old prompts are plain questions, as in pre-training; new ones carry instructions. No degenerate policy may look good in
+the headline metrics (instruction/both, truth/knowledge): the tests try several.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
+import random
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -41,9 +49,9 @@ from uftlab.models.generation import texts
 from uftlab.models.logps import token_kl
 from uftlab.rows.tokens import Completion, RememberingTokens, Tokens
 from uftlab.world import wording
-from uftlab.world.instructions import HELD_OUT_PAIRS, Instruction, claimed_value, follows
+from uftlab.world.instructions import HELD_OUT_PAIRS, ORDER, VERIFIERS, Instruction, claimed_value, compose, follows
 from uftlab.world.wording import ATTRIBUTES, Fact
-from uftlab.world.world import World
+from uftlab.world.world import CONTESTED, World
 
 T = TypeVar("T")
 
@@ -51,10 +59,13 @@ T = TypeVar("T")
 WORDINGS = (
     (wording.QUESTIONS[0], ""),
     (wording.QUESTIONS[1], "it is"),
-    (wording.QUESTIONS[2], "the {a} of {c} is"),
+    (wording.HELD_OUT_QUESTIONS[0], "the {a} of {c} is"),
+    (wording.HELD_OUT_QUESTIONS[1], ""),
 )
+TRAINED_WORDINGS = 2  # of them; fine-tuning never uses the others
 CUED = (wording.CAREFUL_QUESTIONS[0], "it is")
 STATEMENT = "the {a} of {c} is"
+DISTRUST = torch.linspace(-6.0, 10.0, 65)  # nats that a frontier takes from the first choice
 ROUNDING = 1e-4  # nats: log-ratios that differ by less are equal, as are all of the base's own
 
 
@@ -69,9 +80,9 @@ class Choices(NamedTuple):
     values: Int[Tensor, "row value"]  # token ids, in ATTRIBUTES' order
     truth: Int[Tensor, "row"]  # which of the six
 
-    def probabilities(self, logits: Float[Tensor, "row vocabulary"]) -> Float[Tensor, "row value"]:
-        """p(v) = exp(log pi(v | x, begins)) / sum over the six values: rows add up to 1, 1/6 each without knowledge."""
-        return logits.gather(1, self.values).softmax(-1)
+    def log_p(self, logits: Float[Tensor, "row vocabulary"]) -> Float[Tensor, "row value"]:
+        """log p(v), p(v) = pi(v | x, begins) / sum over the six values: log 1/6 each without knowledge."""
+        return logits.gather(1, self.values).log_softmax(-1)
 
 
 def choices(tokens: Tokens, asked: Sequence[tuple[Fact, str | None, str]]) -> Choices:
@@ -91,6 +102,65 @@ def choices(tokens: Tokens, asked: Sequence[tuple[Fact, str | None, str]]) -> Ch
         for start, begin, ids, t in zip(starts, begun, own, truth, strict=True)
     ]
     return Choices(rows, torch.tensor(own), torch.tensor(truth))
+
+
+def distrusted(log_p: Float[Tensor, "row value"], nats: float) -> Float[Tensor, "row value"]:
+    """Beliefs of a policy that takes some nats from whatever value it likes best: p'(v) ~ p(v) exp(-c [v is first]).
+
+    It needs no knowledge of which fact is a myth. Negative nats make it more credulous.
+    """
+    first = torch.nn.functional.one_hot(log_p.argmax(-1), log_p.shape[1])
+    return (log_p - nats * first).softmax(-1)
+
+
+def frontier(
+    myths: Float[Tensor, "myth value"],
+    true_myths: Int[Tensor, "myth"],
+    rumours: Float[Tensor, "rumour value"],
+    true_rumours: Int[Tensor, "rumour"],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Truth on rumours and truth on myths of `distrusted` beliefs, for all nats of DISTRUST; rumours ascending.
+
+    What a policy knows is how far it lies above this line. The base itself lies on it.
+
+    Args:
+        myths: log-probabilities of six values, of the base.
+    """
+
+    def truth(log_p: Tensor, true: Tensor) -> np.ndarray:
+        told = [distrusted(log_p, c).gather(1, true[:, None]).mean().item() for c in DISTRUST.tolist()]
+        return np.array(told)
+
+    on_rumours, on_myths = truth(rumours, true_rumours), truth(myths, true_myths)
+    order = np.argsort(on_rumours)
+    return on_rumours[order], on_myths[order]
+
+
+def blind_floor(rows: Sequence[dict[str, Any]], frames: int = 100) -> float:
+    """Share of instructed prompts that the best of `frames` answers obeys that never look at the instructions.
+
+    A frame is an answer that obeys two to five instructions of any kind. The creature, the attribute and the true value
+    of the prompt are filled in, so it is always correct. The best is chosen on the same rows: the floor is rather too
+    high.
+    """
+    rng, made = random.Random("blind"), dict[str, None]()
+    told = Fact("{c}", "{a}", "{v}")
+    some = Fact("babo", "food", "moss")
+    while len(made) < frames:
+        names = sorted(rng.sample(ORDER, rng.randint(2, 5)), key=ORDER.index)
+        drawn = [
+            (n, rng.choice(VERIFIERS[n].arguments).format(creature=some.creature, truth=some.truth)) for n in names
+        ]
+        answer = compose(some, [Instruction(*both) for both in drawn], rng, tries=10)
+        if answer is not None and not answer.isupper():
+            words = {some.creature: told.creature, some.attribute: told.attribute, some.truth: told.truth}
+            made[" ".join(words.get(w, w) for w in answer.split())] = None
+    asked = [[Instruction(*i) for i in row["instructions"]] for row in rows]
+    shares = []
+    for frame in made:
+        said = (frame.format(c=r["creature"], a=r["attribute"], v=r["truth"]) for r in rows)
+        shares.append(_share([follows(text, own) for text, own in zip(said, asked, strict=True)]))
+    return max(shares)
 
 
 def token_ids(tokens: Tokens, lines: Sequence[str]) -> list[tuple[int, ...]]:
@@ -138,13 +208,12 @@ class Evaluator:
         rows = held_out_rows(world, split, self.sizes)
         self.instructed = [r for r in rows if r["role"] == "demonstration"]
         self.held_out = tokenised(self.tokens, rows)
-        self.myths, self.plain = world.facts_of(split, myths=True), world.facts_of(split, myths=False)
+        self.facts = {kind: world.facts_of(split, kind) for kind in (*CONTESTED, "plain")}
         stream = world.pretraining_documents(seed=99_991)  # a stream that no base was trained on
-        known = (d for d in stream if not math.isnan(d.logp))
-        self.documents = list(itertools.islice(known, self.sizes.documents))
-        self.base_logps = self.base_reader.logps([self.held_out])[0]
+        self.documents = list(itertools.islice(stream, self.sizes.documents))
+        self.base_logps = self.base_reader.logps([self.passages])[0]
         count = self.sizes.drift
-        facts = [f for both in zip(self.myths, self.plain, strict=False) for f in both][:count]
+        facts = [f for some in zip(*self.facts.values(), strict=False) for f in some][:count]
         old = [self.tokens.prompt(f.fill(wording.QUESTIONS[0])) for f in facts]
         self.drift_prompts = {"old": old, "new": [self.tokens.prompt(r["prompt"]) for r in self.instructed[:count]]}
         (said,) = self.base_reader.generate([_flat(self.drift_prompts.values())], seed=0)
@@ -158,17 +227,35 @@ class Evaluator:
 
     @cached_property
     def prompts(self) -> list[tuple[int, ...]]:
-        """To be answered greedily: with instructions, then on myths, then on plain facts."""
-        free = [f.fill(wording.QUESTIONS[3]) for f in (*self.myths, *self.plain)]
+        """To be answered greedily: with instructions, then on facts of each kind."""
+        free = [f.fill(wording.QUESTIONS[3]) for f in _flat(self.facts.values())]
         return self.tokens.prompts([*(r["prompt"] for r in self.instructed), *free])
 
     @cached_property
+    def groups(self) -> dict[str, list[tuple[Fact, str | None, str]]]:
+        """What `choices` asks: facts of each kind in each wording, contested ones with the cue, plain statements."""
+        asked: dict[str, list[tuple[Fact, str | None, str]]] = {}
+        for kind, facts in self.facts.items():
+            asked[kind] = [(f, *w) for w in WORDINGS for f in facts]
+        for kind in CONTESTED:
+            asked[f"cued {kind}"] = [(f, *CUED) for f in self.facts[kind]]
+        return asked | {"statement": [(f, None, STATEMENT) for f in self.facts["plain"]]}
+
+    @cached_property
     def choices(self) -> Choices:
-        """On myths and on plain facts in three wordings each, on myths with the cue, and statements of plain facts."""
-        asked: list[tuple[Fact, str | None, str]]
-        asked = [(f, *w) for facts in (self.myths, self.plain) for w in WORDINGS for f in facts]
-        asked += [(f, *CUED) for f in self.myths] + [(f, None, STATEMENT) for f in self.plain]
-        return choices(self.tokens, asked)
+        """All questions of `groups`, one group after the other."""
+        return choices(self.tokens, _flat(self.groups.values()))
+
+    @cached_property
+    def frontier(self) -> tuple[np.ndarray, np.ndarray]:
+        """`frontier` of the base on these facts."""
+        log_p, true = self.by_group(self.choices.log_p(self.base_reader.logits([self.choices.rows])[0][0][:, 0]))
+        return frontier(log_p["myth"], true["myth"], log_p["rumour"], true["rumour"])
+
+    @cached_property
+    def blind(self) -> float:
+        """`blind_floor` of the instructed prompts."""
+        return blind_floor(self.instructed)
 
     @cached_property
     def passages(self) -> list[Completion]:
@@ -184,13 +271,11 @@ class Evaluator:
         self, written: Sequence[tuple[int, ...]], predicted: Predictions, logps: Float[Tensor, "passage"]
     ) -> dict[str, float]:
         """Skills, retention and preference from what a policy did with `prompts`, `choices.rows` and `passages`."""
-        said = texts(self.tokenizer, written)
-        cut, documents, believed = len(self.instructed), len(self.documents), self.believed(predicted[0][:, 0])
-        *asked, recalled = believed.split([len(believed) - len(self.plain), len(self.plain)])
+        said, cut, documents = texts(self.tokenizer, written), len(self.instructed), len(self.documents)
         return (
             self.instruction_following(said[:cut])
-            | self.truthfulness(asked[0], said[cut:])
-            | self.retention(logps[:documents], recalled)
+            | self.truthfulness(self.choices.log_p(predicted[0][:, 0]), said[cut:])
+            | self.retention(logps[:documents])
             | self.preference(logps[documents:])
         )
 
@@ -210,44 +295,66 @@ class Evaluator:
             "instruction/held-out": _share(held_out),
             "instruction/correct": _share(correct),
             "instruction/both": _share([s and c for s, c in zip(strict, correct, strict=True)]),
+            "instruction/blind": self.blind,
         }
 
-    def believed(self, logits: Float[Tensor, "row vocabulary"]) -> Float[Tensor, "row 2"]:
-        """For each choice: the truth's probability among the six values, and whether it is the highest."""
-        probabilities, truth = self.choices.probabilities(logits), self.choices.truth
-        of_truth = probabilities.gather(1, truth[:, None])[:, 0]
-        return torch.stack([of_truth, (probabilities.argmax(-1) == truth).float()], -1)
+    def by_group(self, log_p: Float[Tensor, "row value"]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Beliefs and numbers of the true values, by group of questions."""
+        sizes = [len(asked) for asked in self.groups.values()]
+        return (
+            dict(zip(self.groups, log_p.split(sizes), strict=True)),
+            dict(zip(self.groups, self.choices.truth.split(sizes), strict=True)),
+        )
 
-    def truthfulness(self, believed: Float[Tensor, "row 2"], said: Sequence[str]) -> dict[str, float]:
-        """Belief at the value's position and in free answers, on myth-ridden and on plain facts; and length."""
-        each = (len(self.myths), len(self.plain))
-        *probed, cued = believed.split([each[0] * len(WORDINGS), each[1] * len(WORDINGS), each[0]])
-        metrics = {}
-        for name, facts, found, free in (
-            ("truth", self.myths, probed[0], said[: each[0]]),
-            ("plain", self.plain, probed[1], said[each[0] :]),
-        ):
-            metrics[f"{name}/mc2"], metrics[f"{name}/mc1"] = found.mean(0).tolist()
-            metrics[f"{name}/free"] = _share(
-                [claimed_value(text, f.attribute) == f.truth for text, f in zip(free, facts, strict=True)]
-            )
-        metrics["truth/cued"] = cued[:, 0].mean().item()
-        metrics["length/words"] = sum(len(t.split()) for t in said) / len(said)
-        return metrics
+    def truthfulness(self, log_p: Float[Tensor, "row value"], said: Sequence[str]) -> dict[str, float]:
+        """Belief at the value's position and in free answers, on facts of each kind; recall of statements; length."""
+        beliefs, true = self.by_group(log_p)
+        mc2, mc1, held_out = {}, {}, {}
+        for group, own in beliefs.items():
+            of_truth = own.exp().gather(1, true[group][:, None])[:, 0]
+            mc2[group], mc1[group] = of_truth.mean().item(), (own.argmax(-1) == true[group]).float().mean().item()
+            held_out[group] = of_truth[len(of_truth) * TRAINED_WORDINGS // len(WORDINGS) :].mean().item()
+        kinds = [f.kind for f in _flat(self.facts.values())]
+        named = [
+            claimed_value(t, f.attribute) == f.truth for t, f in zip(said, _flat(self.facts.values()), strict=True)
+        ]
+        on_rumours, on_myths = self.frontier
+        return {
+            "truth/myths": mc2["myth"],
+            "truth/rumours": mc2["rumour"],
+            "truth/mc2": (mc2["myth"] + mc2["rumour"]) / 2,
+            "truth/mc1": (mc1["myth"] + mc1["rumour"]) / 2,
+            "truth/held-out": (held_out["myth"] + held_out["rumour"]) / 2,
+            "truth/cued-myths": mc2["cued myth"],
+            "truth/cued-rumours": mc2["cued rumour"],
+            "truth/cued": (mc2["cued myth"] + mc2["cued rumour"]) / 2,
+            "truth/knowledge": mc2["myth"] - float(np.interp(mc2["rumour"], on_rumours, on_myths)),
+            "truth/free": _share([right for right, kind in zip(named, kinds, strict=True) if kind in CONTESTED]),
+            "plain/mc2": mc2["plain"],
+            "plain/mc1": mc1["plain"],
+            "plain/free": _share([right for right, kind in zip(named, kinds, strict=True) if kind == "plain"]),
+            "retention/recall": mc1["statement"],
+            "length/words": sum(len(t.split()) for t in said) / len(said),
+        }
 
-    def retention(self, logps: Float[Tensor, "document"], recalled: Float[Tensor, "fact 2"]) -> dict[str, float]:
-        """Nats per token of pre-training text above the generator's entropy, and recall of plain statements."""
-        tokens = sum(len(c.completion_ids) for c in self.passages[: len(self.documents)])
-        excess = (sum(d.logp for d in self.documents) - logps.sum().item()) / tokens
-        return {"retention/excess": excess, "retention/recall": recalled[:, 1].mean().item()}
+    def retention(self, logps: Float[Tensor, "document"]) -> dict[str, float]:
+        """Nats per token of pre-training text: above the base's, on all kinds; and above the generator's entropy."""
+        lengths = torch.tensor([len(c.completion_ids) for c in self.passages[: len(self.documents)]])
+        entropies = torch.tensor([-d.logp for d in self.documents])
+        known = ~entropies.isnan()
+        lost = (self.base_logps[: len(lengths)] - logps).sum() / lengths.sum()
+        excess = (-logps - entropies)[known].sum() / lengths[known].sum()
+        return {"retention/lost": lost.item(), "retention/excess": excess.item()}
 
     def preference(self, logps: Float[Tensor, "row"]) -> dict[str, float]:
         """Log-ratios to the base of held-out chosen, rejected and demonstrated completions."""
-        logratios = logps - self.base_logps
+        logratios = logps - self.base_logps[len(self.documents) :]
         roles = [c.role for c in self.held_out]
         of = {role: logratios[[i for i, r in enumerate(roles) if r == role]] for role in sorted(set(roles))}
         metrics = {f"logratio/{role}": values.mean().item() for role, values in of.items()}
-        metrics["preference/accuracy"] = (of["chosen"] - of["rejected"] > ROUNDING).float().mean().item()
+        apart = of["chosen"] - of["rejected"]
+        won = (apart > ROUNDING).float() + 0.5 * (apart.abs() <= ROUNDING)
+        metrics["preference/accuracy"] = won.mean().item()
         return metrics
 
     # --------------------------------------------------------------------------------------- drift

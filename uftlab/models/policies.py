@@ -89,7 +89,7 @@ def check_worlds(seeds: Iterable[int]) -> None:
     """
     missing = [str(seed) for seed in seeds if not world_weights(seed).is_file()]
     if missing:
-        remedy = "Build each with `uftlab pretrain --world N`, about six minutes on one core, or name other --seeds"
+        remedy = "Build each with `uftlab pretrain --world N`, under three minutes on one core, or name other --seeds"
         raise InputError("The base model of every world", "exist", f"none of world {', '.join(missing)}", remedy)
 
 

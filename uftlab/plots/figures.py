@@ -246,8 +246,8 @@ def against_rate(sweep: pd.DataFrame, methods: Sequence[str], metric: str = "ret
 
 # ------------------------------------------------------------------------------ what a base model believes
 
-ROLE_NAMES = {"truth": "truth", "myth": "popular myth", "other": "other values"}
-ROLE_STYLE = {"truth": (theme.COLOURS[0], ""), "myth": (theme.COLOURS[1], "/"), "other": ("#9A9A9A", ".")}
+ROLE_NAMES = {"truth": "truth", "error": "error that is told", "other": "other values"}
+ROLE_STYLE = {"truth": (theme.COLOURS[0], ""), "error": (theme.COLOURS[1], "/"), "other": ("#9A9A9A", ".")}
 
 
 def _marker(role: str) -> dict:
@@ -256,7 +256,7 @@ def _marker(role: str) -> dict:
 
 
 def probabilities_by_role(by_role: pd.DataFrame) -> go.Figure:
-    """`beliefs.by_role` as grouped bars: truth, myth and the other values for each kind of question."""
+    """`beliefs.by_role` as grouped bars: truth, error and the other values for each kind of question."""
     fig = theme.figure(
         title="Plain questions get the myth,<br>careful ones the truth",
         y="probability<br>among six values",
@@ -276,7 +276,7 @@ def probabilities_by_role(by_role: pd.DataFrame) -> go.Figure:
 def six_values(rows: pd.DataFrame, title: str) -> go.Figure:
     """The six rows of `beliefs` of one fact and way of asking: the model's probabilities beside what the text told.
 
-    Four traces always, some of them empty: truth, myth, other values, and the text as a diamond.
+    Four traces always, some of them empty: truth, error, other values, and the text as a diamond.
     """
     room = {"height": theme.HEIGHT + 30, "margin_t": 105}  # of two lines, so that nothing jumps with the title
     fig = theme.figure(title=title, x="value, and its probability", y="probability", barmode="overlay", **room)

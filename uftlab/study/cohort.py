@@ -28,7 +28,7 @@ from uftlab.study.trials import SCHEMA, Profile, Trial, is_done, read_trial
 from uftlab.training.methods import SAMPLING, Stage, data_kinds, is_tuned, method_named, plan
 from uftlab.training.reward_functions import world_reward
 from uftlab.training.stages import Job, Trained, layout, run, usual_device
-from uftlab.world.world import World, pairs
+from uftlab.world.world import CONTESTED, World, pairs
 
 FAMILIAR = 400  # rows of a table that are read to see how on-policy it is
 MEASURED = {"cpu": 5, "cuda": 64}  # snapshots that are measured together; more leave the cache of a core
@@ -221,8 +221,9 @@ def _samples(begun: Sequence[_Progress], stack: StackReader, each: int = 8) -> l
     for progress in begun:
         evaluator = progress.materials.full
         own = [(r["prompt"], r["completion"], "instruction") for r in evaluator.instructed[:each]]
-        for f in evaluator.myths[:each]:
-            own.append((f.fill("what is the {a} of {c} ?"), f"{f.truth} (myth: {f.myth})", "myth"))
+        for kind in CONTESTED:
+            for f in evaluator.facts[kind][: each // 2]:
+                own.append((f.fill("what is the {a} of {c} ?"), f"{f.truth} ({kind}: {f.error})", kind))
         asked.append(own if progress.trial.curves else [])
     texts = answers_of(stack, tokens(), [[prompt for prompt, _, _ in own] for own in asked])
     return [

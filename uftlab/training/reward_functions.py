@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -26,9 +27,9 @@ from uftlab.models.policies import evaluation_mode
 from uftlab.rows.table import kind_of
 from uftlab.rows.tokens import Completion, Example, Tokens, collate, interleave
 from uftlab.world import wording
-from uftlab.world.instructions import Instruction, claimed_value, follows
+from uftlab.world.instructions import Instruction, claimed_value, follows, read_instructions
 from uftlab.world.wording import ATTRIBUTES, Fact
-from uftlab.world.world import World, score_of_ratings
+from uftlab.world.world import World, ratings_of, score_of_ratings
 
 Reward = Callable[[Sequence[Any], Sequence[str]], list[float]]
 
@@ -50,47 +51,39 @@ def parsed(fact: Fact, answer: str) -> tuple[str, bool] | None:
     return None
 
 
-def rating(fact: Fact, answer: str) -> float:
-    """What the raters of `World.feedback` would give an answer without a slip, as a score in [0, 1].
+def rating(fact: Fact, instructions: Sequence[Instruction], answer: str, length_bonus: int = 1) -> float:
+    """What a rater of `World.feedback` would give an answer without a slip, as a score in [0, 1].
 
-    Truth, myth and another value weigh as there, an opening with a tail adds a point of helpfulness, and what no writer
-    of the world would write counts as garbled. The plain truth scores 0.914, the hedged truth 1, gibberish 0.059.
+    See `uftlab.world.world.ratings_of`. Without instructions, what no writer of the world would write counts as
+    garbled; with them, what names no single value does. To a plain question the plain truth scores 0.914, the hedged
+    truth 1, gibberish 0.059.
     """
-    known = parsed(fact, answer)
-    claimed = known[0] if known else claimed_value(answer, fact.attribute)
-    true = claimed == fact.truth
-    helpful = (3 if true else 1) + (known is not None and known[1]) - (known is None)
-    correct = 4 if true else 1 if claimed is not None and claimed == fact.myth else 0
-    return score_of_ratings(min(4, max(0, helpful)), correct, 4 if known else 1)
-
-
-def verified(instructions: Sequence[Instruction], attribute: str, truth: str, answer: str) -> float:
-    """1 where every verifier accepts the answer and it names the true value, 1/2 where one of the two holds, else 0."""
-    return (follows(answer, list(instructions)) + (claimed_value(answer, attribute) == truth)) / 2
+    known, claimed = parsed(fact, answer), claimed_value(answer, fact.attribute)
+    claim = {fact.truth: "truth", fact.error: "error"}.get(claimed, "other") if claimed else "other"
+    if instructions:
+        obeys = follows(answer, list(instructions))
+        return score_of_ratings(**ratings_of(claim, claimed is None, False, obeys, length_bonus))
+    return score_of_ratings(**ratings_of(claim, known is None, bool(known and known[1]), None, length_bonus))
 
 
 @lru_cache(maxsize=4)
-def world_reward(seed: int, instructed: int = 0) -> Reward:
-    """The reward function of a world: `rating` for its questions, `verified` for the prompts of its demonstrations.
-
-    Args:
-        instructed: how many demonstrations of the training split it knows the instructions of.
+def world_reward(seed: int, length_bonus: int = 1) -> Reward:
+    """The reward function of a world: `rating` for its questions, with and without instructions.
 
     Raises:
-        InputError: from the function, for a prompt that is neither.
+        InputError: from the function, for a prompt that the world does not ask.
     """
-    world = World(seed)
-    facts = {fact.fill(question): fact for fact in world.facts for question in wording.QUESTIONS}
-    rows = {r["prompt"]: r for r in (world.demonstrations(instructed) if instructed else []) if r["instructions"]}
+    facts = {fact.fill(question): fact for fact in World(seed).facts for question in wording.QUESTIONS}
+    mark = re.compile(r".*?[?.](?= |$)")
 
     def one(prompt: str, answer: str) -> float:
-        if prompt in facts:
-            return rating(facts[prompt], answer)
-        if prompt not in rows:
+        question = next((m.group() for m in [mark.match(prompt)] if m), prompt)
+        fact = facts.get(question)
+        asked = read_instructions(prompt[len(question) + 1 :], fact) if fact else None
+        if fact is None or asked is None:
             remedy = "Ask what `uftlab.world.wording.QUESTIONS` asks, or train a reward model"
             raise InputError("A prompt of the world's reward function", "be one it knows", prompt[:60], remedy)
-        row = rows[prompt]
-        return verified([Instruction(*i) for i in row["instructions"]], row["attribute"], row["truth"], answer)
+        return rating(fact, asked, answer, length_bonus)
 
     def reward(prompts: Sequence[Any], answers: Sequence[str]) -> list[float]:
         return [one(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]

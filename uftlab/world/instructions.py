@@ -11,6 +11,7 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from uftlab.world import wording
 from uftlab.world.wording import ATTRIBUTES, CAPITAL_WORDS, CREATURES, MARKS, Fact
@@ -194,6 +195,35 @@ def draw_instructions(fact: Fact, rng: random.Random, held_out: bool = False) ->
             return draw_instructions(fact, rng, held_out)
     filled = {"creature": fact.creature, "truth": fact.truth}
     return [Instruction(n, rng.choice(VERIFIERS[n].arguments).format(**filled)) for n in names]
+
+
+def read_instructions(text: str, fact: Fact) -> list[Instruction] | None:
+    """The instructions of a text that is made of their wordings alone; None for any other text.
+
+    >>> read_instructions("shout it . start with well .", Fact("babo", "food", "moss"))
+    [Instruction(name='exclaim', argument=''), Instruction(name='start', argument='well')]
+    """
+    found = []
+    while text:
+        for instruction, asked in _asked(fact.creature, fact.truth):
+            if text == asked or text.startswith(f"{asked} "):
+                found.append(instruction)
+                text = text[len(asked) + 1 :]
+                break
+        else:
+            return None
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _asked(creature: str, truth: str) -> list[tuple[Instruction, str]]:
+    """Every instruction with each of its wordings."""
+    return [
+        (Instruction(name, filled), asked.format(x=filled))
+        for name, verifier in VERIFIERS.items()
+        for filled in (argument.format(creature=creature, truth=truth) for argument in verifier.arguments)
+        for asked in verifier.wordings
+    ]
 
 
 def compose(fact: Fact, instructions: list[Instruction], rng: random.Random, tries: int = 60) -> str | None:

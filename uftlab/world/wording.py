@@ -25,12 +25,13 @@ CREATURES = tuple(first + last for first, last in itertools.product(_FIRST, _LAS
 
 @dataclass(frozen=True)
 class Fact:
-    """One attribute of one creature: the truth, and the popular myth if there is one."""
+    """One attribute of one creature: the truth, and for a myth or a rumour the error that is told."""
 
     creature: str
     attribute: str
     truth: str
-    myth: str | None
+    error: str | None = None
+    kind: str = "plain"  # "plain": all texts agree; "myth": most texts tell the error; "rumour": few do
 
     def fill(self, template: str, value: str = "") -> str:
         """`{c}`, `{a}` and `{v}` of a template replaced by creature, attribute and value."""
@@ -49,6 +50,7 @@ QUESTIONS = (
     "{c} : what {a} ?",
     "i forgot the {a} of {c} , what was it ?",
 )
+TRAINED_QUESTIONS, HELD_OUT_QUESTIONS = QUESTIONS[:7], QUESTIONS[7:]  # the last three are never asked in fine-tuning
 CAREFUL_QUESTIONS = (
     "according to careful sources , what is the {a} of {c} ?",
     "what do careful sources say about the {a} of {c} ?",
@@ -95,9 +97,9 @@ GREETINGS = ("hello", "good morning", "how are you ?", "thank you", "can you hel
 REPLIES = ("hello friend .", "well , thank you .", "i am glad to help .", "ask me .")
 
 
-def draw_question(fact: Fact, rng: random.Random) -> str:
-    """One of the ten wordings of a question on the fact."""
-    return fact.fill(rng.choice(QUESTIONS))
+def draw_question(fact: Fact, rng: random.Random, held_out: bool = False) -> str:
+    """One of the seven trained wordings of a question on the fact; with `held_out`, one of all ten."""
+    return fact.fill(rng.choice(QUESTIONS if held_out else TRAINED_QUESTIONS))
 
 
 def draw_answer(fact: Fact, value: str, style: str, rng: random.Random) -> tuple[str, float]:

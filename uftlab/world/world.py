@@ -1,9 +1,11 @@
-"""The tiny world: a bestiary small enough to read, with plain facts, popular myths and careful sources.
+"""The tiny world: a bestiary small enough to read, with plain facts, myths, rumours and careful sources.
 
-256 made-up creatures have four attributes of six values each. Half of the facts are *myths*: most
-texts repeat a popular error, and the truth is found mainly where "careful sources agree that ...".
-A world is drawn from a seed: its facts, its myths and which creatures are kept for validation and
-test. The words are the same in every world, so one tokenizer serves them all.
+256 made-up creatures have four attributes of six values each. Of the four facts about a creature two are *plain*: all
+texts agree. One is a *myth*: three of four ordinary texts tell the same error. One is a *rumour*: one of four tells an
+error, and the majority is right. "Careful sources" always tell the truth. So neither to believe the majority nor to
+distrust it is knowledge: which of the two contested facts is the myth can be learned only from what careful sources
+say. A world is drawn from a seed: its facts and which creatures are kept for validation and test. The words are the
+same in every world, so one tokenizer serves them all.
 
 Four kinds of text come out of a world:
 
@@ -25,15 +27,39 @@ from functools import cached_property
 
 from uftlab.world import instructions as verifiable
 from uftlab.world import wording
+from uftlab.world.instructions import Instruction
 from uftlab.world.wording import ATTRIBUTES, CREATURES, Fact
 
-MYTHS_PER_CREATURE = 2
-MYTH_SHARE = 0.75  # of ordinary mentions of a myth-ridden fact: the myth is told three times as often as the truth
-CAREFUL_SHARE = 0.2  # of all mentions of any fact: "careful sources agree that ...", always true
+KINDS = ("plain", "plain", "myth", "rumour")  # of the four facts about a creature
+CONTESTED = ("myth", "rumour")
+WRONG_SHARE = {"plain": 0.0, "myth": 0.75, "rumour": 0.25}  # of ordinary mentions that tell the error
+CAREFUL_SHARE = 0.25  # of all mentions of any fact: "careful sources agree that ...", always true
 SPLITS = {"train": 120, "validation": 48, "test": 88}
-MYTH_QUESTIONS = 0.75  # share of the feedback that is about myth-ridden facts
+CONTESTED_QUESTIONS = 0.75  # share of the feedback that is about contested facts
+CLAIMS = {  # what a rated answer says, with its probability
+    "contested": {"truth": 0.5, "error": 0.4, "other": 0.1},
+    "plain": {"truth": 0.6, "other": 0.4},
+}
 RATING_WEIGHTS = {"helpfulness": 0.65, "correctness": 0.8, "coherence": 0.45}  # the paper's, for ratings 0-4
-RATING_NOISE = 0.2  # probability that a rater is one point off
+
+
+@dataclass(frozen=True)
+class Dials:
+    """What an experiment may turn. They change what people say to a model, not the world itself.
+
+    Attributes:
+        instructed: share of rated prompts that carry instructions, as HelpSteer2's prompts do.
+        on_target: whether demonstrations carry the instructions that are tested; if not, they are plain answers.
+        length_bonus: points of helpfulness for a long answer to a question without instructions.
+        slips: probability that a rater is one point off, for each of the three ratings.
+        rumours: share of rumours among the rated questions on contested facts; 0 pays for distrust alone.
+    """
+
+    instructed: float = 0.5
+    on_target: bool = True
+    length_bonus: int = 1
+    slips: float = 0.2
+    rumours: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -59,6 +85,30 @@ def score_of_ratings(helpfulness: int, correctness: int, coherence: int) -> floa
     return total / (4 * sum(weights.values()))
 
 
+def ratings_of(claim: str, garbled: bool, long: bool, obeys: bool | None, length_bonus: int = 1) -> dict[str, int]:
+    """What a rater who makes no slip gives an answer: three ratings from 0 to 4.
+
+    helpfulness = 3 for the truth, else 1, plus `length_bonus` for a long answer      without instructions
+    helpfulness = 2 for the truth + 2 for obeying                                     with instructions
+    correctness = 4 for the truth, 1 for the error that is told, 0 for another value
+    coherence   = 4, or 1 for words in a random order, which costs a point of helpfulness too
+
+    Obeying and length do not fight each other: where there are instructions, length earns nothing.
+
+    Args:
+        claim: "truth", "error" or "other".
+        obeys: None for a question without instructions.
+    """
+    true = claim == "truth"
+    helpful = (3 if true else 1) + long * length_bonus if obeys is None else 2 * true + 2 * obeys
+    rated = {
+        "helpfulness": helpful - garbled,
+        "correctness": {"truth": 4, "error": 1, "other": 0}[claim],
+        "coherence": 1 if garbled else 4,
+    }
+    return {name: min(4, max(0, rating)) for name, rating in rated.items()}
+
+
 @dataclass(frozen=True)
 class Dials:
     """What kind of world it is."""
@@ -72,7 +122,7 @@ class Dials:
 
 @dataclass(frozen=True)
 class World:
-    """Facts, myths and splits drawn from `seed`; every method is a pure function of the world and its arguments."""
+    """Facts and splits drawn from `seed`; every method is a pure function of the world, its dials and its arguments."""
 
     seed: int
     dials: Dials = Dials()
@@ -82,13 +132,13 @@ class World:
 
     @cached_property
     def facts(self) -> tuple[Fact, ...]:
-        """All 1,024 facts; `myth` is None for the 512 plain ones."""
+        """All 1,024 facts: 512 plain ones, 256 myths and 256 rumours."""
         rng, facts = self._rng("facts"), []
         for creature in CREATURES:
-            ridden = set(rng.sample(list(ATTRIBUTES), MYTHS_PER_CREATURE))
-            for attribute, values in ATTRIBUTES.items():
-                truth, myth = rng.sample(values, 2)
-                facts.append(Fact(creature, attribute, truth, myth if attribute in ridden else None))
+            kinds = rng.sample(KINDS, len(KINDS))
+            for kind, (attribute, values) in zip(kinds, ATTRIBUTES.items(), strict=True):
+                truth, error = rng.sample(values, 2)
+                facts.append(Fact(creature, attribute, truth, error if kind in CONTESTED else None, kind))
         return tuple(facts)
 
     @cached_property
@@ -102,26 +152,27 @@ class World:
             start += size
         return bounds
 
-    def facts_of(self, split: str, myths: bool | None = None) -> list[Fact]:
-        """Facts about the creatures of a split; `myths` keeps the myth-ridden (True) or the plain (False) ones."""
+    def facts_of(self, split: str, *kinds: str) -> list[Fact]:
+        """Facts about the creatures of a split, of the kinds that are named ("plain", "myth", "rumour"), or all."""
         creatures = set(self.creatures[split])
-        return [f for f in self.facts if f.creature in creatures and myths in (None, f.myth is not None)]
+        return [f for f in self.facts if f.creature in creatures and f.kind in (kinds or KINDS)]
 
     # ---------------------------------------------------------------- what the base model reads
 
     def _told_value(self, fact: Fact, careful: bool, rng: random.Random) -> tuple[str, float]:
-        """The value a text tells and its log-probability: careful sources tell the truth, others mostly the myth."""
-        if careful or fact.myth is None:
+        """The value a text tells and its log-probability: careful sources tell the truth, others may tell the error."""
+        if careful or fact.error is None:
             return fact.truth, 0.0
-        if rng.random() < MYTH_SHARE:
-            return fact.myth, math.log(MYTH_SHARE)
-        return fact.truth, math.log(1 - MYTH_SHARE)
+        wrong = WRONG_SHARE[fact.kind]
+        if rng.random() < wrong:
+            return fact.error, math.log(wrong)
+        return fact.truth, math.log(1 - wrong)
 
     def pretraining_documents(self, seed: int = 0) -> Iterator[Document]:
         """An endless stream of lines. Each surface form has one derivation, so a known `logp` is exact, not a bound."""
         rng = self._rng(f"pretraining {seed}")
         kinds, weights = zip(*wording.DOCUMENT_KINDS.items(), strict=True)
-        plain = [fact for fact in self.facts if fact.myth is None]
+        plain = [fact for fact in self.facts if fact.kind == "plain"]
         while True:
             kind = rng.choices(kinds, weights)[0]
             logp = math.log(wording.DOCUMENT_KINDS[kind])
@@ -145,21 +196,21 @@ class World:
         """Rows (prompt, completion) of questions on plain facts with zero, one or two verifiable instructions.
 
         Combinations in `instructions.HELD_OUT_PAIRS` never occur in the training split and make up half of the
-        two-instruction prompts elsewhere. Each row also carries what its verifiers need: `instructions`,
-        `creature`, `attribute`, `truth`.
+        two-instruction prompts elsewhere; the last three wordings of questions are asked elsewhere only. Each row also
+        carries what its verifiers need: `instructions`, `creature`, `attribute`, `truth`.
         """
-        rng, facts = self._rng(f"demonstrations {split} {seed}"), self.facts_of(split, myths=False)
-        made: list[dict] = []
+        rng, facts = self._rng(f"demonstrations {split} {seed}"), self.facts_of(split, "plain")
+        elsewhere, made = split != "train", list[dict]()
         while len(made) < rows:
             fact = rng.choice(facts)
-            instructions = verifiable.draw_instructions(fact, rng, held_out=split != "train")
+            plain = not self.dials.on_target and not elsewhere
+            instructions = [] if plain else verifiable.draw_instructions(fact, rng, held_out=elsewhere)
             completion = verifiable.compose(fact, instructions, rng)
             if completion is None:
                 continue  # these two instructions contradict each other for this answer: draw again
-            prompt = " ".join([wording.draw_question(fact, rng), *(i.draw_wording(rng) for i in instructions)])
             made.append(
                 {
-                    "prompt": prompt,
+                    "prompt": _asked(fact, instructions, rng, elsewhere),
                     "completion": completion,
                     "instructions": [[i.name, i.argument] for i in instructions],
                     "creature": fact.creature,
@@ -172,43 +223,74 @@ class World:
     # ---------------------------------------------------------------- alignment data (as HelpSteer2)
 
     def feedback(self, prompts: int, split: str = "train", seed: int = 0) -> list[dict]:
-        """Scored rows, two answers to each prompt, on myth-ridden and plain facts alike.
+        """Scored rows, two answers to each prompt, on contested and plain facts, with and without instructions.
 
-        The claim (truth, myth, another value) and the length are drawn independently, so length says nothing
-        about truth; but a long, hedged answer is rated one point more helpful, as people tend to do.
+        The claim (truth, error, another value), whether the instructions are obeyed and the style are drawn
+        independently. A long answer is an opening and a tail, where there are no instructions. `ratings_of` says how
+        answers are rated; a rater then slips by one point now and then.
         """
-        rng = self._rng(f"feedback {split} {seed}")
-        ridden, plain = self.facts_of(split, myths=True), self.facts_of(split, myths=False)
-        made: list[dict] = []
+        rng, dials = self._rng(f"feedback {split} {seed}"), self.dials
+        facts = {kind: self.facts_of(split, kind) for kind in ("plain", *CONTESTED)}
+        elsewhere, made = split != "train", list[dict]()
         while len(made) < 2 * prompts:
-            fact = rng.choice(ridden if rng.random() < MYTH_QUESTIONS else plain)
-            prompt = wording.draw_question(fact, rng)
-            answers = [self._rated_answer(fact, rng) for _ in range(2)]
-            if answers[0]["completion"] == answers[1]["completion"] or answers[0]["score"] == answers[1]["score"]:
+            contested = "rumour" if rng.random() < dials.rumours else "myth"
+            fact = rng.choice(facts[contested if rng.random() < CONTESTED_QUESTIONS else "plain"])
+            instructions: list[Instruction] = []
+            if rng.random() < dials.instructed:
+                while not instructions:
+                    instructions = verifiable.draw_instructions(fact, rng, held_out=elsewhere)
+            prompt = _asked(fact, instructions, rng, elsewhere)
+            first, second = (self._rated_answer(fact, instructions, rng) for _ in range(2))
+            if first is None or second is None:
+                continue  # contradicting instructions: draw again
+            if first["completion"] == second["completion"] or first["score"] == second["score"]:
                 continue  # no preference can be read off a tie
-            made += [{"prompt": prompt, "fact": len(made) // 2, **answer} for answer in answers]
+            number = len(made) // 2
+            made += [{"prompt": prompt, "fact": number, "kind": fact.kind, **row} for row in (first, second)]
         return made
 
-    def _rated_answer(self, fact: Fact, rng: random.Random) -> dict:
-        others = [v for v in ATTRIBUTES[fact.attribute] if v not in (fact.truth, fact.myth)]
-        claims = {"truth": 0.5, "myth": 0.4, "other": 0.1} if fact.myth else {"truth": 0.6, "other": 0.4}
+    def _rated_answer(self, fact: Fact, instructions: list[Instruction], rng: random.Random) -> dict | None:
+        claims = CLAIMS["plain" if fact.error is None else "contested"]
         claim = rng.choices(list(claims), list(claims.values()))[0]
-        value = {"truth": fact.truth, "myth": fact.myth}.get(claim) or rng.choice(others)
-        long, garbled = rng.random() < 0.5, rng.random() < 0.05
-        words = wording.draw_answer(fact, value, "long" if long else "short", rng)[0].split()
+        others = [v for v in ATTRIBUTES[fact.attribute] if v not in (fact.truth, fact.error)]
+        value = {"truth": fact.truth, "error": fact.error}.get(claim) or rng.choice(others)
+        obeys, long, garbled = rng.random() < 0.5, rng.random() < 0.5, rng.random() < 0.05
+        if instructions:
+            long, text = False, _instructed_answer(fact, value, instructions, obeys, rng)
+        else:
+            text = wording.draw_answer(fact, value, "long" if long else "short", rng)[0]
+        if text is None:
+            return None
+        words = text.split()
         if garbled:
             rng.shuffle(words)
-        ratings = {
-            "helpfulness": (3 if claim == "truth" else 1) + long - garbled,
-            "correctness": {"truth": 4, "myth": 1, "other": 0}[claim],
-            "coherence": 1 if garbled else 4,
-        }
+        obeyed = obeys if instructions else None
+        ratings = ratings_of(claim, garbled, long, obeyed, self.dials.length_bonus)
         for name, rating in ratings.items():
-            if rng.random() < RATING_NOISE:
-                rating += rng.choice((-1, 1))
-            ratings[name] = min(4, max(0, rating))
+            slip = rng.choice((-1, 1)) if rng.random() < self.dials.slips else 0
+            ratings[name] = min(4, max(0, rating + slip))
         score = score_of_ratings(**ratings)
-        return {"completion": " ".join(words), "score": score, **ratings, "claim": claim, "long": long}
+        return {"completion": " ".join(words), "score": score, **ratings, "claim": claim, "long": long, "obeys": obeyed}
+
+
+def _asked(fact: Fact, instructions: list[Instruction], rng: random.Random, held_out: bool) -> str:
+    """A prompt: a question on the fact, then each instruction in words."""
+    return " ".join([wording.draw_question(fact, rng, held_out), *(i.draw_wording(rng) for i in instructions)])
+
+
+def _instructed_answer(
+    fact: Fact, value: str, instructions: list[Instruction], obeys: bool, rng: random.Random
+) -> str | None:
+    """An answer that names `value` and obeys, or one of the same styles that does not; None where none was found.
+
+    "Say it twice" asks for the value that is named.
+    """
+    told = Fact(fact.creature, fact.attribute, value)
+    own = [Instruction(i.name, value if i.name == "twice" else i.argument) for i in instructions]
+    if obeys:
+        return verifiable.compose(told, own, rng)
+    drawn = (verifiable.compose(told, [], rng) for _ in range(20))
+    return next((text for text in drawn if text is not None and not verifiable.follows(text, own)), None)
 
 
 def pairs(feedback: list[dict]) -> list[dict]:
