@@ -132,3 +132,15 @@ def test_a_shared_prefix_cancels_in_every_loss_of_the_margin(pair):
     longer = (pair[0] + shift, pair[1] + shift, pair[2] + held, pair[3] + held)
     for loss, settings in ((losses.dpo_loss, (BETA,)), (losses.cdpo_loss, (BETA, 0.1)), (losses.ipo_loss, (BETA,))):
         agree(loss(*longer, *settings), loss(*pair, *settings), *pair[:2])
+
+
+@pytest.mark.parametrize("beta", [1e-3, 1e-5])
+def test_una_for_small_beta_is_half_beta_times_signed_sft(beta):
+    """-dL/dlog pi of UNA is 2 beta (score - s) s (1 - s); with s = 1/2 that is beta/2 (score - 1/2)."""
+    policy, reference = random_logps(3, 2)
+    scores = torch.linspace(0, 1, len(policy), dtype=torch.float64)
+    policy.requires_grad_()
+    (una,) = torch.autograd.grad(losses.una_squared_error_loss(policy, reference, scores, beta).sum(), policy)
+    (signed,) = torch.autograd.grad(losses.signed_sft_loss(policy, scores).sum(), policy)
+    assert_close(una / (beta / 2), signed, rtol=0, atol=20 * beta)
+    assert_close(signed, 0.5 - scores)

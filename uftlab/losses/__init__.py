@@ -19,6 +19,7 @@ from uftlab.losses.completions import (
     policy_gradient_loss,
     qrpo_loss,
     sft_loss,
+    signed_sft_loss,
     var_loss,
     var_weights,
 )

@@ -27,6 +27,28 @@ def sft_loss(policy_logps: Float[Tensor, "completion"]) -> Float[Tensor, "comple
     return -policy_logps
 
 
+def signed_sft_loss(
+    policy_logps: Float[Tensor, "completion"], scores: Float[Tensor, "completion"]
+) -> Float[Tensor, "completion"]:
+    """Likelihood weighted by how far the score is from one half: up with good completions, down with bad ones (ours).
+
+    L = -(score - 1/2) log pi(y|x)
+
+    A control. It is the limit of UNA, and so of UFT, for small beta: -dL/dlog pi of UNA with squared error is
+    2 beta (score - s) s (1 - s), and s = 1/2 near the reference leaves beta/2 (score - 1/2). So UNA's gradient is
+    beta/2 times this one until its gate closes. There is no reference, no beta and no gate. The factor beta/2 is left
+    out: Adam divides it out again, and the house clips no gradient.
+
+    Args:
+        policy_logps: log pi(y | x), summed over completion tokens as in UNA, in nats.
+        scores: feedback in [0, 1]; 1 for a demonstration.
+
+    Returns:
+        Loss of each completion in nats; it may be negative. Score 1 and probability e^-3: 1.5. Score 0: -1.5.
+    """
+    return -(scores - 0.5) * policy_logps
+
+
 def dft_loss(policy_token_logps: Float[Tensor, "completion pos"]) -> Float[Tensor, "completion"]:
     """Dynamic fine-tuning: each token's likelihood weighted by its own probability (Wu et al. 2025, arXiv 2508.05629).
 

@@ -112,6 +112,11 @@ def _var(rows: Rows, settings: Settings) -> Tensor:
     return losses.var_loss(own.policy_logps, own.scores, settings["temperature"])
 
 
+def _signed_sft(rows: Rows, settings: Settings) -> Tensor:
+    own = rows.of("scored")
+    return losses.signed_sft_loss(own.policy_logps, own.scores)
+
+
 def _policy_gradient(rows: Rows, settings: Settings) -> Tensor:
     own = rows.of("scored")
     return losses.policy_gradient_loss(own.policy_logps, own.reference_logps, own.scores, float(settings["clip"]))
@@ -237,6 +242,13 @@ _ALL = (
         "una-score-absolute-error", (_una("scored", losses.una_absolute_error_loss),),
         "absolute error of the implicit score against scores", f"{_UNA}; the distance is ours", _BETA, verified="-",
         failure=_ABSOLUTE_CLOSES,
+    ),
+    Objective(
+        "signed-sft", (Term("scored", _signed_sft, equation=losses.signed_sft_loss),),
+        "likelihood weighted by score - 1/2", f"derived from {_UNA}: its limit for small beta", reference=False,
+        verified="-",
+        note="A control: UFT without reference, beta and gate. What UFT does better than this comes from those three.",
+        failure="nothing closes: a completion below one half is pushed down without bound, whatever the reference says",
     ),
     Objective(
         "rpo", (_on_pairs(losses.dpo_loss, "beta"), _sft_on("chosen", _PAIR, weight="sft_weight")),

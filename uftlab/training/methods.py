@@ -154,6 +154,29 @@ METHODS: dict[str, Method] = {
             ("learning_rate",),
             "control",
         ),
+        Method(
+            "signed-sft",
+            (Stage("signed-sft", 0.5),),
+            "the mixture of UFT, its likelihood weighted by score - 1/2: no reference, no beta, no gate",
+            ("learning_rate",),
+            "control",
+        ),
+        Method("una-alone", (Stage("una-score", 0.0),), "UNA on scores alone, the full budget", group="control"),
+        Method("dpo-alone", (Stage("dpo", 0.0),), "DPO on pairs alone, the full budget", group="control"),
+        Method(
+            "dpo-then-sft",
+            (Stage("dpo", 0.0, 0.5), _SFT_HALF),
+            "the pipeline in the other order: DPO on pairs, then SFT",
+            ("learning_rate",),
+            "control",
+        ),
+        Method(
+            "una-then-sft",
+            (Stage("una-score", 0.0, 0.5), _SFT_HALF),
+            "the pipeline in the other order: UNA on scores, then SFT",
+            ("learning_rate",),
+            "control",
+        ),
     )
 }
 
