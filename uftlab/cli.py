@@ -307,6 +307,30 @@ def sweep(
         _say(line)
 
 
+@command(example="uftlab map E1 E3 --worlds 2 --out results/map", interrupted=RESUMES)
+def map(
+    experiments: Annotated[list[str], typer.Argument(help="E1 to E5, or all.")],
+    worlds: Annotated[int, typer.Option(help="In how many of the four tuning worlds.")] = 4,
+    out: Annotated[Path, typer.Option(help="Results folder; a cut map resumes there.")] = Path("results/map"),
+    workers: Annotated[int, typer.Option(help="Processes of one thread; 0: one per core, at most 8.")] = 0,
+) -> None:
+    """Run experiments of the map: order, instructed feedback, strength of KL, share of demonstrations, raters.
+
+    Writes the trials and map.csv, one row per trial, into --out. Nothing is tuned: all settings are laid out by hand.
+    """
+    from uftlab.models.policies import check_worlds
+    from uftlab.study import maps
+    from uftlab.study.trials import read_trial
+    from uftlab.study.workers import check_folder
+
+    trials = maps.trials(list(maps.EXPERIMENTS) if experiments == ["all"] else experiments, worlds)
+    check_worlds(sorted({t.seed for t in trials}))
+    check_folder(out)
+    _run_with_progress(trials, out, workers, None)
+    maps.table([read_trial(t.path(out)) for t in trials]).to_csv(out / "map.csv", index=False)
+    _say(f"wrote {out / 'map.csv'}: {len(trials)} trials")
+
+
 @command(example="uftlab pretrain --world 7")
 def pretrain(
     world: Annotated[int, typer.Option(help="The seed of the world; 0 is data/tiny itself.")] = 0, force: Force = False

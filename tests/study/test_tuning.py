@@ -28,7 +28,7 @@ def test_the_first_round_fills_the_space_of_all_stages_and_each_draw_has_points_
         for dimension in own:
             places = [at(dimension, point[index][dimension.name]) for point in made]
             assert min(places) >= -0.01 and max(places) <= 1.01  # three significant digits
-            if not dimension.whole:  # at least two in each quarter, as Sobol has it, and no value twice
+            if not dimension.step:  # at least two in each quarter, as Sobol has it, and no value twice
                 assert min(np.histogram(places, 4, (-0.01, 1.01))[0]) >= 2 and len(set(places)) == FIRST
 
 
@@ -45,7 +45,7 @@ def test_the_second_round_lies_in_a_box_half_as_wide_around_the_best(method):
         for d in own:
             for point in made:
                 away = at(d, point[index][d.name]) - at(d, around[index][d.name])
-                assert abs(away) <= (0.6 if d.whole else 0.255)
+                assert abs(away) <= (0.6 if d.step else 0.255)
 
 
 def test_the_box_passes_the_edges_of_the_space_but_a_share_stays_a_share():

@@ -245,6 +245,7 @@ def _result(own: _Progress, metrics: dict[str, float], samples: list, seconds: f
         "seed": trial.seed,
         "profile": trial.profile.name,
         "split": trial.split,
+        "dials": asdict(trial.profile.dials),
         "steps": own.done,
         "draw": trial.draw,
         "tuned": is_tuned(method_named(trial.method), trial.stage_settings()),

@@ -26,7 +26,7 @@ from uftlab.training.methods import TUNED, Dimension, Method, Settings, method_n
 
 PROFILE = replace(PROFILES["class"], name="sweep", sizes=Sizes(200, 200, 0, 100), stage_ends=False)
 FIRST, SECOND = 12, 6  # points of the two rounds
-INSIDE = 1 / 32  # a share keeps this far from 0 and 1: one completion of a batch
+INSIDE = 1 / 16  # a share keeps this far from 0 and 1: a pair of completions of a batch
 
 
 def points(method: Method, draw: int, around: Settings | None = None) -> list[Settings]:
@@ -58,9 +58,11 @@ def _placed(dimension: Dimension, at: float, centre: float | None) -> float:
         low, high = scale(centre) - quarter, scale(centre) + quarter
     value = low + at * (high - low)
     value = math.exp(value) if dimension.log else value
+    if dimension.step:
+        value = max(1, round(value / dimension.step)) * dimension.step
     if dimension.share:
         value = min(max(value, INSIDE), 1 - INSIDE)
-    return float(max(1, round(value))) if dimension.whole else float(f"{value:.3g}")
+    return float(value) if dimension.step else float(f"{value:.3g}")
 
 
 def worth(metrics: dict[str, float], ceiling: float) -> float:

@@ -300,14 +300,14 @@ def method_named(name: str) -> Method:
 class Dimension:
     """A setting that the sweep varies from `low` to `high`: evenly on a log scale, or as it is.
 
-    A `whole` setting is rounded. A `share` stays between 0 and 1 wherever a box lies.
+    With a `step` it is rounded to a multiple of it. A `share` stays between 0 and 1 wherever a box lies.
     """
 
     name: str
     low: float
     high: float
     log: bool = True
-    whole: bool = False
+    step: float = 0.0
     share: bool = False
 
 
@@ -317,10 +317,10 @@ OTHERS = {
     dimension.name: dimension
     for dimension in (
         Dimension("preference_weight", 0.1, 10.0),
-        Dimension("demonstrations", 0.1, 0.6, log=False, share=True),
+        Dimension("demonstrations", 0.1, 0.6, log=False, step=1 / 16, share=True),  # whole pairs of 32 completions
         Dimension("preference_share", 0.2, 0.8, log=False, share=True),
         Dimension("l2", 1e-4, 1.0),
-        Dimension("parts", 1.5, 4.5, log=False, whole=True),
+        Dimension("parts", 1.5, 4.5, log=False, step=1.0),
     )
 }
 

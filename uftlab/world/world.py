@@ -110,17 +110,6 @@ def ratings_of(claim: str, garbled: bool, long: bool, obeys: bool | None, length
 
 
 @dataclass(frozen=True)
-class Dials:
-    """What kind of world it is."""
-
-    instructed: float = 0.5
-    on_target: bool = True
-    length_bonus: float = 1.0
-    slips: float = 0.2
-    rumours: float = 0.5
-
-
-@dataclass(frozen=True)
 class World:
     """Facts and splits drawn from `seed`; every method is a pure function of the world, its dials and its arguments."""
 
