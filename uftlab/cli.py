@@ -287,7 +287,7 @@ def sweep(
     workers: Annotated[int, typer.Option(help="Processes of one thread; 0: one per core, at most 8.")] = 0,
     force: Force = False,
 ) -> None:
-    """Tune every method with the same twelve trials and the written rule.
+    """Tune every method with the same eighteen trials in each of four draws and the written rule.
 
     Writes the trials into --out and the chosen settings into data/tuned.json, which every study reads and which ships
     with the settings of the stored results. Methods that are in there are refused without --force.
@@ -301,11 +301,34 @@ def sweep(
     if there and not force:
         remedy = "Name other --methods, or add --force to replace them"
         raise InputError(f"Methods to tune in {training.TUNED}", "not be there yet", ", ".join(there), remedy)
-    for phase in tuning.rounds(names):
-        trials = tuning.trials(phase)
-        _run_with_progress(trials, out, workers, None)
-        for line in tuning.choose(phase, out):
-            _say(line)
+    _run_with_progress([*tuning.base_trials(), *tuning.first_round(names)], out, workers, None)
+    _run_with_progress(tuning.second_round(names, out), out, workers, None)
+    for line in tuning.choose(names, out):
+        _say(line)
+
+
+@command(example="uftlab map E1 E3 --worlds 2 --out results/map", interrupted=RESUMES)
+def map(
+    experiments: Annotated[list[str], typer.Argument(help="E1 to E5, or all.")],
+    worlds: Annotated[int, typer.Option(help="In how many of the four tuning worlds.")] = 4,
+    out: Annotated[Path, typer.Option(help="Results folder; a cut map resumes there.")] = Path("results/map"),
+    workers: Annotated[int, typer.Option(help="Processes of one thread; 0: one per core, at most 8.")] = 0,
+) -> None:
+    """Run experiments of the map: order, instructed feedback, strength of KL, share of demonstrations, raters.
+
+    Writes the trials and map.csv, one row per trial, into --out. Nothing is tuned: all settings are laid out by hand.
+    """
+    from uftlab.models.policies import check_worlds
+    from uftlab.study import maps
+    from uftlab.study.trials import read_trial
+    from uftlab.study.workers import check_folder
+
+    trials = maps.trials(list(maps.EXPERIMENTS) if experiments == ["all"] else experiments, worlds)
+    check_worlds(sorted({t.seed for t in trials}))
+    check_folder(out)
+    _run_with_progress(trials, out, workers, None)
+    maps.table([read_trial(t.path(out)) for t in trials]).to_csv(out / "map.csv", index=False)
+    _say(f"wrote {out / 'map.csv'}: {len(trials)} trials")
 
 
 @command(example="uftlab pretrain --world 7")

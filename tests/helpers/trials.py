@@ -9,23 +9,20 @@ from transformers import LlamaForCausalLM
 from uftlab.evals.sizes import Sizes
 from uftlab.evals.skills import Evaluator
 from uftlab.models.policies import tiny_config
-from uftlab.study.trials import Profile, Trial
-from uftlab.training.methods import METHODS, PIPELINE_METHODS
+from uftlab.study.trials import Profile, Trial, frozen
+from uftlab.training.methods import METHODS, PIPELINE_METHODS, space
 
 TINY = Profile("tiny", 4, 1, 48, 24, Sizes(24, 20, 4, 10), 2)
 VALUES = {"learning_rate": 1e-3, "beta": 0.1, "preference_weight": 1.0, "demonstrations": 0.25}
-VALUES |= {"preference_share": 0.5, "parts": 2.0}
+VALUES |= {"preference_share": 0.5, "parts": 2.0, "l2": 0.01}
 
 
 def trial_of(method, **changes):
     """A trial of the tiny profile with made-up settings."""
     definition = {**METHODS, **PIPELINE_METHODS}[method]
-    settings = tuple(sorted((name, VALUES[name]) for name in definition.tuned))
-    first = ()
-    if len(definition.stages) == 2:
-        names = {"sft": ("learning_rate",), "una-score": ("beta", "learning_rate")}[definition.stages[0].objective]
-        first = tuple((name, VALUES[name]) for name in names)
-    return replace(Trial(method, 0, TINY, settings, first), **changes)
+    known = {"beta_nats": VALUES["beta"] * 20, **VALUES}
+    settings = [{d.name: known[d.name] for d in own} for own in space(definition)]
+    return replace(Trial(method, 0, TINY, frozen(settings)), **changes)
 
 
 def random_base(seed):

@@ -11,16 +11,15 @@ from typer.testing import CliRunner
 
 from uftlab.cli import app
 from uftlab.errors import InputError
-from uftlab.files import write_atomically
 from uftlab.objectives.registry import OBJECTIVES
 from uftlab.plots import figures
 from uftlab.reports.html import _untuned
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Tokens
-from uftlab.study import cohort, trials, tuning
+from uftlab.study import cohort, trials
 from uftlab.study.cohort import run_trial
 from uftlab.training import methods
-from uftlab.training.methods import BETA_NATS, METHODS, all_methods, default_settings, grid, is_tuned, method_named
+from uftlab.training.methods import METHODS, all_methods, default_settings, is_tuned, method_named, space
 from uftlab.training.recipes import sources
 from uftlab.training.stages import Job, run
 from uftlab.world.world import World, pairs
@@ -69,30 +68,14 @@ def test_a_loss_alone_trains_the_base_on_its_own_table_for_the_whole_budget(meth
 
 
 @every_loss
-def test_twelve_settings_for_the_sweep(method):
-    points = grid(method)
-    assert len({tuple(point.items()) for point in points}) == 12
-    axis = OBJECTIVES[method.name].axis
+def test_the_sweep_varies_the_strength_that_a_loss_has(method):
+    (dimensions,) = space(method)
+    axis, objective = OBJECTIVES[method.name].axis, OBJECTIVES[method.name]
+    assert dimensions[0].name == "learning_rate"
     if axis is not None:
-        assert {point[axis[0]] for point in points} == set(axis[1])
-    elif "beta" in OBJECTIVES[method.name].settings:
-        assert {point["beta_nats"] for point in points} == set(BETA_NATS)
-    assert [t.method for t in tuning.trials([method.name])] == ["base"] + [method.name] * 12
-    assert tuning.rounds([method.name]) == [[method.name]]
-
-
-@pytest.mark.parametrize(("name", "metric"), [("dft", "instruction/both"), ("simpo", "instruction/strict")])
-def test_the_sweep_chooses_settings_for_a_loss_by_the_written_rule(name, metric, tmp_path, monkeypatch):
-    """Twelve made-up trials, the eighth the best: demonstrations alone by instruction/both, the others by balance."""
-    monkeypatch.setattr(tuning, "TUNED", tmp_path / "tuned.json")
-    for number, trial in enumerate(tuning.trials([name])):
-        metrics = {"instruction/strict": 0.1, "instruction/both": 0.1, "truth/mc2": 0.5, "truth/cued": 0.5}
-        metrics[metric] = 0.9 if number == 8 else 0.1
-        content = {"method": trial.method, "settings": dict(trial.settings), "metrics": metrics}
-        write_atomically(trial.path(tmp_path), json.dumps(content))
-    tuning.choose([name], tmp_path)
-    chosen = json.loads(tuning.TUNED.read_text())["settings"][name]
-    assert chosen == {k: v for k, v in grid(method_named(name))[7].items() if k != "beta_nats"}
+        assert [(d.name, d.low, d.high) for d in dimensions[1:]] == [(axis[0], min(axis[1]), max(axis[1]))]
+    else:
+        assert [d.name for d in dimensions[1:]] == ["beta_nats"] * ("beta" in objective.settings)
 
 
 # ------------------------------------------------------------------------------------------ trials
@@ -100,11 +83,14 @@ def test_the_sweep_chooses_settings_for_a_loss_by_the_written_rule(name, metric,
 
 def test_an_untuned_loss_runs_with_its_defaults_and_a_tuned_one_with_what_was_chosen(tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "TUNED", tmp_path / "tuned.json")
-    methods.TUNED.write_text(json.dumps({"settings": {"cdpo": {"learning_rate": 0.5, "beta": 2.0}}}))
-    assert dict(trials.trial("dpo", 0, TINY).settings) == {"learning_rate": 1.5e-3, "beta": 0.1}
-    assert dict(trials.trial("cdpo", 0, TINY).settings) == {"learning_rate": 0.5, "beta": 2.0}
-    assert is_tuned("cdpo", {"beta": 2.0, "learning_rate": 0.5})
-    assert not is_tuned("cdpo", {"beta": 3.0, "learning_rate": 0.5}) and not is_tuned("dpo", {})
+    methods.TUNED.write_text(json.dumps({"settings": {"cdpo": [[{"learning_rate": 0.5, "beta": 2.0}]]}}))
+    assert trials.trial("dpo", 0, TINY).stage_settings() == [{"learning_rate": 1.5e-3, "beta": 0.1}]
+    assert trials.trial("cdpo", 0, TINY).stage_settings() == [{"learning_rate": 0.5, "beta": 2.0}]
+    assert is_tuned(method_named("cdpo"), [{"beta": 2.0, "learning_rate": 0.5}])
+    assert not is_tuned(method_named("cdpo"), [{"beta": 3.0, "learning_rate": 0.5}])
+    assert not is_tuned(method_named("dpo"), [{}])
+    with pytest.raises(InputError, match="A tuning draw of cdpo must be one of 0 to 0; got 1"):
+        trials.trial("cdpo", 1, TINY)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +115,7 @@ def everything(tmp_path_factory):
 def test_every_loss_runs_as_a_trial_within_the_budget_and_says_that_nobody_tuned_it(method, everything):
     result = everything[method.name]
     assert result["completions"] == 96 and result["steps"] == 3
-    assert result["tuned"] is is_tuned(method.name, default_settings(method))
+    assert result["tuned"] is is_tuned(method, [default_settings(method)])
     assert result["settings"] == pytest.approx(default_settings(method), rel=1e-4)
     assert result["metrics"]["digest"] != everything["base"]["metrics"]["digest"]
 

@@ -1,4 +1,4 @@
-"""One trial, one file: equal budgets, shared stages, resuming; and the rules by which settings are chosen."""
+"""One trial, one file: equal budgets, stage ends, resuming."""
 
 import json
 from dataclasses import replace
@@ -12,10 +12,11 @@ from uftlab.errors import InputError
 from uftlab.evals.sizes import metric_names
 from uftlab.evals.skills import Evaluator, measure
 from uftlab.files import write_atomically
-from uftlab.study import cohort, trials, tuning
+from uftlab.study import cohort, trials
 from uftlab.study.cohort import run_cohort, run_trial
-from uftlab.training.methods import METHODS, Method, Stage, all_tuned, chosen_settings
-from uftlab.world.world import World
+from uftlab.training import methods
+from uftlab.training.methods import METHODS, Method, Stage, is_tuned
+from uftlab.world.world import Dials, World
 
 
 class Few(Evaluator):
@@ -93,19 +94,28 @@ def test_extra_forwards_are_reported_and_kto_has_the_most(everything):
     assert extra["sft-then-kto"] > extra["sft-then-una"] + 64  # two steps of 32 mismatched completions
 
 
-def test_a_shared_first_stage_is_trained_once(everything):
-    _, _, trained = everything
-    assert trained.count(METHODS["sft"].stages[0]) == 1
-    assert len(trained) == 22  # twenty methods: base trains none; three have a first stage of their own
-
-
-def test_a_pipeline_starts_from_the_shared_stage_and_trains_the_same_without_it(everything, probed, tmp_path):
+def test_a_model_is_measured_in_full_after_each_stage_and_the_next_goes_on_from_there(everything):
     _, results, _ = everything
-    alone = run_trial(trial_of("sft-then-dpo"), tmp_path)
-    assert alone["metrics"] == results["sft-then-dpo"]["metrics"]
-    after_one = [point for point in alone["curves"] if point["stage"] == 1][-1]
-    assert after_one["digest"] == results["sft"]["metrics"]["digest"]
-    assert alone["curves"][0]["digest"] == results["base"]["metrics"]["digest"]
+    first, last = results["sft-then-dpo"]["stages"]
+    assert first["metrics"]["digest"] == results["sft"]["metrics"]["digest"]  # the same settings, half the budget
+    assert "metrics" not in last and results["sft-then-dpo"]["metrics"]["digest"] != first["metrics"]["digest"]
+    after_one = [point for point in results["sft-then-dpo"]["curves"] if point["stage"] == 1][-1]
+    assert after_one["digest"] == first["metrics"]["digest"]
+    assert results["sft-then-dpo"]["curves"][0]["digest"] == results["base"]["metrics"]["digest"]
+
+
+def test_stage_ends_are_not_measured_where_nobody_asks(probed, tmp_path):
+    result = run_trial(trial_of("sft-then-dpo", profile=replace(TINY, stage_ends=False), curves=False), tmp_path)
+    assert not any("metrics" in stage for stage in result["stages"])
+
+
+def test_weights_move_away_from_the_base_and_the_rows_of_a_stage_are_described(everything):
+    _, results, _ = everything
+    assert results["base"]["metrics"]["drift/weights"] == 0 < results["uft"]["metrics"]["drift/weights"]
+    pushed = {name: [stage["pushed_down"] for stage in result["stages"]] for name, result in results.items()}
+    assert pushed["sft-full"] == [0.0] and pushed["sft-then-dpo"] == [0.0, 0.5]
+    assert pushed["sft-plus-dpo"] == [0.25] and 0 < pushed["uft"][0] < 0.5
+    assert all(stage["base_logp"] < 0 for result in results.values() for stage in result["stages"])
 
 
 def test_the_same_trial_gives_the_same_bits_in_another_folder(everything, probed, tmp_path):
@@ -115,13 +125,11 @@ def test_the_same_trial_gives_the_same_bits_in_another_folder(everything, probed
     assert again["metrics"] == results["uft"]["metrics"] and again["curves"] == results["uft"]["curves"]
 
 
-def test_together_every_trial_comes_out_as_alone_and_shared_stages_are_trained_once(everything, probed, tmp_path):
+def test_together_every_trial_comes_out_as_alone(everything, probed, tmp_path):
     _, results, _ = everything
     names = ["sft-then-dpo", "sft-then-kto", "uft", "base", "sft"]
-    probed.clear()
     together = run_cohort([trial_of(name) for name in names], tmp_path)
     assert [result["method"] for result in together] == names
-    assert probed.count(METHODS["sft"].stages[0]) == 1 and len(probed) == 4
     for name, result in zip(names, together, strict=True):
         alone = results[name]
         assert {k: v for k, v in result.items() if k in ("steps", "completions", "extra_forwards", "settings")} == {
@@ -151,13 +159,14 @@ def test_a_trial_with_the_real_evaluator(monkeypatch, tmp_path):
     "change",
     [
         {"seed": 1},
-        {"settings": (("beta", 0.2), ("learning_rate", 1e-3))},
-        {"stage_one": (("learning_rate", 1.0),)},
+        {"settings": ((("beta", 0.2), ("learning_rate", 1e-3)),)},
+        {"draw": 1},
         {"profile": replace(TINY, steps=5)},
+        {"profile": replace(TINY, dials=Dials(length_bonus=0.0))},
         {"split": "validation"},
         {"curves": False},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=lambda change: str(change)[:40],
 )
 def test_the_digest_changes_with_whatever_changes_the_outcome(change):
     assert replace(trial_of("uft"), **change).digest() != trial_of("uft").digest()
@@ -184,21 +193,6 @@ def test_an_unknown_profile_names_those_there_are():
 # ------------------------------------------------------------------------------------------ what a trial is known by
 
 
-def test_another_base_has_a_first_stage_of_its_own(probed, tmp_path, monkeypatch):
-    """A base that was built again in between: the stage on disk is of the old one and is not gone on from."""
-    run_trial(trial_of("sft"), tmp_path)
-    monkeypatch.setattr(cohort, "load_base", lambda seed: random_base(seed + 7))
-    cohort.materials.cache_clear()
-    try:
-        probed.clear()
-        mixed = run_trial(trial_of("sft-then-dpo"), tmp_path)
-        assert [stage.objective for stage in probed] == ["sft", "dpo"]
-        assert mixed["metrics"] == run_trial(trial_of("sft-then-dpo"), tmp_path / "alone")["metrics"]
-    finally:
-        monkeypatch.undo()
-        cohort.materials.cache_clear()
-
-
 def test_a_stored_trial_without_a_new_metric_is_run_again(probed, tmp_path, monkeypatch):
     path = trial_of("base").path(tmp_path)
     first = run_trial(trial_of("base"), tmp_path)
@@ -207,23 +201,6 @@ def test_a_stored_trial_without_a_new_metric_is_run_again(probed, tmp_path, monk
     path.write_text(json.dumps(first))
     assert not trials.is_done(trial_of("base"), tmp_path)
     assert "digest" in run_trial(trial_of("base"), tmp_path)["metrics"]
-
-
-@pytest.mark.parametrize("study", ["class", "pipelines", "sweep", "sweep-pipelines"])
-def test_every_stored_trial_counts_as_done(study):
-    for path in sorted((files.DATA / "results" / study / "trials").glob("*.json")):
-        stored = trials.read_trial(path)
-        sizes = tuning.PROFILE.sizes if stored["profile"] == "sweep" else trials.PROFILES[stored["profile"]].sizes
-        assert set(stored["metrics"]) == metric_names(sizes)
-
-
-def test_the_names_of_stored_trials_are_as_they_were(monkeypatch):
-    monkeypatch.setattr(trials, "metric_names", metric_names)
-    folder = files.DATA / "results"
-    class_size = trials.PROFILES["class"]
-    for name in METHODS:
-        assert trials.is_done(trials.trial(name, 0, class_size), folder / "class")
-    assert all(trials.is_done(t, folder / "sweep") for t in tuning.trials([m for m in METHODS if METHODS[m].tuned]))
 
 
 def test_the_metrics_are_those_that_an_evaluator_gives(untrained, tokenizer):
@@ -247,21 +224,24 @@ def three(monkeypatch):
 def test_any_first_stage_has_settings_and_the_record_says_what_nobody_tuned(three, probed, tmp_path):
     made = trials.trial("three", 0, replace(TINY, steps=8))
     dpo, sft, last = made.stage_settings()
-    assert dpo == {"learning_rate": 1.5e-3, "beta": 0.1}  # nobody has tuned DPO alone
-    assert sft == chosen_settings()["sft"] and last == {"learning_rate": 1.5e-3, "beta": 0.1}
+    assert dpo == last == {"learning_rate": 1.5e-3, "beta": 0.1} and sft == {"learning_rate": 4e-3}
     result = run_trial(made, tmp_path)
     assert [stage["objective"] for stage in result["stages"]] == ["dpo", "sft", "una-score"]
     assert [stage["settings"] for stage in result["stages"]] == [dpo, sft, last]
+    assert ["metrics" in stage for stage in result["stages"]] == [True, True, False]
     assert (result["steps"], result["tuned"]) == (8, False)
-    assert replace(made, between=((("learning_rate", 1.0),),)).digest() != made.digest()
 
 
-def test_a_pipeline_is_tuned_only_if_each_stage_is(monkeypatch):
+def test_a_method_is_tuned_only_if_all_its_stages_are():
     method, settings = METHODS["sft-then-dpo"], trials.trial("sft-then-dpo", 0, TINY).stage_settings()
-    assert all_tuned(method, settings)
-    assert not all_tuned(method, [{"learning_rate": 1.0}, settings[1]])
+    assert is_tuned(method, settings)
+    assert not is_tuned(method, [{"learning_rate": 1.0}, settings[1]])
 
 
-def test_a_method_of_three_stages_is_tuned_after_those_of_one(three):
-    assert tuning.rounds(["three", "sft"]) == [["sft"], ["three"]]
-    assert len(tuning.trials(["three"])) == 13 and {len(t.between) for t in tuning.trials(["three"])[1:]} == {1}
+def test_the_seeds_of_a_study_take_turns_with_the_tuning_draws(monkeypatch):
+    table = {"uft": [[{"learning_rate": float(draw)}] for draw in range(4)]}
+    monkeypatch.setattr(methods, "chosen_settings", lambda: table)
+    rates = [trials.trial("uft", seed, TINY).stage_settings()[0]["learning_rate"] for seed in range(6)]
+    assert rates == [0, 1, 2, 3, 0, 1] and trials.trial("uft", 5, TINY).draw == 1
+    assert trials.trial("uft", 5, TINY, draw=3).stage_settings() == table["uft"][3]
+    assert trials.trial("base", 5, TINY, draw=3) == trials.trial("base", 5, TINY)

@@ -1,4 +1,4 @@
-"""Many trials in worker processes: resuming, shared stages, and folders that cannot be used."""
+"""Many trials in worker processes: resuming, and folders that cannot be used."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_an_interrupted_study_keeps_what_is_finished_and_runs_only_the_rest(in_p
     with pytest.raises(KeyboardInterrupt):
         list(run_trials(trials, tmp_path, workers=1))
     first, kept = list(ran), {p: p.read_bytes() for p in tmp_path.glob("trials/*.json")}
-    (tmp_path / "trials" / "tmpabc.part").write_text('{"schema": 1, "half')  # what a crash leaves behind
+    (tmp_path / "trials" / "tmpabc.part").write_text('{"schema": 2, "half')  # what a crash leaves behind
     assert len(kept) == len(first) == 2
     ran.clear()
     install()
@@ -87,31 +87,14 @@ def test_an_interrupted_study_keeps_what_is_finished_and_runs_only_the_rest(in_p
     assert all(path.read_bytes() == content for path, content in kept.items())
 
 
-def test_pipelines_wait_for_the_trial_that_trains_their_first_stage(in_process, tmp_path):
-    install, ran = in_process
-    install()
-    names = ["sft-then-dpo", "sft-then-kto", "uft", "sft"]
-    list(run_trials([trial_of(name) for name in names], tmp_path, workers=2))
-    assert sorted(ran) == sorted(names)
-    assert ran.index("sft") < min(ran.index("sft-then-dpo"), ran.index("sft-then-kto"))
-
-
-def test_without_sft_one_pipeline_goes_first_and_all_are_run(in_process, tmp_path):
-    install, ran = in_process
-    install()
-    names = ["sft-then-dpo", "sft-then-kto", "sft-then-una"]
-    list(run_trials([trial_of(name) for name in names], tmp_path, workers=2))
-    assert sorted(ran) == sorted(names)
-
-
-def test_on_a_cpu_a_cohort_is_one_method_and_sft_goes_first():
+def test_on_a_cpu_a_cohort_is_one_method():
     trials = [trial_of(name, seed=seed) for name in ("uft", "sft") for seed in range(7)]
     made = cohorts(trials, "cpu")
     assert [(group[0].method, [t.seed for t in group]) for group in made] == [
-        ("sft", [0, 1, 2, 3, 4]),
-        ("sft", [5, 6]),
         ("uft", [0, 1, 2, 3, 4]),
         ("uft", [5, 6]),
+        ("sft", [0, 1, 2, 3, 4]),
+        ("sft", [5, 6]),
     ]
     assert all(len({t.method for t in group}) == 1 for group in made)
 
@@ -120,16 +103,7 @@ def test_on_a_gpu_all_methods_of_a_world_are_one_cohort():
     trials = [trial_of(name, seed=seed) for name in ("uft", "sft", "base") for seed in range(7)]
     made = cohorts(trials, "cuda")
     assert sorted(repr(t) for group in made for t in group) == sorted(map(repr, trials)) and len(made) == 7
-    assert all({t.seed for t in group} == {seed} and group[0].method == "sft" for seed, group in enumerate(made))
-
-
-def test_a_cohort_waits_for_every_model_that_it_starts_from(in_process, tmp_path):
-    install, ran = in_process
-    install()
-    names = ["sft-then-dpo"] * 7 + ["sft"] * 6
-    trials = [trial_of(name, seed=i % 7) for i, name in enumerate(names)]  # seed 6 has no trial of sft
-    list(run_trials(trials, tmp_path, workers=2))
-    assert ran.index("sft-then-dpo") >= 5 and len(ran) == 13
+    assert all({t.seed for t in group} == {seed} for seed, group in enumerate(made))
 
 
 def test_every_result_is_announced_once_also_those_of_finished_trials(in_process, tmp_path):
@@ -161,8 +135,8 @@ def test_a_missing_base_is_refused_by_name_and_keeps_finished_trials(in_process,
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"schema": 0}', r"must hold trials of schema 1; got 0\. .*nothing was changed"),
-        ('{"schema": 1, "metr', "must be a whole trial file"),
+        ('{"schema": 0}', r"must hold trials of schema 2; got 0\. .*nothing was changed"),
+        ('{"schema": 2, "metr', "must be a whole trial file"),
         ("[1, 2]", "must be a whole trial file"),
         (b"\xff\xfe\x00", "must be a whole trial file"),
     ],
@@ -254,7 +228,7 @@ def test_a_loss_that_no_process_can_import_is_refused_before_anything_is_trained
         module.loss.__module__ = "__main__"
         monkeypatch.setattr(sys.modules["__main__"], "loss", module.loss, raising=False)
         monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
-    trial = study.Trial("made-up", 0, trial_of("base").profile, (("learning_rate", 1e-3),))
+    trial = study.Trial("made-up", 0, trial_of("base").profile, ((("learning_rate", 1e-3),),))
     with pytest.raises(InputError, match=r"The loss made-up must be a function that worker processes can import"):
         list(run_trials([trial], tmp_path / "out"))
     assert not list((tmp_path / "out").rglob("*.json"))

@@ -1,20 +1,16 @@
-"""Equal care: the grids, the rule that chooses, the budget of every step."""
+"""What the sweep varies, where settings come from, the budget of every step."""
 
 import json
 from dataclasses import replace
 
 import pytest
-from trials import TINY
 
 from uftlab.errors import InputError
-from uftlab.files import write_atomically
 from uftlab.objectives.registry import OBJECTIVES
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Completion, Tokens
-from uftlab.study import trials, tuning
-from uftlab.study.trials import PROFILES, Trial
 from uftlab.training import methods
-from uftlab.training.methods import BETA_NATS, EXTRA, LEARNING_RATES, METHODS, earlier_settings, grid, method_named
+from uftlab.training.methods import METHODS, PIPELINE_METHODS, method_named, settings_of, space, tuned_settings
 from uftlab.training.recipes import resolve_settings, sources
 from uftlab.world.world import World, pairs
 
@@ -22,66 +18,32 @@ TUNED_METHODS = [m for m in METHODS.values() if m.tuned]
 
 
 @pytest.mark.parametrize("method", TUNED_METHODS, ids=lambda m: m.name)
-def test_every_tuned_method_gets_twelve_different_settings(method):
-    points = grid(method)
-    assert len({tuple(p.items()) for p in points}) == 12
-    if "beta" in method.tuned:
-        assert {(p["learning_rate"], p["beta_nats"]) for p in points} == {
-            (rate, nats) for rate in LEARNING_RATES for nats in BETA_NATS
-        }
-    for name in method.tuned[2:]:
-        assert sorted(p[name] for p in points) == sorted(EXTRA[name] * 4)
+def test_every_stage_of_a_method_is_varied_with_its_learning_rate_and_strength(method):
+    named = [[d.name for d in own] for own in space(method)]
+    assert len(named) == len(method.stages)
+    for stage, own in zip(method.stages, named, strict=True):
+        assert own[0] == "learning_rate" and len(own) == len(set(own))
+        assert ("beta_nats" in own) == ("beta" in OBJECTIVES[stage.objective].settings)
+    assert set(method.tuned) - {"beta"} <= set(named[-1])
 
 
-def test_beta_is_laid_out_from_a_tenth_to_ten_on_the_scale_of_the_reference():
-    assert (min(BETA_NATS), max(BETA_NATS)) == (0.1, 10.0)
+def test_the_ranges_are_those_of_the_plan():
+    (sft,), (rate, beta, share) = space(METHODS["replay"])
+    assert (sft.low, sft.high) == (rate.low, rate.high) == (4e-4, 1.2e-2)
+    assert (beta.name, beta.low, beta.high) == ("beta_nats", 1e-3, 10.0)
+    assert (share.name, share.low, share.high, share.log) == ("demonstrations", 0.1, 0.6, False)
+    assert space(METHODS["base"]) == []
 
 
-def test_the_sweep_leaves_test_creatures_and_reported_worlds_alone():
-    made = tuning.trials(["uft"])
-    assert [t.method for t in made] == ["base"] + ["uft"] * 12
-    assert {t.split for t in made} == {"validation"}
-    assert {t.seed for t in made} == {trials.TUNING_WORLD}
-    assert trials.TUNING_WORLD not in range(max(p.seeds for p in PROFILES.values()))
-
-
-def test_methods_of_one_stage_are_tuned_before_the_pipelines_that_need_them():
-    one, two = tuning.rounds(list(METHODS))
-    assert {"sft", "uft-demonstrations", "uft"} <= set(one) and "base" not in one
-    assert set(two) == {m.name for m in METHODS.values() if len(m.stages) == 2}
-
-
-def test_choose_takes_the_largest_balance_and_keeps_what_other_methods_chose(tmp_path, monkeypatch):
-    """With the ceiling 0.5 truth 0.38 counts 0.76: the third wins with min(0.8, 0.76); unscaled it would lose."""
-    monkeypatch.setattr(tuning, "TUNED", tmp_path / "tuned.json")
-    tuning.TUNED.write_text(json.dumps({"rule": "an older one", "settings": {"other": {"beta": 9.0}}}))
-    skills = [(0.6, 0.6), (1.0, 0.2), (0.8, 0.38)] + [(0.1, 0.5)] * 9
-    base, *own = tuning.trials(["uft"])
-    rows = [(base, {}, (0.0, 0.2))] + [(t, dict(t.settings), s) for t, s in zip(own, skills, strict=True)]
-    for trial, settings, (strict, mc2) in rows:
-        metrics = {"instruction/strict": strict, "truth/mc2": mc2, "truth/cued": 0.5 if trial is base else 0.0}
-        content = {"method": trial.method, "settings": {**settings, "beta": 0.03}, "metrics": metrics}
-        write_atomically(trial.path(tmp_path), json.dumps(content))
-    assert len(tuning.choose(["uft"], tmp_path)) == 1
-    table = json.loads(tuning.TUNED.read_text())
-    chosen = dict(own[2].settings)
-    assert table["settings"]["uft"] == {"learning_rate": chosen["learning_rate"], "beta": 0.03}
-    assert table["settings"]["other"] == {"beta": 9.0} and table["rule"].startswith("Equal care")
-
-
-def test_stage_one_takes_the_settings_tuned_for_its_own_objective(tmp_path, monkeypatch):
+def test_settings_of_a_method_are_those_of_all_its_stages_in_one_draw(tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "TUNED", tmp_path / "tuned.json")
-    table = {
-        "sft": {"learning_rate": 1.0},
-        "uft-demonstrations": {"learning_rate": 2.0, "beta": 3.0},
-        "uft": {"a": 4.0},
-    }
-    methods.TUNED.write_text(json.dumps({"settings": table}))
-    assert earlier_settings(METHODS["sft-then-kto"]) == [{"learning_rate": 1.0}]
-    assert earlier_settings(METHODS["uft-then-una"]) == [{"beta": 3.0, "learning_rate": 2.0}]
-    assert trials.trial("uft", 0, TINY) == Trial("uft", 0, TINY, (("a", 4.0),), ())
+    draws = [[{"learning_rate": 1.0 + k}, {"learning_rate": 2.0 + k, "beta": 3.0}] for k in range(2)]
+    methods.TUNED.write_text(json.dumps({"settings": {"sft-then-kto": draws}}))
+    assert settings_of(METHODS["sft-then-kto"]) == draws[0] == tuned_settings("sft-then-kto")
+    assert settings_of(METHODS["sft-then-kto"], 1) == draws[1] and settings_of(METHODS["base"]) == []
     with pytest.raises(InputError, match=r"Settings of replay must be in tuned.json; .*uftlab sweep"):
-        trials.trial("replay", 0, TINY)
+        settings_of(METHODS["replay"])
+    assert [own["learning_rate"] for own in settings_of(PIPELINE_METHODS["sdpo"])] == [4e-3, 1.5e-3]  # untuned
 
 
 # ------------------------------------------------------------------------------------------ methods
@@ -97,7 +59,7 @@ def tables():
 def stages():
     found = {stage for method in METHODS.values() for stage in method.stages}
     replayed = METHODS["replay"].stages[1]
-    return sorted(found | {replace(replayed, demonstrations=share) for share in EXTRA["demonstrations"]}, key=repr)
+    return sorted(found | {replace(replayed, demonstrations=share) for share in (0.125, 0.25, 0.5)}, key=repr)
 
 
 @pytest.mark.parametrize("stage", stages(), ids=lambda s: f"{s.objective}-{s.demonstrations}-{s.budget}")

@@ -18,9 +18,10 @@ from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Tokens
 from uftlab.study import cohort, trials
 from uftlab.study.cohort import run_trial
+from uftlab.study.tuning import points
 from uftlab.training import methods
 from uftlab.training.checkpoint import train_checkpoint
-from uftlab.training.methods import METHODS, PIPELINE_METHODS, Method, Stage, default_settings, grid
+from uftlab.training.methods import METHODS, PIPELINE_METHODS, Method, Stage, default_settings
 from uftlab.training.recipes import FedTrainer, Task, offline
 from uftlab.training.stages import RECIPES, Job, check_recipes, run
 from uftlab.world.world import World, pairs
@@ -71,8 +72,6 @@ def test_a_recipe_is_a_method_like_any_other(method):
     assert method.group in ("pipeline", "online") and method.name not in METHODS
     assert {stage.recipe for stage in method.stages} <= set(RECIPES)
     assert sum(stage.budget for stage in method.stages) == 1
-    points = [tuple(point.items()) for point in grid(method)]
-    assert len(points) == len(set(points)) == 12
     settings = default_settings(method)
     allowed = {"learning_rate", *objective_named(method.stages[-1].objective).settings}
     assert set(settings) == allowed | {name for name, _ in method.stages[-1].options}
@@ -312,8 +311,8 @@ def test_own_scored_rows_cannot_train_a_reward_model_and_nothing_is_written(file
 
 
 @pytest.mark.parametrize("method", PIPELINE_METHODS.values(), ids=lambda m: m.name)
-def test_a_point_of_the_sweeps_grid_trains_and_leaves_a_beta(method, untrained, tables, tmp_path):
-    stage, point = method.stages[-1], grid(method)[0]
+def test_a_point_of_the_sweep_trains_and_leaves_a_beta(method, untrained, tables, tmp_path):
+    stage, point = method.stages[-1], points(method, 0)[0][-1]
     _, record = trained(untrained, stage, tables, tmp_path, point, logging_steps=1)
     assert record.settings["beta"] > 0 and "beta_nats" not in record.settings
     assert all(record.settings[name] == value for name, value in point.items() if name != "beta_nats")

@@ -22,7 +22,8 @@ from uftlab.training.methods import (
     all_methods,
     chosen_settings,
     data_kinds,
-    default_settings,
+    space,
+    stage_defaults,
 )
 from uftlab.training.stages import RECIPES
 
@@ -118,13 +119,16 @@ def _stage(index: int, method: Method, stage: Stage) -> str:
 
 
 def _settings(method: Method) -> str:
-    chosen = chosen_settings().get(method.name, {})
-    rows = [
-        [f"`{name}`", f"{value:g}", f"{chosen[name]:g}" if name in chosen else "-"]
-        for name, value in default_settings(method).items()
-    ]
-    table = markdown(["setting", "untuned", "chosen by the sweep"], rows)
-    return f"{table}\n\nThe sweep varies {', '.join(f'`{name}`' for name in method.tuned)}."
+    several, rows = len(method.stages) > 1, []
+    draws = chosen_settings().get(method.name, [])
+    for index, stage in enumerate(method.stages):
+        for name, value in stage_defaults(stage).items():
+            chosen = ", ".join(f"{draw[index][name]:g}" for draw in draws if name in draw[index]) or "-"
+            rows.append([*([str(index + 1)] if several else []), f"`{name}`", f"{value:g}", chosen])
+    table = markdown([*(["stage"] if several else []), "setting", "untuned", "chosen by the sweep in each draw"], rows)
+    varied = [", ".join(f"`{dimension.name}`" for dimension in own) for own in space(method)]
+    named = [f"{own} of stage {index + 1}" for index, own in enumerate(varied)] if several else varied
+    return f"{table}\n\nThe sweep varies {' and '.join(named)}, all together."
 
 
 def _cost(objective: Objective) -> list[str]:

@@ -1,11 +1,7 @@
-"""Runs several trials together: one run of all their stages of a number, and one measurement of all that came of it.
-
-A stage that several trials have in common is trained once: all pipelines of a seed begin with the same SFT.
-"""
+"""Runs several trials together: one run of all their stages of a number, and one measurement of all that came of it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import time
@@ -18,23 +14,23 @@ from typing import Any
 import torch
 import transformers
 from datasets import Dataset
-from safetensors.torch import load_file
 
 from uftlab.engine.readers import StackReader, answers_of
-from uftlab.engine.stack import flatten, unflatten
+from uftlab.engine.stack import flatten
 from uftlab.evals.sizes import LIGHT
 from uftlab.evals.skills import Evaluator, measure
-from uftlab.files import save_atomically, write_atomically
+from uftlab.files import write_atomically
 from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import frozen_copy, load_base, tiny_tokenizer
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import RememberingTokens
 from uftlab.study.trials import SCHEMA, Profile, Trial, is_done, read_trial
-from uftlab.training.methods import Stage, all_tuned, method_named, plan
+from uftlab.training.methods import SAMPLING, Stage, data_kinds, is_tuned, method_named, plan
 from uftlab.training.reward_functions import world_reward
-from uftlab.training.stages import Job, Trained, digest_of, layout, run, usual_device
+from uftlab.training.stages import Job, Trained, layout, run, usual_device
 from uftlab.world.world import CONTESTED, World, pairs
 
+FAMILIAR = 400  # rows of a table that are read to see how on-policy it is
 MEASURED = {"cpu": 5, "cuda": 64}  # snapshots that are measured together; more leave the cache of a core
 
 
@@ -62,7 +58,7 @@ class Materials:
     """What all trials of a seed, profile and split share: tables, base, evaluators, reference log-probabilities."""
 
     def __init__(self, seed: int, profile: Profile, split: str) -> None:
-        world = World(seed)
+        world = World(seed, profile.dials)
         self.tables = training_tables(world, profile)
         base: Any = frozen_copy(load_base(seed))
         base.to(usual_device())
@@ -71,6 +67,36 @@ class Materials:
         self.light = Evaluator(world, base, tokens().tokenizer, split, small)
         self.base = flatten(base.state_dict(), layout()).to(usual_device())
         self.references = ReferenceCache()
+
+    @cached_property
+    def familiar(self) -> dict[str, float]:
+        """Of each table's completions, log-probability under the base: nats per token. More is more on-policy."""
+        found = {}
+        for name, table in self.tables.items():
+            rows = [c for e in tokens().examples(table.select(range(min(len(table), FAMILIAR)))) for c in e]
+            logps = reader(self.base[None]).logps([rows])[0]
+            found[name] = logps.sum().item() / sum(len(c.completion_ids) for c in rows)
+        return found
+
+    @cached_property
+    def rated_low(self) -> float:
+        """Share of the feedback's completions with a score below 1/2."""
+        table = self.tables["feedback"]
+        scores = [*table["chosen_score"], *table["rejected_score"]]
+        return sum(score < 0.5 for score in scores) / len(scores)
+
+    def describe(self, stage: Stage) -> dict[str, float]:
+        """Of the rows of a stage, in expectation: how on-policy they are, and the share that its loss pushes down.
+
+        A pair or a label pushes half of its completions down, a score those below 1/2. What a recipe samples itself is
+        not known beforehand: there is no such number then.
+        """
+        if stage.recipe in SAMPLING:
+            return {}
+        shown, kinds = stage.demonstrations, data_kinds(stage)
+        down = {"preference": 0.5, "label": 0.5, "scored": self.rated_low}.get(kinds[-1], 0.0) if shown < 1 else 0.0
+        of_base = shown * self.familiar["demonstrations"] + (1 - shown) * self.familiar["feedback"]
+        return {"base_logp": of_base, "pushed_down": (1 - shown) * down}
 
     @cached_property
     def start(self) -> dict[str, float]:
@@ -100,16 +126,6 @@ class _Progress:
         return sum(stage["steps"] for stage in self.stages)
 
 
-@dataclass(frozen=True)
-class _SharedJob:
-    """A stage to be trained, once for all trials that have it in common."""
-
-    trials: list[_Progress]  # all alike so far
-    index: int
-    job: Job
-    saved: Path | None
-
-
 def run_trial(trial: Trial, folder: Path) -> dict[str, Any]:
     """Train and measure one trial, write its JSON and return it. A finished trial is read, not run again."""
     return run_cohort([trial], folder)[0]
@@ -133,97 +149,70 @@ def _run(trials: Sequence[Trial], folder: Path) -> None:
         curves = [{"stage": 0, "step": 0, **shared_by_seed.start}] if trial.curves else []
         begun.append(_Progress(trial, shared_by_seed, shared_by_seed.base, curves=curves))
     for index in range(max(len(method_named(trial.method).stages) for trial in trials)):
-        missing = []
-        for shared in _shared_jobs(begun, index, folder):
-            if shared.saved is not None and shared.saved.with_suffix(".json").is_file():
-                _finish(shared, flatten(load_file(str(shared.saved)), layout()), _record_of(shared.saved))
-            else:
-                missing.append(shared)
-        trained = run([shared.job for shared in missing], tokens())
-        for shared, found, curve in zip(missing, trained, _curves(missing, trained), strict=True):
-            record = {**asdict(found.record), "demonstrations": shared.job.stage.demonstrations, "curve": curve}
-            if shared.saved is not None:
-                _save_stage(found.weights, shared.saved, record)
-            _finish(shared, found.weights, record)
-    stack = reader(torch.stack([own.weights for own in begun]))
-    metrics = measure([own.materials.full for own in begun], stack)
-    samples = _samples(begun, stack)
+        active = [own for own in begun if index < len(method_named(own.trial.method).stages)]
+        jobs = [_job(own, index) for own in active]
+        trained = run(jobs, tokens())
+        for own, job, found, curve in zip(active, jobs, trained, _curves(active, jobs, trained), strict=True):
+            own.curves += [{**p, "stage": index + 1, "step": own.done + p["step"]} for p in curve]
+            own.weights = found.weights.to(usual_device())
+            # what was asked for beside what came of it: beta_nats beside beta
+            settings = {**own.trial.stage_settings()[index], **found.record.settings}
+            about = {"demonstrations": job.stage.demonstrations, **own.materials.describe(job.stage)}
+            own.stages.append({**asdict(found.record), "settings": settings, **about})
+        going_on = [own for own in active if index + 1 < len(method_named(own.trial.method).stages)]
+        for own, metrics in _measured([own for own in going_on if own.trial.profile.stage_ends]):
+            own.stages[-1]["metrics"] = metrics
+    ended = _measured(begun)
+    samples = _samples(begun, reader(torch.stack([own.weights for own in begun])))
     seconds = (time.perf_counter() - started) / len(begun)
-    for own, measured, said in zip(begun, metrics, samples, strict=True):
-        result = _result(own, measured, said, seconds)
+    for (own, metrics), said in zip(ended, samples, strict=True):
+        result = _result(own, metrics, said, seconds)
         write_atomically(own.trial.path(folder), json.dumps(_rounded(result), separators=(",", ":")))
 
 
-def _shared_jobs(begun: Sequence[_Progress], index: int, folder: Path) -> list[_SharedJob]:
-    """The stages number `index`: what several trials have in common is one job."""
-    jobs: dict[Any, _SharedJob] = {}
-    for own in begun:
-        trial = own.trial
-        stages = plan(method_named(trial.method), trial.profile.steps, trial.stage_settings())
-        if index >= len(stages):
-            continue
-        stage, steps, settings = stages[index]
-        # an SFT stage of half the budget is stage one of several methods; the sft method is that stage alone
-        shared = stage.budget == 0.5 and stage.demonstrations == 1.0
-        saved = _stage_path(folder, own, stage, steps, settings) if shared else None
-        if (saved or id(own)) not in jobs:
-            job = Job(
-                own.weights, stage, own.materials.tables, settings, steps, trial.seed * 10 + index,
-                world_reward(trial.seed), own.materials.references, _points(trial, stage, steps),
-            )  # fmt: skip
-            jobs[saved or id(own)] = _SharedJob([], index, job, saved)
-        jobs[saved or id(own)].trials.append(own)
-    return list(jobs.values())
+def _job(own: _Progress, index: int) -> Job:
+    """The stage number `index` of a trial."""
+    trial = own.trial
+    stages = plan(method_named(trial.method), trial.profile.steps, trial.stage_settings())
+    stage, steps, settings = stages[index]
+    return Job(
+        own.weights, stage, own.materials.tables, settings, steps, trial.seed * 10 + index,
+        world_reward(trial.seed), own.materials.references, _points(trial, stage, steps),
+    )  # fmt: skip
 
 
 def _points(trial: Trial, stage: Stage, steps: int) -> frozenset[int]:
-    """The steps of a stage after which the curve has a point."""
+    """The steps of a stage after which the curve has a point. The last step is one of them."""
     count = max(1, round(trial.profile.curve_points * stage.budget))
     return frozenset(round(steps * (k + 1) / count) for k in range(count)) if trial.curves else frozenset()
 
 
-def _stage_path(folder: Path, own: _Progress, stage: Stage, steps: int, settings: dict[str, float]) -> Path:
-    """Where a stage is stored that several trials have in common. The name knows the weights that it starts from."""
-    trial, start = own.trial, digest_of(own.weights)
-    known = (SCHEMA, trial.seed, trial.profile, stage, steps, tuple(sorted(settings.items())), trial.curves)
-    key = repr((*known, trial.split, start))
-    return folder / "stages" / f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.safetensors"
-
-
-def _curves(jobs: Sequence[_SharedJob], trained: Sequence[Trained]) -> list[list[dict[str, Any]]]:
+def _curves(active: Sequence[_Progress], jobs: Sequence[Job], trained: Sequence[Trained]) -> list[list[dict[str, Any]]]:
     """The light metrics of all snapshots, many at a time: a GPU is faster the more there are."""
-    asked = [(n, step) for n, own in enumerate(jobs) for step in sorted(own.job.snapshots_at)]
+    asked = [(n, step) for n, job in enumerate(jobs) for step in sorted(job.snapshots_at)]
     asked = [(n, step) for n, step in asked if step in trained[n].snapshots]
     curves: list[list[dict[str, Any]]] = [[] for _ in jobs]
     size = MEASURED[usual_device()]
     for start in range(0, len(asked), size):
         here = asked[start : start + size]
         stack = reader(torch.stack([trained[n].snapshots[step].to(usual_device()) for n, step in here]))
-        metrics = measure([jobs[n].trials[0].materials.light for n, _ in here], stack)
+        metrics = measure([active[n].materials.light for n, _ in here], stack)
         for (n, step), found in zip(here, metrics, strict=True):
             curves[n].append({"step": step, **found})
     return curves
 
 
-def _finish(shared: _SharedJob, weights: torch.Tensor, record: dict[str, Any]) -> None:
-    kept = {name: value for name, value in record.items() if name != "curve"}
-    for own in shared.trials:
-        before = own.done
-        own.curves += [{**p, "stage": shared.index + 1, "step": before + p["step"]} for p in record["curve"]]
-        own.weights = weights.to(usual_device())
-        own.stages.append(dict(kept))
+def _measured(all_of: Sequence[_Progress]) -> list[tuple[_Progress, dict[str, float]]]:
+    """Trials as they are now with their full metrics, and how far their weights are from the base."""
+    if not all_of:
+        return []
+    stack = torch.stack([own.weights for own in all_of])
+    found = measure([own.materials.full for own in all_of], reader(stack))
+    away = [(own.weights - own.materials.base).norm().item() for own in all_of]
+    return [(own, {**m, "drift/weights": d}) for own, m, d in zip(all_of, found, away, strict=True)]
 
 
 # ---------------------------------------------------------------------------------------------- storing
-
-
-def _record_of(saved: Path) -> dict[str, Any]:
-    return json.loads(saved.with_suffix(".json").read_text())
-
-
-def _save_stage(weights: torch.Tensor, path: Path, record: dict[str, Any]) -> None:
-    save_atomically(path, unflatten(weights.cpu(), layout()))
-    write_atomically(path.with_suffix(".json"), json.dumps(record))  # written last: it says the weights are whole
 
 
 def _samples(begun: Sequence[_Progress], stack: StackReader, each: int = 8) -> list[list[dict[str, str]]]:
@@ -256,9 +245,11 @@ def _result(own: _Progress, metrics: dict[str, float], samples: list, seconds: f
         "seed": trial.seed,
         "profile": trial.profile.name,
         "split": trial.split,
+        "dials": asdict(trial.profile.dials),
         "steps": own.done,
-        "tuned": all_tuned(method_named(trial.method), trial.stage_settings()),
-        "settings": {**dict(trial.settings), **(stages[-1]["settings"] if stages else {})},
+        "draw": trial.draw,
+        "tuned": is_tuned(method_named(trial.method), trial.stage_settings()),
+        "settings": stages[-1]["settings"] if stages else {},
         **{name: sum(stage.get(name, 0) for stage in stages) for name in totals},
         "stages": stages if trial.curves else [{k: v for k, v in s.items() if k != "history"} for s in stages],
         "metrics": metrics,

@@ -1,31 +1,41 @@
 """A study = methods x seeds x settings. One trial is one JSON file, written atomically; a cut study resumes.
 
     uftlab run --profile class          every method, tuned settings, several seeds -> report
-    uftlab sweep                        twelve settings for every method, one world  -> data/tuned.json
+    uftlab sweep                        four tuning draws of every method           -> data/tuned.json
+    uftlab map E1 E2                    the map: settings laid out by hand
 
 A seed draws the world (facts, myths, splits), its base model (initial weights, order of text) and the order
-of the training data. Stage one is the same for all pipelines of a seed, so it is trained once.
+of the training data.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from uftlab.errors import InputError
 from uftlab.evals.sizes import Sizes, metric_names
-from uftlab.training.methods import earlier_settings, method_named, settings_of
+from uftlab.training.methods import method_named, settings_of
+from uftlab.world.world import Dials
 
-SCHEMA = 1  # of a trial file; a folder with another one is refused
-TUNING_WORLD = 1000  # no reported seed: tuning never sees a world that results come from
+SCHEMA = 2  # of a trial file; a folder with another one is refused
+TUNING_WORLD = 1000  # of the first tuning draw; no reported seed: tuning never sees a world that results come from
+DRAWS = 4  # tunings of every method, each in a world of its own
+Stages = tuple[tuple[tuple[str, float], ...], ...]  # settings of each stage, hashable
 
 
 @dataclass(frozen=True)
 class Profile:
-    """How large a study is. `steps` is the full budget of a method in optimiser steps of 32 completions."""
+    """How large a study is, and in which kind of world.
+
+    Args:
+        steps: the full budget of a method in optimiser steps of 32 completions.
+        stage_ends: whether a model is measured in full after each stage, and not only after the last.
+    """
 
     name: str
     steps: int
@@ -34,12 +44,14 @@ class Profile:
     prompts: int = 2400  # of feedback, two completions each
     sizes: Sizes = Sizes()  # noqa: RUF009  (frozen)
     curve_points: int = 6
+    dials: Dials = Dials()  # noqa: RUF009  (frozen)
+    stage_ends: bool = True
 
 
 PROFILES = {
     "smoke": Profile("smoke", 8, 2, 240, 120, Sizes(48, 60, 8, 40), 2),
-    "class": Profile("class", 320, 5, curve_points=4),
-    "research": Profile("research", 320, 16, curve_points=8),
+    "class": Profile("class", 240, 5, curve_points=4),
+    "research": Profile("research", 240, 16, curve_points=4),
 }
 
 
@@ -52,31 +64,36 @@ def profile_named(name: str) -> Profile:
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: what to train, in which world, with which settings, measured on which creatures."""
+    """One run: what to train, in which world, with which settings, measured on which creatures.
+
+    Args:
+        draw: the tuning draw that the settings come from.
+    """
 
     method: str
     seed: int
     profile: Profile
-    settings: tuple[tuple[str, float], ...]  # of the last stage
-    stage_one: tuple[tuple[str, float], ...] = ()  # of the first of several stages
+    settings: Stages  # of every stage
     split: str = "test"
     curves: bool = True
-    between: tuple[tuple[tuple[str, float], ...], ...] = field(default=(), repr=False)  # of stages in the middle
+    draw: int = 0
 
     def digest(self) -> str:
         """Changes with anything that changes the outcome: the file name of the trial ends in it."""
-        known = (SCHEMA, self, self.between) if self.between else (SCHEMA, self)
-        return hashlib.blake2b(repr(known).encode(), digest_size=5).hexdigest()
+        return hashlib.blake2b(repr((SCHEMA, self)).encode(), digest_size=5).hexdigest()
 
     def stage_settings(self) -> list[dict[str, float]]:
         """The settings of each stage."""
-        count = len(method_named(self.method).stages)
-        every = [*(self.stage_one, *self.between)[: max(0, count - 1)], self.settings]
-        return [dict(own) for own in every[:count]]
+        return [dict(own) for own in self.settings]
 
     def path(self, folder: Path) -> Path:
         """Where this trial is stored below a results folder."""
         return folder / "trials" / f"{self.method}-seed{self.seed}-{self.digest()}.json"
+
+
+def frozen(settings: Sequence[Mapping[str, float]]) -> Stages:
+    """The settings of each stage as a trial holds them: in the order of their names, so that equal ones are equal."""
+    return tuple(tuple(sorted(own.items())) for own in settings)
 
 
 def read_trial(path: Path) -> dict[str, Any]:
@@ -106,14 +123,19 @@ def is_done(trial: Trial, folder: Path) -> bool:
     return path.is_file() and metric_names(trial.profile.sizes) <= set(read_trial(path).get("metrics", ()))
 
 
-def trial(method: str, seed: int, profile: Profile) -> Trial:
-    """A trial on the test creatures with tuned settings; what is not of the first study may run with its defaults."""
-    settings = settings_of(method_named(method))
-    own = tuple(sorted(settings[-1].items())) if settings else ()
-    return with_earlier(Trial(method, seed, profile, own))
+def draw_of(method: str, seed: int) -> int:
+    """The tuning draw that a seed of a study takes: seeds take turns, so that the variance of tuning is in the study.
+
+    0 for the base, which has nothing to tune.
+    """
+    return seed % DRAWS if method_named(method).stages else 0
 
 
-def with_earlier(trial: Trial) -> Trial:
-    """The trial with the settings of the stages before its last (`uftlab.training.methods.earlier_settings`)."""
-    settings = [tuple(sorted(own.items())) for own in earlier_settings(method_named(trial.method))]
-    return replace(trial, stage_one=settings[0], between=tuple(settings[1:])) if settings else trial
+def trial(method: str, seed: int, profile: Profile, draw: int | None = None) -> Trial:
+    """A trial on the test creatures with tuned settings; what is not of the first study may run with its defaults.
+
+    Args:
+        draw: the tuning draw; by default that of the seed.
+    """
+    chosen = draw_of(method, seed) if draw is None or not method_named(method).stages else draw
+    return Trial(method, seed, profile, frozen(settings_of(method_named(method), chosen)), draw=chosen)

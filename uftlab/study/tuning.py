@@ -1,65 +1,126 @@
-"""Equal care: twelve trials for every method, one rule written down before running, all trials kept.
+"""Equal care: four tunings of every method, each of eighteen trials that vary all its stages at once.
 
 The rule: on the validation creatures of a world that no result is reported from, choose the settings with the
-largest `balance`, the smaller of (instruction/strict over its ceiling 1, truth/mc2 over what the base model
-answers when asked for careful sources). A method that sees demonstrations alone learns nothing of the myths, so its
-truth is noise: there the settings with the largest instruction/both win. Pipelines tune their last stage; stage one
-is tuned as its own method.
+largest sum of instruction/both (its ceiling is 1) and truth/mc2 over what the base model answers when asked for
+careful sources (truth/cued). The rule is the same for every method. A tuning has two rounds. The first lays twelve
+points over the whole space, evenly (scrambled Sobol). The second lays six in a box around the best of them, half as
+wide in each direction; the box may pass the edges of the space. The best of the eighteen is chosen. Each of the four
+draws has a world and points of its own, so that a study can carry the variance of tuning.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from scipy.stats import qmc
+
 from uftlab.evals.sizes import Sizes
 from uftlab.files import write_atomically
-from uftlab.study.results import balance
-from uftlab.study.trials import PROFILES, TUNING_WORLD, Trial, with_earlier
-from uftlab.training.methods import TUNED, Method, grid, method_named
+from uftlab.study.trials import DRAWS, PROFILES, TUNING_WORLD, Trial, frozen, read_trial
+from uftlab.training.methods import TUNED, Dimension, Method, Settings, method_named, space
 
-PROFILE = replace(PROFILES["class"], name="sweep", sizes=Sizes(200, 200, 0, 100))
-
-
-def rounds(names: Sequence[str]) -> list[list[str]]:
-    """Methods of one stage first: those of several stages start from what was chosen for it."""
-    tuned = [name for name in names if method_named(name).tuned]
-    one = [name for name in tuned if len(method_named(name).stages) == 1]
-    several = [name for name in tuned if name not in one]
-    return [phase for phase in (one, several) if phase]
+PROFILE = replace(PROFILES["class"], name="sweep", sizes=Sizes(200, 200, 0, 100), stage_ends=False)
+FIRST, SECOND = 12, 6  # points of the two rounds
+INSIDE = 1 / 16  # a share keeps this far from 0 and 1: a pair of completions of a batch
 
 
-def trials(names: Sequence[str]) -> list[Trial]:
-    """The base model and twelve settings of every method, on validation creatures, without curves."""
-    wanted = [("base", {}), *((name, settings) for name in names for settings in grid(method_named(name)))]
-    return [
-        with_earlier(Trial(name, TUNING_WORLD, PROFILE, tuple(settings.items()), (), "validation", False))
-        for name, settings in wanted
-    ]
+def points(method: Method, draw: int, around: Settings | None = None) -> list[Settings]:
+    """The settings of a round: `FIRST` points of the whole space, or `SECOND` in a box half as wide around some.
+
+    Three significant digits.
+    """
+    dimensions = [(index, d) for index, own in enumerate(space(method)) for d in own]
+    count = FIRST if around is None else SECOND
+    name = f"{method.name} {draw} {count}"
+    seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest())
+    drawn = qmc.Sobol(len(dimensions), rng=seed).random_base2(math.ceil(math.log2(count)))[:count]
+    made: list[Settings] = []
+    for row in drawn:
+        point: Settings = [{} for _ in method.stages]
+        for (index, dimension), at in zip(dimensions, row, strict=True):
+            centre = None if around is None else around[index][dimension.name]
+            point[index][dimension.name] = _placed(dimension, float(at), centre)
+        made.append(point)
+    return made
 
 
-def worth(method: Method, metrics: dict[str, float], ceiling: float) -> float:
-    """What the rule maximises for a method: balance, or instruction/both where only demonstrations are seen."""
-    if all(stage.demonstrations == 1 for stage in method.stages):
-        return metrics["instruction/both"]
-    return balance(metrics, ceiling)
+def _placed(dimension: Dimension, at: float, centre: float | None) -> float:
+    """The value at a place from 0 to 1 of a dimension, or of the box around a centre."""
+    scale = math.log if dimension.log else float
+    low, high = scale(dimension.low), scale(dimension.high)
+    if centre is not None:
+        quarter = (high - low) / 4
+        low, high = scale(centre) - quarter, scale(centre) + quarter
+    value = low + at * (high - low)
+    value = math.exp(value) if dimension.log else value
+    if dimension.step:
+        value = max(1, round(value / dimension.step)) * dimension.step
+    if dimension.share:
+        value = min(max(value, INSIDE), 1 - INSIDE)
+    return float(value) if dimension.step else float(f"{value:.3g}")
+
+
+def worth(metrics: dict[str, float], ceiling: float) -> float:
+    """What the rule maximises: instruction/both + truth/mc2 / what the base knows. 2 is the ceiling of both."""
+    return metrics["instruction/both"] + metrics["truth/mc2"] / ceiling
+
+
+def base_trials() -> list[Trial]:
+    """The base model in the world of each draw: its truth/cued is the ceiling of truth."""
+    return [_trial("base", draw, []) for draw in range(DRAWS)]
+
+
+def first_round(names: Sequence[str]) -> list[Trial]:
+    """Of all draws, on validation creatures, without curves."""
+    return [_trial(name, k, p) for name in _tuned(names) for k in range(DRAWS) for p in points(method_named(name), k)]
+
+
+def second_round(names: Sequence[str], folder: Path) -> list[Trial]:
+    """Of all draws, around the best of the first round, whose trials are stored."""
+    made = []
+    for name in _tuned(names):
+        for draw in range(DRAWS):
+            own = [t for t in first_round([name]) if t.draw == draw]
+            around = _best(own, folder)[0].stage_settings()
+            made += [_trial(name, draw, point) for point in points(method_named(name), draw, around)]
+    return made
 
 
 def choose(names: Sequence[str], folder: Path) -> list[str]:
-    """Apply the rule to finished trials, update `data/tuned.json` and return one line per method."""
-    stored = json.loads(TUNED.read_text())["settings"] if TUNED.is_file() else {}
-    table: dict = {"rule": " ".join(str(__doc__).split()), "settings": stored}
-    finished = [json.loads(t.path(folder).read_text()) for t in trials(names)]
-    ceiling = finished[0]["metrics"]["truth/cued"]
+    """Apply the rule to finished trials of both rounds, update `data/tuned.json`, return one line per method."""
+    table = {"settings": {}, "worth": {}} | (json.loads(TUNED.read_text()) if TUNED.is_file() else {})
+    table["rule"] = " ".join(str(__doc__).split())
     lines = []
-    for name in names:
-        own = [t for t in finished if t["method"] == name]
-        worths = [worth(method_named(name), t["metrics"], ceiling) for t in own]
-        best = own[worths.index(max(worths))]
-        kept = {k: v for k, v in best["settings"].items() if k != "beta_nats"}
-        table["settings"][name] = kept
-        lines.append(f"{name}: {kept}, {max(worths):.3f}, the best of {len(own)} trials")
-    write_atomically(TUNED, json.dumps(table, indent=1) + "\n")
+    for name in _tuned(names):
+        every = [*first_round([name]), *second_round([name], folder)]
+        best = [_best([t for t in every if t.draw == draw], folder) for draw in range(DRAWS)]
+        stored = [read_trial(trial.path(folder)) for trial, _ in best]
+        table["settings"][name] = [
+            [{k: v for k, v in stage["settings"].items() if k != "beta_nats"} for stage in trial["stages"]]
+            for trial in stored
+        ]
+        table["worth"][name] = [round(value, 4) for _, value in best]
+        shown = ", ".join(f"{value:.3f}" for _, value in best)
+        lines.append(f"{name}: worth {shown} in {DRAWS} draws, each the best of {FIRST + SECOND} trials")
+    write_atomically(TUNED, json.dumps({name: table[name] for name in ("rule", "settings", "worth")}, indent=1) + "\n")
     return lines
+
+
+def _tuned(names: Sequence[str]) -> list[str]:
+    return [name for name in names if method_named(name).tuned]
+
+
+def _trial(name: str, draw: int, settings: Settings) -> Trial:
+    return Trial(name, TUNING_WORLD + draw, PROFILE, frozen(settings), "validation", False, draw)
+
+
+def _best(trials: Sequence[Trial], folder: Path) -> tuple[Trial, float]:
+    """The stored trial of one draw that the rule prefers, and its worth. The first of equals."""
+    base = read_trial(base_trials()[trials[0].draw].path(folder))
+    worths = [worth(read_trial(t.path(folder))["metrics"], base["metrics"]["truth/cued"]) for t in trials]
+    return trials[worths.index(max(worths))], max(worths)

@@ -118,7 +118,7 @@ def check_folder(folder: Path) -> None:
 def run_trials(
     trials: Sequence[Trial], folder: Path, workers: int | None = None, done: Callable[[dict], None] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Results as they finish. Trials that share a first stage wait for the one that trains it.
+    """Results as they finish.
 
     Args:
         workers: processes; by default one per core, eight at most.
@@ -140,32 +140,13 @@ def run_trials(
         return
     handed = handed_over([trial.method for trial in waiting])
     groups = cohorts(waiting, usual_device())
-    # the cohort that trains a shared first stage goes before those that only read it
-    owner: dict[tuple, int] = {}
-    for number in sorted(range(len(groups)), key=lambda n: any(t.stage_one for t in groups[n])):
-        for trial in groups[number]:
-            owner.setdefault(_shared_key(trial), number)
-    missing = {number: {owner[_shared_key(t)] for t in group} - {number} for number, group in enumerate(groups)}
-    count = min(workers or most_workers(), len(groups))
-    executor = ProcessPoolExecutor(count, _context(), start_worker, (handed,))
-    running: dict[Future, int] = {}
-
-    def start() -> None:
-        for number in [n for n, lacks in missing.items() if not lacks]:
-            del missing[number]
-            running[executor.submit(run_cohort, groups[number], folder)] = number
-
+    executor = ProcessPoolExecutor(min(workers or most_workers(), len(groups)), _context(), start_worker, (handed,))
+    running: set[Future] = {executor.submit(run_cohort, group, folder) for group in groups}
     try:
-        start()
         while running:
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
-                number = running.pop(future)
-                results = future.result()
-                for lacks in missing.values():
-                    lacks.discard(number)
-                start()
-                for result in results:
+                for result in future.result():
                     if done:
                         done(result)
                     yield result
@@ -178,18 +159,10 @@ def run_trials(
 
 
 def cohorts(trials: Sequence[Trial], device: str) -> list[list[Trial]]:
-    """Trials that are run together, those of `sft` first: others wait for its models."""
+    """Trials that are run together."""
     alike: dict[Any, list[Trial]] = {}
-    for trial in sorted(trials, key=lambda t: t.method != "sft"):
-        alike.setdefault(trial.seed if device == "cuda" else (trial.method, trial.profile), []).append(trial)
+    for trial in trials:
+        key = (trial.seed, trial.profile) if device == "cuda" else (trial.method, trial.profile)
+        alike.setdefault(key, []).append(trial)
     size = COHORT[device]
     return [group[i : i + size] for group in alike.values() for i in range(0, len(group), size)]
-
-
-def _shared_key(trial: Trial) -> tuple:
-    """Equal for trials that can share a trained first stage; unique for the others."""
-    if trial.method == "sft":
-        return ("stage one", trial.seed, trial.settings, trial.split, trial.curves)
-    if trial.stage_one:
-        return ("stage one", trial.seed, trial.stage_one, trial.split, trial.curves)
-    return (trial,)

@@ -21,11 +21,10 @@ from uftlab.training.methods import (
     Method,
     Stage,
     chosen_settings,
-    default_settings,
-    earlier_settings,
     method_named,
     plan,
     stage_defaults,
+    tuned_settings,
 )
 from uftlab.training.recipes import sources
 from uftlab.training.stages import Job, check_recipes, run
@@ -113,9 +112,9 @@ def starting_settings(method: Method, tiny: bool, lora: int = 0) -> tuple[list[d
     the objective's defaults with a learning rate of its own size.
     """
     if tiny:
-        last = chosen_settings().get(method.name)
-        words = "what the sweep chose for the tiny world" if last else "the default of the tiny world, not tuned"
-        return [*earlier_settings(method), last or default_settings(method)], words
+        if method.name in chosen_settings():
+            return tuned_settings(method.name), "what the sweep chose for the tiny world"
+        return [stage_defaults(stage) for stage in method.stages], "the default of the tiny world, not tuned"
     rate = LEARNING_RATE_LORA if lora else LEARNING_RATE_ALL_WEIGHTS
     words = f"the default of the loss, with learning rate {rate:g}, not tuned"
     return [{**stage_defaults(stage), "learning_rate": rate} for stage in method.stages], words

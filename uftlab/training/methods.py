@@ -14,7 +14,6 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from typing import Any
 
 from uftlab.errors import InputError
@@ -44,7 +43,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Method:
-    """A named list of stages. `tuned` names what the sweep varies in its last stage."""
+    """A named list of stages. `tuned` names what the sweep varies in its last stage (`space` has the whole)."""
 
     name: str
     stages: tuple[Stage, ...]
@@ -305,41 +304,69 @@ def method_named(name: str) -> Method:
     return known[name]
 
 
-# ------------------------------------------------------------------------------------------- the grid
+# ------------------------------------------------------------------------------------------- the space
 
-LEARNING_RATES = (5e-4, 1.5e-3, 5e-3)
-BETA_NATS = (0.1, 0.5, 2.2, 10.0)  # beta * median(-log pi_ref) of the stage's completions
-EXTRA = {
-    "preference_weight": (0.3, 1.0, 3.0),
-    "demonstrations": (0.125, 0.25, 0.5),
-    "preference_share": (0.25, 0.5, 0.75),
-    "parts": (2.0, 3.0, 4.0),
+
+@dataclass(frozen=True)
+class Dimension:
+    """A setting that the sweep varies from `low` to `high`: evenly on a log scale, or as it is.
+
+    With a `step` it is rounded to a multiple of it. A `share` stays between 0 and 1 wherever a box lies.
+    """
+
+    name: str
+    low: float
+    high: float
+    log: bool = True
+    step: float = 0.0
+    share: bool = False
+
+
+LEARNING_RATE = Dimension("learning_rate", 4e-4, 1.2e-2)
+BETA_NATS = Dimension("beta_nats", 1e-3, 10.0)  # beta * median(-log pi_ref) of the stage's completions
+OTHERS = {
+    dimension.name: dimension
+    for dimension in (
+        Dimension("preference_weight", 0.1, 10.0),
+        Dimension("demonstrations", 0.1, 0.6, log=False, step=1 / 16, share=True),  # whole pairs of 32 completions
+        Dimension("preference_share", 0.2, 0.8, log=False, share=True),
+        Dimension("l2", 1e-4, 1.0),
+        Dimension("parts", 1.5, 4.5, log=False, step=1.0),
+    )
 }
 
 
-def grid(method: Method) -> list[dict[str, float]]:
-    """Twelve settings for every method: learning rate x beta; twelve learning rates where there is no beta.
+def space(method: Method) -> list[list[Dimension]]:
+    """What the sweep varies of a method, stage by stage: all of it together.
 
-    Where beta is no KL strength, or another setting matters more, the objective's `axis` takes its place. A third
-    setting is laid over the same twelve points as a Latin square, so that no method gets more trials.
+    The last stage varies what `tuned` names. The stages before it vary their learning rate and their strength of KL.
+    Where beta is no strength of KL, or another setting matters more, the objective's `axis` takes its place.
     """
     if not method.tuned:
-        return [{}]
-    if method.tuned == ("learning_rate",):
-        return [{"learning_rate": float(f"{2e-4 * 100 ** (i / 11):.3g}")} for i in range(12)]
-    second, values = _objective(method.stages[-1].objective).axis or ("beta_nats", BETA_NATS)
-    points = []
-    for (i, rate), (j, value) in product(enumerate(LEARNING_RATES), enumerate(values)):
-        point = {"learning_rate": rate, second: value}
-        for name in method.tuned[2:]:
-            point[name] = EXTRA[name][(i + j) % 3]
-        points.append(point)
-    return points
+        return []
+    made = [_dimensions(stage, ("learning_rate", "beta")) for stage in method.stages[:-1]]
+    return [*made, _dimensions(method.stages[-1], method.tuned)]
+
+
+def _dimensions(stage: Stage, tuned: Sequence[str]) -> list[Dimension]:
+    objective = _objective(stage.objective)
+    second = None
+    if objective.axis is not None:
+        name, values = objective.axis
+        second = Dimension(name, min(values), max(values))
+    elif "beta" in objective.settings:
+        second = BETA_NATS
+    strength = {"beta", second.name} if second is not None else {"beta"}
+    made = [LEARNING_RATE]
+    if second is not None and strength & set(tuned):
+        made.append(second)
+    return [*made, *(OTHERS[name] for name in tuned if name != "learning_rate" and name not in strength)]
 
 
 # --------------------------------------------------------------------------------------- settings
 
 TUNED = DATA / "tuned.json"
+Settings = list[dict[str, float]]  # of each stage of a method
 
 # What a model of another size than the tiny world's is trained with when nobody says: usual rates for Adam, not tuned.
 # Everything else is the objective's own default.
@@ -358,64 +385,43 @@ def default_settings(method: Method) -> dict[str, float]:
     return stage_defaults(method.stages[-1])
 
 
-def chosen_settings() -> dict[str, dict[str, float]]:
-    """What the sweep chose, by method (`data/tuned.json`); empty before the first sweep."""
+def chosen_settings() -> dict[str, list[Settings]]:
+    """What the sweep chose for each method, in each tuning draw (`data/tuned.json`); empty before the first sweep."""
     return json.loads(TUNED.read_text())["settings"] if TUNED.is_file() else {}
 
 
-def tuned_settings(method: str) -> dict[str, float]:
-    """The settings the sweep chose for a method.
+def tuned_settings(method: str, draw: int = 0) -> Settings:
+    """The settings of every stage that the sweep chose for a method in one of its tuning draws.
 
     Raises:
-        InputError: for a method that was not swept.
+        InputError: for a method that was not swept, or a draw that was not made.
     """
     table = chosen_settings()
     if method not in table:
         raise InputError(f"Settings of {method}", f"be in {TUNED.name}", sorted(table), "Run `uftlab sweep` for it")
-    return table[method]
+    if draw not in range(len(table[method])):
+        rule = f"be one of 0 to {len(table[method]) - 1}"
+        raise InputError(f"A tuning draw of {method}", rule, draw, "Choose one of them")
+    return table[method][draw]
 
 
-def is_tuned(method: str, settings: Mapping[str, float]) -> bool:
-    """Whether these are the settings that the sweep chose for the method."""
-    return chosen_settings().get(method) == dict(settings)
+def is_tuned(method: Method, settings: Sequence[Mapping[str, float]]) -> bool:
+    """Whether the sweep chose these settings of all stages for the method, in whichever draw."""
+    found = chosen_settings().get(method.name, [])
+    return not method.stages or [dict(own) for own in settings] in found
 
 
-def tuned_alone(stage: Stage) -> dict[str, float] | None:
-    """The settings that the sweep chose for the method that is this stage alone; None if there are none.
-
-    A method with the stage's own budget comes before one with another budget.
-    """
-    chosen = chosen_settings()
-    alone = [m for m in all_methods().values() if len(m.stages) == 1 and m.name in chosen]
-    alike = [m for m in alone if replace(m.stages[0], budget=stage.budget) == stage]
-    alike.sort(key=lambda m: m.stages[0] != stage)
-    return chosen[alike[0].name] if alike else None
-
-
-def earlier_settings(method: Method) -> list[dict[str, float]]:
-    """The settings of each stage but the last: what the sweep chose for the method that is this stage alone.
-
-    Where nothing was chosen, a stage has its defaults.
-    """
-    return [tuned_alone(stage) or stage_defaults(stage) for stage in method.stages[:-1]]
-
-
-def settings_of(method: Method) -> list[dict[str, float]]:
-    """The settings of each stage of a method in a study: `earlier_settings`, then what the sweep chose for the method.
+def settings_of(method: Method, draw: int = 0) -> Settings:
+    """The settings of each stage of a method in a study: what the sweep chose for the method.
 
     Raises:
         InputError: for a method of the groups "paper" and "control" that was not swept. Others have their defaults.
     """
     if not method.stages:
         return []
-    free = method.group not in ("paper", "control") and method.name not in chosen_settings()
-    return [*earlier_settings(method), default_settings(method) if free else tuned_settings(method.name)]
-
-
-def all_tuned(method: Method, settings: Sequence[Mapping[str, float]]) -> bool:
-    """Whether the sweep chose the settings of every stage."""
-    earlier = all(tuned_alone(s) == dict(own) for s, own in zip(method.stages[:-1], settings, strict=False))
-    return not method.stages or (earlier and is_tuned(method.name, settings[-1]))
+    if method.group not in ("paper", "control") and method.name not in chosen_settings():
+        return [stage_defaults(stage) for stage in method.stages]
+    return tuned_settings(method.name, draw)
 
 
 def plan(
