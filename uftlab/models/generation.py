@@ -1,6 +1,6 @@
 """Batched generation: many prompts at once, greedy or sampled, without touching the global random state.
 
-For one model through transformers; `uftlab.engine.decoding` does it for a stack of tiny ones.
+This module runs one model with transformers. `uftlab.engine.readers` generates with a stack of tiny models.
 """
 
 from __future__ import annotations

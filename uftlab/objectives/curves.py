@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uftlab.errors import InputError
-from uftlab.losses import DISTANCES
+from uftlab.losses.family import DISTANCES
 from uftlab.losses.rewards import implicit_reward
 from uftlab.objectives.objective import Objective, Positions, Rows
 from uftlab.objectives.registry import objective_named
