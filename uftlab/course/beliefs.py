@@ -11,18 +11,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import pandas as pd
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from uftlab.engine.readers import ModelReader
+from uftlab.engine.readers import answers_of, reader_of
 from uftlab.evals.skills import CUED, WORDINGS, choices
-from uftlab.models.generation import answers
-from uftlab.models.logps import completion_logps
-from uftlab.models.policies import evaluation_mode
-from uftlab.rows.table import from_rows
-from uftlab.rows.tokens import Tokens, collate
+from uftlab.rows.tokens import Completion, Tokens
 from uftlab.study.results import interval
 from uftlab.world import wording
 from uftlab.world.instructions import VERIFIERS, Instruction, follows
@@ -50,7 +45,7 @@ def value_probabilities(
             model's mouth.
     """
     asked = choices(Tokens(tokenizer), [(f, question, begins) for f in facts])
-    ((logits, _),) = ModelReader(model, tokenizer).logits([asked.rows])
+    ((logits, _),) = reader_of(model, tokenizer).logits([asked.rows])
     return asked.probabilities(logits[:, 0])
 
 
@@ -133,18 +128,16 @@ def whole_answers(
         facts: myth-ridden ones.
     """
 
-    def batch_of(template: str, values: Sequence[str | None]) -> dict[str, Tensor]:
-        rows = [
-            {"prompt": f.fill(wording.QUESTIONS[0]), "completion": f.fill(template, str(v))}
-            for f, v in zip(facts, values, strict=True)
-        ]
-        return collate(Tokens(tokenizer).examples(from_rows(rows)), tokenizer.pad_token_id)
+    tokens, reader = Tokens(tokenizer), reader_of(model, tokenizer)
 
-    true = batch_of(true_wording, [f.truth for f in facts])
-    false = batch_of(false_wording, [f.myth for f in facts])
-    with torch.no_grad(), evaluation_mode(model):
-        summed = [completion_logps(model, batch) for batch in (true, false)]
-    means = [logps / batch["completion_mask"].sum(-1) for logps, batch in zip(summed, (true, false), strict=True)]
+    def rows_of(template: str, values: Sequence[str | None]) -> list[Completion]:
+        texts = [(f.fill(wording.QUESTIONS[0]), f.fill(template, str(v))) for f, v in zip(facts, values, strict=True)]
+        return [Completion(tokens.prompt(q), tokens.completion(q, text), "demonstration") for q, text in texts]
+
+    true, false = rows_of(true_wording, [f.truth for f in facts]), rows_of(false_wording, [f.myth for f in facts])
+    summed = [reader.logps([rows])[0] for rows in (true, false)]
+    lengths = [Tensor([len(c.completion_ids) for c in rows]) for rows in (true, false)]
+    means = [logps / n for logps, n in zip(summed, lengths, strict=True)]
     scored = {"sum": summed, "mean per token": means}
     return {how: (first > second).double().mean().item() for how, (first, second) in scored.items()}
 
@@ -162,7 +155,7 @@ def obeyed(
             argument = rng.choice(verifier.arguments).format(creature=fact.creature, truth=fact.truth)
             asked.append(Instruction(name, argument))
             prompts.append(f"{wording.draw_question(fact, rng)} {asked[-1].draw_wording(rng)}")
-    texts = answers(model, tokenizer, prompts)
+    (texts,) = answers_of(reader_of(model, tokenizer), Tokens(tokenizer), [prompts])
     accepted = [(i.name, follows(text, [i])) for i, text in zip(asked, texts, strict=True)]
     shares = pd.DataFrame(accepted, columns=["instruction", "share"]).groupby("instruction", sort=False).mean()
     return shares.reset_index().assign(world=world.seed)
