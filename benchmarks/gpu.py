@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +25,25 @@ import torch
 import transformers
 from clock import WARM_UP, Clock, wait
 from datasets import Dataset
-from population import GRID, WORLDS, device_name, limits, stack_seconds, step_work, trainer_seconds
+from population import GRID, WORLDS, crowd, device_name, limits, member_of, stack_seconds, step_work, trainer_seconds
+from population import grid as population_grid
 from transformers import set_seed
 
 from uftlab.engine import population
 from uftlab.engine.population import Member, train
 from uftlab.engine.stack import flatten
 from uftlab.engine.trainer import Quiet, UFTTrainer
-from uftlab.evals.skills import measure
 from uftlab.models.generation import generate_ids
 from uftlab.models.logps import ReferenceCache, read_logps
 from uftlab.models.policies import TINY, frozen_copy, load_base, load_policy, with_lora
 from uftlab.objectives.registry import OBJECTIVES, ON_SAMPLES, objective_named
 from uftlab.rows.table import load_rows
 from uftlab.rows.tokens import Completion, Example, RememberingTokens, Tokens
-from uftlab.study.cohort import Materials, materials, reader, tokens
+from uftlab.study.cohort import materials, reader, tokens
 from uftlab.study.trials import PROFILES, Profile, read_trial, trial
 from uftlab.study.workers import run_trials
 from uftlab.training.methods import METHODS, Stage, method_named
-from uftlab.training.recipes import StageData, fit, history_of, prepare, sources
+from uftlab.training.recipes import fit, history_of, prepare, sources
 from uftlab.training.stages import layout, refer
 
 GPU = torch.cuda.is_available()
@@ -77,35 +77,6 @@ def attempted(result: Result, name: str) -> Iterator[None]:
         result["faults"][name] = traceback.format_exc()[-3000:]
         log(f"FAULT in {name}: {type(error).__name__}: {str(error)[:200]}")
     result.save()
-
-
-# ------------------------------------------------------------------------------------------ members
-
-
-@cache
-def data_of(method: str, world: int, steps: int, profile: Profile, order: int = 0) -> tuple[Materials, StageData]:
-    """What the last stage of a method learns from in a world, from the base."""
-    own = materials(world, profile, "test")
-    definition = method_named(method)
-    stage = definition.stages[-1] if definition.group == "loss" else replace(definition.stages[-1], recipe="offline")
-    settings = {"learning_rate": 1.5e-3}
-    return own, prepare(
-        stage, own.tables, tokens(), settings, steps, order, partial(refer, own.references, own.base, tokens())
-    )
-
-
-def member_of(made: tuple[Materials, StageData], **settings: float) -> Member:
-    """A member that starts from the base of its world."""
-    own, learned = made
-    changed = {**learned.settings, **settings}
-    return Member(own.base, learned.objective, changed, learned.order, learned.per_step)
-
-
-def crowd(count: int, steps: int, profile: Profile) -> list[Member]:
-    """UFT members of one world that differ in setting and, eight at most, in the order of the data."""
-    made = [data_of("uft", 0, steps, profile, order) for order in range(min(8, count))]
-    settings = [{"learning_rate": rate, "beta": beta} for rate, beta in GRID]
-    return [member_of(made[n % len(made)], **settings[n // len(made) % len(settings)]) for n in range(count)]
 
 
 # -------------------------------------------------------------------------------------------- right?
@@ -393,42 +364,9 @@ def kernels(members: list[Member]) -> list[dict[str, Any]]:
 
 
 def grid(result: Result, profile: Profile, dry: bool) -> None:
-    """The paper's grid: 16 (learning rate, beta) x 4 worlds of UFT, trained and measured."""
-    steps, worlds = (4, WORLDS[:1]) if dry else (1000, WORLDS)
-    settings = GRID[:2] if dry else GRID
-    profile = replace(profile, steps=steps)
-    started = time.perf_counter()
-    members, evaluators, entries = [], [], []
-    for rate, beta in settings:
-        for world in worlds:
-            made = data_of("uft", world, steps, profile)
-            members.append(member_of(made, learning_rate=rate, beta=beta))
-            evaluators.append(made[0].full)
-            entries.append({"learning_rate": rate, "beta": beta, "world": world})
-    wait()
-    begun = time.perf_counter()
-    trained = train(members, layout(), logging_steps=50, device=DEVICE)
-    wait()
-    between = time.perf_counter()
-    metrics = measure(evaluators, reader(trained.weights))
-    ended = time.perf_counter()
-    log(f"prepared {begun - started:.1f}, trained {between - begun:.1f}, measured {ended - between:.1f} s")
-    result |= {
-        "members": len(members),
-        "steps": steps,
-        "prepare_seconds": begun - started,
-        "train_seconds": between - begun,
-        "evaluate_seconds": ended - between,
-        "seconds": ended - begun,
-        "points": [
-            {
-                **entry,
-                **{k: float(f"{v:.5g}") for k, v in own.items()},
-                "loss": history[-1]["loss"] if history else None,
-            }
-            for entry, own, history in zip(entries, metrics, trained.histories, strict=True)
-        ],
-    }
+    """The paper's grid: 16 settings (learning rate, beta) in 4 worlds."""
+    result |= population_grid(*((GRID[:2], WORLDS[:1], 4) if dry else (GRID, WORLDS, 1000)), profile)
+    log(f"prepared {result['prepare_seconds']:.1f} s, then {result['seconds']:.1f} s")
 
 
 def study(result: Result, profile: Profile, dry: bool) -> None:

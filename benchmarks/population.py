@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,11 @@ from uftlab.models.policies import frozen_copy, load_base
 from uftlab.study import cohort
 from uftlab.study.trials import PROFILES, Profile
 from uftlab.training.methods import method_named
-from uftlab.training.recipes import fit, prepare
+from uftlab.training.recipes import StageData, fit, prepare
 from uftlab.training.stages import layout, refer, usual_device
 
 GRID = [(rate, beta) for rate in (5e-4, 1e-3, 2e-3, 4e-3) for beta in (0.01, 0.03, 0.1, 0.3)]
 WORLDS = (0, 1, 2, 3)
-SEED = 0  # of the world
 
 
 def device_name() -> str:
@@ -47,24 +46,32 @@ def device_name() -> str:
     return f"{cpu_name()}, {torch.get_num_threads()} thread(s)"
 
 
-def members(count: int, steps: int, profile: Profile, worlds: Sequence[int] = (SEED,)) -> list[Member]:
-    """UFT members that differ in world, order of data and setting."""
-    made = []
-    stage = method_named("uft").stages[0]
-    for number in tqdm(range(count), unit="member", desc="data", leave=False):
-        rate, beta = GRID[number // len(worlds) % len(GRID)]
-        own = cohort.materials(worlds[number % len(worlds)], profile, "test")
-        read = partial(refer, own.references, own.base, cohort.tokens())
-        learned = prepare(
-            stage, own.tables, cohort.tokens(), {"learning_rate": rate, "beta": beta}, steps, number, read
-        )
-        made.append(Member(own.base, learned.objective, learned.settings, learned.order, learned.per_step))
-    return made
+@cache
+def data_of(world: int, steps: int, profile: Profile, order: int = 0) -> tuple[cohort.Materials, StageData]:
+    """What UFT learns from in a world; `order` is the seed of the order of the examples."""
+    own = cohort.materials(world, profile, "test")
+    read = partial(refer, own.references, own.base, cohort.tokens())
+    stage, settings = method_named("uft").stages[0], {"learning_rate": 1.5e-3}
+    return own, prepare(stage, own.tables, cohort.tokens(), settings, steps, order, read)
+
+
+def member_of(made: tuple[cohort.Materials, StageData], **settings: float) -> Member:
+    """A member that starts from the base model of its world. `settings` replace those of the data."""
+    own, learned = made
+    changed = {**learned.settings, **settings}
+    return Member(own.base, learned.objective, changed, learned.order, learned.per_step)
+
+
+def crowd(count: int, steps: int, profile: Profile) -> list[Member]:
+    """UFT members of one world. They differ in setting and in the order of the data (at most eight orders)."""
+    made = [data_of(0, steps, profile, order) for order in range(min(8, count))]
+    settings = [{"learning_rate": rate, "beta": beta} for rate, beta in GRID]
+    return [member_of(made[n % len(made)], **settings[n // len(made) % len(settings)]) for n in range(count)]
 
 
 def trainer_seconds(member: Member) -> float:
     """Seconds per step of `UFTTrainer` on one member, its set-up left out."""
-    policy, clock = frozen_copy(load_base(SEED)).requires_grad_(True).to(usual_device()), Clock()
+    policy, clock = frozen_copy(load_base(0)).requires_grad_(True).to(usual_device()), Clock()
     wanted = {"per_device_train_batch_size": member.per_step, "max_steps": member.steps}
     with tempfile.TemporaryDirectory() as folder:
         fit(UFTTrainer, policy, folder, member.order, member.objective, member.settings, 0, [clock, Quiet()], **wanted)
@@ -125,7 +132,7 @@ def step_work(stack: list[Member]) -> dict[str, float]:
 
 def gains(count: int, steps: int, rounds: int, profile: Profile) -> dict[str, Any]:
     """One stack against `UFTTrainer` and against stacks of one, in turn."""
-    stack = members(count, steps, profile)
+    stack = crowd(count, steps, profile)
     times: dict[str, list[float]] = {"stack": [], "trainer": [], "alone": [], "tall": []}
     for _ in tqdm(range(rounds), unit="round"):
         times["stack"].append(stack_seconds(stack))
@@ -147,26 +154,32 @@ def gains(count: int, steps: int, rounds: int, profile: Profile) -> dict[str, An
     }
 
 
-def grid(steps: int, profile: Profile) -> dict[str, Any]:
-    """The whole grid, measured at the end as trials of the study are: seconds from prepared data to all metrics."""
-    profile = replace(profile, steps=steps)
-    stack = members(len(GRID) * len(WORLDS), steps, profile, WORLDS)
-    evaluators = [cohort.materials(WORLDS[n % len(WORLDS)], profile, "test").full for n in range(len(stack))]
+def grid(
+    settings: Sequence[tuple[float, float]], worlds: Sequence[int], steps: int, profile: Profile
+) -> dict[str, Any]:
+    """Each (learning rate, beta) in each world, trained with UFT as one stack and measured like trials of the study."""
+    profile, started = replace(profile, steps=steps), time.perf_counter()
+    points = [{"learning_rate": r, "beta": b, "world": world} for r, b in settings for world in worlds]
+    made = [data_of(point["world"], steps, profile) for point in points]
+    stack = [member_of(m, learning_rate=p["learning_rate"], beta=p["beta"]) for m, p in zip(made, points, strict=True)]
     wait()
     begun = time.perf_counter()
-    trained = train(stack, layout(), device=usual_device())
+    trained = train(stack, layout(), logging_steps=50, device=usual_device())
     wait()
     between = time.perf_counter()
-    metrics = measure(evaluators, cohort.reader(trained.weights))
+    metrics = measure([own.full for own, _ in made], cohort.reader(trained.weights))
     ended = time.perf_counter()
-    best = max(m["instruction/strict"] for m in metrics)
+    for point, own, history in zip(points, metrics, trained.histories, strict=True):
+        point |= {name: float(f"{value:.5g}") for name, value in own.items()}
+        point["loss"] = history[-1]["loss"] if history else None
     return {
         "members": len(stack),
         "steps": steps,
+        "prepare_seconds": begun - started,
         "train_seconds": between - begun,
         "evaluate_seconds": ended - between,
         "seconds": ended - begun,
-        "best_instruction_strict": best,
+        "points": points,
     }
 
 
@@ -190,7 +203,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if not torch.cuda.is_available():
             line += f"; without a GPU about {count * chosen.grid_steps * 0.014 / 60:.0f} minutes"
         print(line)
-        result = grid(chosen.grid_steps, profile)
+        result = grid(GRID, WORLDS, chosen.grid_steps, profile)
         print(f"trained in {result['train_seconds']:.1f} s, measured in {result['evaluate_seconds']:.1f} s")
     else:
         result = gains(chosen.members, chosen.steps, chosen.rounds, profile)
