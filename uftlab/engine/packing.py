@@ -149,7 +149,7 @@ class Lines:
         self.first = _starts(self.count)
         self.prompt = np.array([*(len(line[0].prompt_ids) for line in lines), 0])
         ends = [[len(line[k].completion_ids) if len(line) > k else 0 for k in (0, 1)] for line in lines]
-        self.each = np.array([*ends, [0, 0]])  # numbers of tokens of the two completions
+        self.each = np.array([*ends, [0, 0]])  # token counts of the two completions
         self.fork = self.prompt + np.maximum(self.each[:, 0] - 1, 0)  # the column where the second begins
         self.length = self.fork + np.maximum(self.each[:, 1] - 1, 0)
         self.reads = self.each.sum(1)
@@ -160,7 +160,7 @@ class Lines:
         feedback = [[(c.score, c.reference_logps) for c in line] for line in lines]
         nothing = (math.nan, math.nan)
         whole = [[*own, *[nothing] * (2 - len(own))] for own in feedback]
-        self.feedback = np.array([*whole, [nothing] * 2], dtype=np.float32)  # axes: line, completion, (score, reference)
+        self.feedback = np.array([*whole, [nothing] * 2], dtype=np.float32)  # line, completion, (score, reference)
 
     def chosen(self, examples: np.ndarray) -> np.ndarray:
         """The numbers of the lines of some examples, in order."""
@@ -175,7 +175,7 @@ class Lines:
         return made
 
     def shape(self, lines: np.ndarray) -> Shape:
-        """The smallest shape that holds every batch. The last axis of `lines` has the lines of one member."""
+        """The smallest shape that fits every batch. The last axis of `lines` has the lines of one member."""
         length, reads, each = self.length[lines], self.reads[lines], self.each[lines]
         return Shape(
             lines.shape[-1],

@@ -190,7 +190,7 @@ class Adam:
         arguments = training_arguments("unused")
         self.betas, self.eps = (arguments.adam_beta1, arguments.adam_beta2), arguments.adam_epsilon
         self.mean, self.square = torch.zeros_like(weights), torch.zeros_like(weights)
-        self.steps = torch.zeros((), dtype=torch.float64, device=weights.device)  # a tensor, so that a graph can increase it
+        self.steps = torch.zeros((), dtype=torch.float64, device=weights.device)  # a graph can increase a tensor
 
     @torch.no_grad()
     def step(

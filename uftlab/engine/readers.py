@@ -272,7 +272,7 @@ def _decoded(
     logits = stack.logits(weights, batch, layout, kept)[:, :lines]  # the only read of a line is its last token
     positions = torch.tensor([[*map(len, own), *[0] * (lines - len(own))] for own in prompts], device=device)
     width = batch.columns
-    # new tokens get the columns after the widest prompt; the mask hides the columns after the own prompt of a line
+    # new tokens get the columns after the widest prompt; the mask hides columns after the own prompt
     cache = [(F.pad(keys, (0, 0, 0, count)), F.pad(values, (0, 0, 0, count))) for keys, values in kept]
     hidden = (torch.arange(width, device=device) >= positions[..., None]).flatten(0, 1)
     mask = torch.zeros(members * lines, 1, 1, width + count, device=device)
@@ -288,7 +288,7 @@ def _decoded(
         done = done | (chosen == end)
         if t == count - 1:
             break
-        left = int((~done).sum(1).max())  # the CPU waits for the GPU here; checking less often is not faster (docs/gpu.md)
+        left = int((~done).sum(1).max())  # the CPU waits here; waiting less often is not faster (docs/gpu.md)
         if left == 0:
             break
         if left <= SHRINK * done.shape[1]:

@@ -127,7 +127,7 @@ class UFTTrainer(Trainer):
     def _positions(self, model: nn.Module, inputs: dict[str, Tensor]) -> Positions:
         """Single tokens of the batch, with full distributions if the objective needs them."""
         ids, mask, reference = completion_ids(inputs), inputs["completion_mask"], None
-        if self.objective.distributions:  # before the forward pass of the policy: switching adapters must not change that pass
+        if self.objective.distributions:  # first: the policy needs its adapters on
             source = self.accelerator.unwrap_model(model) if self.reference is None else self.reference.to(mask.device)
             with as_reference(source), self.accelerator.autocast():
                 reference = completion_logits(source, inputs)
