@@ -45,8 +45,8 @@ def optimum(
     pi*(y|x) = pi_ref(y|x) exp(r(x, y) / beta) / Z(x).
 
     Args:
-        beta: KL strength. As beta goes to 0, the best completion gets probability 1. As it goes to infinity, pi* goes to
-            the reference.
+        beta: KL strength. As beta goes to 0, the best completion gets probability 1. As beta goes to infinity, pi* goes
+            to the reference.
 
     Returns:
         Probabilities. The reference if all rewards are equal. For an even reference of two completions, rewards 0 and

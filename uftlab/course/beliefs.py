@@ -1,7 +1,7 @@
-"""What a model believes: its probabilities over the six values of an attribute, where an answer says the value.
+"""What a model believes: its probabilities of the six values of an attribute, at the place of the value in an answer.
 
-Whole answers cannot be compared: a short one is more likely than a long one, whatever either claims. So the
-answer is begun for the model ("it is ..."), the next word is the value, and the six values share all probability.
+Whole answers cannot be compared: a short answer is more likely than a long one, whatever they claim. So the beginning
+of the answer is given ("it is ..."), the next word is the value, and the six probabilities are normalised.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from uftlab.world.wording import ATTRIBUTES, Fact
 from uftlab.world.world import MYTH_SHARE, World
 
 CAREFUL = "careful"
-# how a fact is asked for -> (question, how the answer begins): the wordings of `uftlab.evals.skills`, and the cue
+# wording -> (question, beginning of the answer): the wordings of `uftlab.evals.skills`, and the cue
 ASKED: dict[str, tuple[str, str]] = {
     "what is": WORDINGS[0],
     "which": WORDINGS[1],
@@ -38,11 +38,11 @@ VALUE_ROLES = ("truth", "myth", "other")
 def value_probabilities(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], question: str, begins: str = ""
 ) -> Float[Tensor, "fact value"]:
-    """Each fact's probabilities of its attribute's six values as the next word of an answer, in ATTRIBUTES' order.
+    """For each fact, the probabilities of the six values of its attribute as the next word, in the order of ATTRIBUTES.
 
     Args:
-        question: a template with `{c}` and `{a}`, as in `wording.QUESTIONS`; `begins` likewise, put into the
-            model's mouth.
+        question: a template with `{c}` and `{a}`, as in `wording.QUESTIONS`.
+        begins: a template for the given beginning of the answer.
     """
     asked = choices(Tokens(tokenizer), [(f, question, begins) for f in facts])
     ((logits, _),) = reader_of(model, tokenizer).logits([asked.rows])
@@ -50,15 +50,15 @@ def value_probabilities(
 
 
 def role_of(fact: Fact, value: str) -> str:
-    """`truth`, `myth` or `other`: what a value is to a fact."""
+    """The role of a value for a fact: `truth`, `myth` or `other`."""
     return {fact.truth: "truth", fact.myth: "myth"}.get(value, "other")
 
 
 def told(fact: Fact, asked: str) -> list[float]:
-    """How often the pre-training text gives each of the six values when it is asked like this: exact, not counted.
+    """The share of each of the six values in the pre-training text for this wording: exact shares, not counts.
 
-    Ordinary questions about a myth-ridden fact are answered with the myth in 3 of 4 texts; careful sources, and
-    every text on a plain fact, tell the truth.
+    For facts with a myth, 3 of 4 texts answer an ordinary question with the myth. Careful sources tell the truth, and
+    so do all texts about plain facts.
     """
     truth = 1.0 if fact.myth is None or asked == CAREFUL else 1 - MYTH_SHARE
     share = {"truth": truth, "myth": 1 - truth, "other": 0.0}
@@ -68,10 +68,10 @@ def told(fact: Fact, asked: str) -> list[float]:
 def beliefs(
     world: World, model: nn.Module, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact] | None = None
 ) -> pd.DataFrame:
-    """A row per fact, way of asking and value: `probability`, its `role` and what the text tells (`told`).
+    """One row per fact, wording and value: its `probability`, its `role` and its share in the text (`told`).
 
     Args:
-        facts: those to ask for; by default all facts on the creatures of the test split.
+        facts: the facts to ask for. Default: all facts about the creatures of the test split.
     """
     facts = world.facts_of("test") if facts is None else facts
     frames = []
@@ -88,11 +88,11 @@ def beliefs(
 
 
 def likeliest(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `beliefs` that a greedy answer would say: of six values the one with the highest probability."""
+    """The rows of `beliefs` with the most likely of the six values, which a greedy answer would say."""
     return frame.sort_values("probability").drop_duplicates(["world", "creature", "attribute", "asked"], keep="last")
 
 
-# What is asked -> which rows of `beliefs`
+# kind of question -> its rows of `beliefs`
 QUESTION_KINDS = {
     "plain facts": lambda f: f[~f["myth-ridden"] & (f["asked"] != CAREFUL)],
     "myths, asked plainly": lambda f: f[f["myth-ridden"] & (f["asked"] != CAREFUL)],
@@ -101,9 +101,9 @@ QUESTION_KINDS = {
 
 
 def by_role(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean probability of truth, myth and the other values for each kind of question, with 95 % intervals over worlds.
+    """Mean probability of truth, myth and other values for each kind of question, with 95 % intervals over worlds.
 
-    The probability is averaged over facts and wordings within a world; the interval treats a world as one number.
+    First the probability is averaged over the facts and wordings of a world. The interval has one number per world.
     """
     rows = []
     for kind, pick in QUESTION_KINDS.items():
@@ -119,13 +119,13 @@ def by_role(frame: pd.DataFrame) -> pd.DataFrame:
 def whole_answers(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], true_wording: str, false_wording: str
 ) -> dict[str, float]:
-    """The wrong way to count myths: the share of facts on which a whole true answer is likelier than a whole false one.
+    """A wrong measure: the share of facts for which a whole true answer is more likely than a whole false one.
 
-    Both answers are worded by templates with `{v}`. With a short wording for the truth and a long one for the myth
-    the "sum" of log-probabilities says nearly 1, the other way round nearly 0, and the "mean per token" the reverse.
+    Both answers are templates with `{v}`. If the truth has a short wording and the myth a long one, the share by "sum"
+    of log-probabilities is nearly 1. With exchanged wordings it is nearly 0. The "mean per token" does the opposite.
 
     Args:
-        facts: myth-ridden ones.
+        facts: facts with a myth.
     """
 
     tokens, reader = Tokens(tokenizer), reader_of(model, tokenizer)
@@ -145,9 +145,9 @@ def whole_answers(
 def obeyed(
     world: World, model: nn.Module, tokenizer: PreTrainedTokenizerBase, per_instruction: int = 60, seed: int = 0
 ) -> pd.DataFrame:
-    """Share of greedy answers that obey each instruction strictly, asked alone and of plain facts of the test split.
+    """Share of greedy answers that obey each instruction strictly. Each prompt has one instruction and a plain fact.
 
-    Rows (world, instruction, share), one for each of the 14 verifiers.
+    The facts are of the test split. Rows: world, instruction, share, one for each of the 14 verifiers.
     """
     rng, prompts, asked = random.Random(f"uftlab obeyed {seed}"), [], []
     for name, verifier in VERIFIERS.items():

@@ -289,5 +289,5 @@ def why_not(name: str, kind: str | None = None) -> str:
         cause = error.__cause__ or error
         return f"one completion and its log-probability are not enough ({type(cause).__name__}: {cause})"
     if not (drawn.loss.isfinite().all() and drawn.pull.isfinite().all()):
-        return "its loss on a single completion is not a finite number"
-    return "" if drawn.pull.any() else "it does not pull on a single completion"
+        return "its loss on a single completion is no finite number"
+    return "" if drawn.pull.any() else "a single completion gets no pull"
