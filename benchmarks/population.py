@@ -1,9 +1,10 @@
-"""How much a stack of models gains over one model after another, and how much of the machine it uses.
+"""How much faster a stack of models is than one model after another, and how much of the machine it uses.
 
     python benchmarks/population.py --json build/population.json            64 members on a GPU, 5 on a CPU
     python benchmarks/population.py --grid --json build/grid.json           16 settings x 4 worlds of UFT, 1,000 steps
 
-All ratios are medians of rounds that measure their two sides in turn. A measurement, not a test: on a quiet machine.
+All ratios are ratios of medians over rounds; each round measures all variants in turn. This is a measurement, not a
+test: run it on a machine without other work.
 """
 
 import argparse
@@ -40,7 +41,7 @@ WORLDS = (0, 1, 2, 3)
 
 
 def device_name() -> str:
-    """What the numbers were measured on."""
+    """The name of the device that is measured."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{cpu_name()}, {torch.get_num_threads()} thread(s)"
@@ -70,7 +71,7 @@ def crowd(count: int, steps: int, profile: Profile) -> list[Member]:
 
 
 def trainer_seconds(member: Member) -> float:
-    """Seconds per step of `UFTTrainer` on one member, its set-up left out."""
+    """Seconds per step of `UFTTrainer` on one member, without the set-up."""
     policy, clock = frozen_copy(load_base(0)).requires_grad_(True).to(usual_device()), Clock()
     wanted = {"per_device_train_batch_size": member.per_step, "max_steps": member.steps}
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +80,7 @@ def trainer_seconds(member: Member) -> float:
 
 
 def stack_seconds(stack: list[Member]) -> float:
-    """Seconds per step of all members, the set-up left out. On a CPU they are trained in parts, whose times add up."""
+    """Seconds per step of all members, without the set-up. On a CPU the times of the parts are added."""
     ends: list[float] = []
 
     def look(*args) -> None:
@@ -92,7 +93,7 @@ def stack_seconds(stack: list[Member]) -> float:
 
 
 def tall_seconds(stack: list[Member]) -> float:
-    """The same without the limit that a CPU's cache sets: all members in one stack."""
+    """Like `stack_seconds`, but with all members in one stack, even if they do not fit in the CPU cache."""
     limit, population.CPU_TOKENS = population.CPU_TOKENS, 10**9
     try:
         return stack_seconds(stack)
@@ -101,7 +102,7 @@ def tall_seconds(stack: list[Member]) -> float:
 
 
 def limits() -> dict[str, float]:
-    """What this device reaches at best: FLOP/s of a large float32 product, bytes/s of a large copy."""
+    """The best that this device reaches: FLOP/s of a large float32 product, bytes/s of a large copy."""
     size = 8192 if torch.cuda.is_available() else 2048
     a, b = torch.randn(2, size, size, device=usual_device())
     big, times = torch.empty(2**26, device=usual_device()), {"flops": [], "bytes": []}
@@ -116,10 +117,10 @@ def limits() -> dict[str, float]:
 
 
 def step_work(stack: list[Member]) -> dict[str, float]:
-    """FLOP of one step of a stack, counted; and bytes that it has to move at least.
+    """FLOP of one step of a stack, counted, and the bytes that it must move at least.
 
-    Every number that is kept for the gradient is written once and read once; weights, their gradient and both moments
-    of the optimiser are read, all but the gradient written.
+    Every number that is stored for the gradient is written once and read once. Weights, their gradient and both moments
+    of the optimiser are read; all but the gradient are written.
     """
     sizes = layout()
     batch = pack([member.batch(0) for member in stack])
@@ -131,7 +132,7 @@ def step_work(stack: list[Member]) -> dict[str, float]:
 
 
 def gains(count: int, steps: int, rounds: int, profile: Profile) -> dict[str, Any]:
-    """One stack against `UFTTrainer` and against stacks of one, in turn."""
+    """One stack compared with `UFTTrainer` and with stacks of one member, measured in turn."""
     stack = crowd(count, steps, profile)
     times: dict[str, list[float]] = {"stack": [], "trainer": [], "alone": [], "tall": []}
     for _ in tqdm(range(rounds), unit="round"):
@@ -184,7 +185,7 @@ def grid(
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure, print, and write JSON on request."""
+    """Measure, print, and write JSON if asked."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--json", type=Path, help="write the numbers here")
     options.add_argument("--members", type=int, default=64 if torch.cuda.is_available() else 5)

@@ -130,9 +130,9 @@ def _cost(objective: Objective) -> list[str]:
         lines.append("- The reference: one forward pass per completion before training, kept; no memory afterwards.")
     if objective.distributions:
         lines.append(
-            "- The full distributions of the reference: one more forward pass per completion in every step, its weights "
-            "in memory (none with LoRA, where the reference is the policy with its adapters off), and completions x "
-            "tokens x vocabulary numbers of each model."
+            "- The full distributions of the reference: one more forward pass per completion in every step, its "
+            "weights in memory (none with LoRA, where the reference is the policy with its adapters off), and "
+            "completions x tokens x vocabulary numbers of each model."
         )
     if objective.mismatched:
         lines.append("- A mismatched completion with every row: one more forward pass of policy and reference.")
