@@ -180,7 +180,7 @@ def total_probability(
 
 
 def fit_scores(
-    scores: Float[Tensor, "completion"], reference_probs: Float[Tensor, "completion"], beta: float, steps: int = 100
+    scores: Float[Tensor, "completion"], reference_probs: Float[Tensor, "completion"], beta: float
 ) -> Float[Tensor, "completion"]:
     """The policy that a squared-error fit of implicit scores finds: UNA and UFT on a bandit, until convergence.
 
@@ -191,7 +191,7 @@ def fit_scores(
     """
     log_reference = reference_probs.log()
     logits = log_reference.clone().requires_grad_(True)
-    optimiser = torch.optim.LBFGS([logits], max_iter=steps, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS([logits], max_iter=100, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()

@@ -143,13 +143,13 @@ def whole_answers(
 
 
 def obeyed(
-    world: World, model: nn.Module, tokenizer: PreTrainedTokenizerBase, per_instruction: int = 60, seed: int = 0
+    world: World, model: nn.Module, tokenizer: PreTrainedTokenizerBase, per_instruction: int = 60
 ) -> pd.DataFrame:
     """Share of greedy answers that obey each instruction strictly. Each prompt has one instruction and a plain fact.
 
     The facts are of the test split. Rows: world, instruction, share, one for each of the 14 verifiers.
     """
-    rng, prompts, asked = random.Random(f"uftlab obeyed {seed}"), [], []
+    rng, prompts, asked = random.Random("uftlab obeyed 0"), [], []
     for name, verifier in VERIFIERS.items():
         for fact in world.facts_of("test", myths=False)[:per_instruction]:
             argument = rng.choice(verifier.arguments).format(creature=fact.creature, truth=fact.truth)

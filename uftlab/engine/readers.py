@@ -54,12 +54,10 @@ class Reader(Protocol):
         """log pi(y | x) of each row, summed over its completion tokens, in nats."""
 
 
-def answers_of(
-    reader: Reader, tokens: Tokens, prompts: Sequence[Sequence[str]], max_new_tokens: int = 24, seed: int | None = None
-) -> list[list[str]]:
-    """Answers of each member as text, one for each prompt. Like `uftlab.models.generation.answers`, for a reader."""
+def answers_of(reader: Reader, tokens: Tokens, prompts: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Greedy answers of each member as text, one for each prompt: `uftlab.models.generation.answers` for a reader."""
     ids = [[tokens.prompt(p) for p in own] for own in prompts]
-    return [texts(tokens.tokenizer, rows) for rows in reader.generate(ids, max_new_tokens, seed)]
+    return [texts(tokens.tokenizer, rows) for rows in reader.generate(ids)]
 
 
 def reader_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Reader:

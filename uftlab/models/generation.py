@@ -56,18 +56,14 @@ def generate_ids(
 
 
 def answers(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    max_new_tokens: int = 24,
-    seed: int | None = None,
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], seed: int | None = None
 ) -> list[str]:
     """Answers as text, one for each prompt, without special tokens.
 
     If the tokenizer has a chat template, a prompt is a message of the user. Otherwise the model continues the prompt.
     """
     tokens = Tokens(tokenizer)
-    return texts(tokenizer, generate_ids(model, tokenizer, [tokens.prompt(p) for p in prompts], max_new_tokens, seed))
+    return texts(tokenizer, generate_ids(model, tokenizer, tokens.prompts(prompts), seed=seed))
 
 
 def texts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[str]:

@@ -179,7 +179,7 @@ def drawn(curve: Callable[[Float[Tensor, "point"]], Curve], low: float, high: fl
     return found
 
 
-def factor_between(one: Curve, other: Curve, tolerance: float = 1e-6) -> float | None:
+def factor_between(one: Curve, other: Curve) -> float | None:
     """The factor c if the pull of `other` is c times that of `one` at every log-ratio; None if there is no such c.
 
     1.0 means that both are the same loss, up to a constant, which has no effect on training.
@@ -189,7 +189,7 @@ def factor_between(one: Curve, other: Curve, tolerance: float = 1e-6) -> float |
     if not len(a) or not a.abs().max() > 0:
         return None
     factor = float(a @ b / (a @ a))  # least squares; exact where the curves are proportional
-    return factor if torch.allclose(factor * a, b, rtol=tolerance, atol=tolerance * float(b.abs().max())) else None
+    return factor if torch.allclose(factor * a, b, rtol=1e-6, atol=1e-6 * float(b.abs().max())) else None
 
 
 # ------------------------------------------------------------------------------ the registry, drawn

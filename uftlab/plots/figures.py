@@ -220,8 +220,9 @@ def overoptimisation(runs: Sequence[dict]) -> go.Figure:
     return fig
 
 
-def against_rate(sweep: pd.DataFrame, methods: Sequence[str], metric: str = "retention/excess") -> go.Figure:
-    """One metric of all trials of the sweep against the learning rate of the last stage."""
+def against_rate(sweep: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
+    """Forgotten pre-training text in all trials of the sweep, against the learning rate of the last stage."""
+    metric = "retention/excess"
     fig = theme.figure(
         title=f"All trials of the sweep: {label_of(metric)}",
         x="learning rate of the last stage (logarithmic)",
