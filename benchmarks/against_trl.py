@@ -2,17 +2,17 @@
 
     python benchmarks/against_trl.py --json build/against_trl.json
 
-Side by side in one run and in turn (A B C A B C ...), so that a busy minute hits all alike; medians over the repeats.
-Every step trains 64 completions, 32 pairs of DPO or 32 demonstrations and 32 scored rows of UFT, so completions per
-second compare. Counted is what a training step costs, logging included; not counted are set-up, tokenising, and
-reference log-probabilities that are computed beforehand, which the engine needs too. TRL enters three times:
+All programs run in turn (A B C A B C ...), so that other work on the machine affects all alike. Results are medians
+over the repeats. Every step trains 64 completions: 32 pairs of DPO, or 32 demonstrations and 32 scored rows of UFT. So
+completions per second can be compared. The time of a step includes logging. It does not include set-up, tokenising and
+reference log-probabilities that are computed before training; the engine needs these, too. TRL runs in three variants:
 
-    trl-default      its defaults: the reference runs in every step, bfloat16, activations computed twice
+    trl-default      its defaults: the reference runs in every step, bfloat16, activations are computed twice
     trl-precomputed  the same with precompute_ref_log_probs=True
-    trl-matched      precomputed, and what the engine does as well: float32, activations kept, our batches in our order
+    trl-matched      precomputed, and as the engine does it: float32, activations stored, our batches in our order
 
-and each with one thread and with --threads: the better of the two counts. Needs `pip install "uftlab[bench]"`. A
-measurement, not a test: run it on a quiet machine. What it does not show: anything about large models or a GPU.
+Each variant runs with one thread and with --threads; the faster of the two counts. Needs `pip install "uftlab[bench]"`.
+This is a measurement, not a test: run it on a machine without other work. It says nothing about large models or a GPU.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the first import that reads it; TRL reports its use otherwise
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the first import that reads it; otherwise TRL sends usage reports
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import datasets
@@ -56,8 +56,8 @@ from uftlab.training.methods import Stage
 from uftlab.training.recipes import sources
 from uftlab.world.world import World, pairs
 
-COMPLETIONS = 64  # of every contestant in every step
-BUSY = 0.5  # load average above which the numbers are not to be reported
+COMPLETIONS = 64  # in every step of every contestant
+BUSY = 0.5  # above this load average the numbers should not be reported
 STAGES = {"dpo": Stage("dpo", 0.0), "uft": Stage("una-score", 0.5)}
 TRL: dict[str, dict[str, Any]] = {
     "trl-default": {},
@@ -72,16 +72,16 @@ TRL: dict[str, dict[str, Any]] = {
 LAYOUT = Layout.of(tiny_config())
 ENGINE = "uftlab.engine.population with one member"
 BARE = "uftlab.engine.stack on packed batches, forward, backward and fused AdamW"
-Seconds = dict[tuple[str, int], list[float]]  # (contestant, threads) -> seconds a step, one number for each repeat
+Seconds = dict[tuple[str, int], list[float]]  # (contestant, threads) -> seconds per step, one number for each repeat
 
 
 # ------------------------------------------------------------------------------------------ the rows
 
 
 def ordered_rows(stage: Stage, steps: int) -> tuple[list[Example], int, Dataset | None]:
-    """The examples of warm-up and `steps` in training order, how many make a step, and their pairs as text.
+    """The examples of warm-up and `steps` in training order, the number per step, and the pairs as text.
 
-    World 0; every pair comes once. The text is None where the stage does not eat pairs.
+    World 0. Every pair occurs once. The text is None if the stage does not learn from pairs.
     """
     world, total = World(0), WARM_UP + steps
     shown = [{k: r[k] for k in ("prompt", "completion")} for r in world.demonstrations(total * COMPLETIONS // 2)]
@@ -101,16 +101,16 @@ def ordered_rows(stage: Stage, steps: int) -> tuple[list[Example], int, Dataset 
 
 
 def as_chat(row: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
-    """A pair as TRL's conversations: only so does TRL apply the chat template, and get our tokens."""
+    """A pair as conversations, because TRL applies the chat template to conversations only."""
     roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
     return {column: [{"role": role, "content": row[column]}] for column, role in roles.items()}
 
 
 def check_tokens(theirs: Dataset, ours: Sequence[Example]) -> None:
-    """Refuses to compare unless TRL trains on our tokens, pair by pair.
+    """Checks that TRL trains on our tokens, pair by pair.
 
     Raises:
-        InputError: with the first pair that differs.
+        InputError: for the first pair that differs.
     """
     for number, (row, (chosen, rejected)) in enumerate(zip(theirs, ours, strict=True), start=1):
         got = [tuple(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
@@ -122,10 +122,10 @@ def check_tokens(theirs: Dataset, ours: Sequence[Example]) -> None:
 
 
 def trl_seconds(changes: dict[str, Any], table: Dataset, examples: Sequence[Example], steps: int) -> list[float]:
-    """Seconds of each step of TRL's DPOTrainer with its defaults, `changes` and what keeps it offline and quiet.
+    """Seconds of each step of TRL's DPOTrainer with its defaults, `changes`, and no network or output.
 
-    On a CPU the defaults refuse to start without `use_cpu`. Without `ref_model` TRL would load the reference from
-    the name that the model was loaded under, and this one has none; precomputing, it takes the model itself.
+    On a CPU TRL does not start without `use_cpu`. Without `ref_model` TRL would load the reference by the name of the
+    model, but our model has no name. With precomputing it uses the model itself.
     """
     from trl import DPOConfig, DPOTrainer
 
@@ -153,7 +153,7 @@ def trl_seconds(changes: dict[str, Any], table: Dataset, examples: Sequence[Exam
 def engine_seconds(objective_name: str, examples: Sequence[Example], per_step: int, steps: int) -> list[float]:
     """Seconds of each of `steps` steps of `per_step` examples, after the warm-up, by a population of one.
 
-    What it logs it works out at the end: that time is dealt out to the steps.
+    The engine computes the logged numbers at the end. This time is divided among the steps.
     """
     objective, ends = objective_named(objective_name), []
     settings = {"learning_rate": objective.learning_rate}
@@ -165,10 +165,10 @@ def engine_seconds(objective_name: str, examples: Sequence[Example], per_step: i
 
 
 def bare_seconds(examples: Sequence[Example], per_step: int, steps: int) -> list[float]:
-    """Seconds of forward, backward and AdamW on the same tokens and nothing else: what no engine undercuts.
+    """Seconds of forward, backward and AdamW on the same tokens, and nothing else: a lower limit for any engine.
 
-    The lean Llama of the engine on batches packed beforehand, so that the ratio is what losses, data, metrics and an
-    optimiser of many learning rates cost on top.
+    It uses the Llama of the engine on batches that are packed before. So the ratio shows the extra cost of losses,
+    data, metrics and an optimiser with many learning rates.
     """
     weights = flatten(load_base(0).state_dict(), LAYOUT)[None].requires_grad_()
     optimiser, ends = torch.optim.AdamW([weights], lr=1e-6, fused=True), []
@@ -183,7 +183,7 @@ def bare_seconds(examples: Sequence[Example], per_step: int, steps: int) -> list
 
 
 def contestants(steps: int, threads: int) -> tuple[dict[tuple[str, int], Callable[[], list[float]]], dict[str, float]]:
-    """All that are timed, by name and number of threads, in their order; and the tokens of a step, padding left out."""
+    """All programs by name and number of threads, in their order; and the tokens of a step, without padding."""
     entered: dict[tuple[str, int], Callable[[], list[float]]] = {}
     tokens = {}
     for part, stage in STAGES.items():
@@ -199,20 +199,20 @@ def contestants(steps: int, threads: int) -> tuple[dict[tuple[str, int], Callabl
     return entered, tokens
 
 
-# ------------------------------------------------------------------------------------------ measuring and telling
+# ------------------------------------------------------------------------------------------ measuring and reporting
 
 
 def measure(
     entered: dict[tuple[str, int], Callable[[], list[float]]], repeats: int, say: Callable[[str], None]
 ) -> Seconds:
-    """Runs all in turn, `repeats` times. The mean seconds of a step in each: a median would leave out logging."""
+    """Runs all in turn, `repeats` times. Returns mean seconds per step: a median would leave out logging."""
     seconds: Seconds = {key: [] for key in entered}
     begun, total = time.perf_counter(), repeats * len(entered)
     for done in range(total):
         name, threads = key = list(entered)[done % len(entered)]
         left = f", {(time.perf_counter() - begun) / done * (total - done):.0f} s left" if done else ""
         say(f"repeat {done // len(entered) + 1} of {repeats}: {name}, threads: {threads}{left}")
-        gc.collect()  # what the last one left is not the next one's to clear
+        gc.collect()  # garbage of the last one must not slow the next one
         torch.set_num_threads(threads)
         seconds[key].append(statistics.mean(entered[key]()))
     return seconds
@@ -225,15 +225,16 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def best_threads(seconds: Seconds, name: str) -> int:
-    """The number of threads with which a contestant is fastest, by the median."""
+    """The number of threads with the smallest median time of a contestant."""
     return min((n for entry, n in seconds if entry == name), key=lambda n: statistics.median(seconds[name, n]))
 
 
 def summary(seconds: Seconds, threads: int) -> dict[str, Any]:
-    """Ratios of the engine to TRL with its better number of threads and to the bare step; on top the worse of the two.
+    """Ratios of the engine to TRL with its faster number of threads, and to the bare step, for DPO and UFT.
 
-    A ratio is the median of the repeats' own ratios. All train as many completions a step, so the ratio of completions
-    per second is that of seconds: 10 ms a step against TRL's 30 ms are a speedup of 3.
+    The top level has the worse of the two. A ratio is the median of the ratios of all repeats. All programs train
+    equally many completions per step, so the ratio of completions per second is that of seconds: 10 ms per step for the
+    engine and 30 ms for TRL give a speedup of 3.
     """
     best = {name: best_threads(seconds, name) for name in TRL}
     parts: dict[str, Any] = {}
@@ -258,7 +259,7 @@ def summary(seconds: Seconds, threads: int) -> dict[str, Any]:
 
 
 def table_of(result: dict[str, Any]) -> str:
-    """The result as a table to read; of TRL's numbers of threads the one that is compared bears a star."""
+    """The result as a table. A star marks the number of threads of TRL that is compared."""
     lines = [f"{'contestant':<18}{'threads':>8}{'ms a step':>12}{'quartiles':>18}{'completions/s':>16}"]
     for row in result["contestants"]:
         star = "*" if result["trl_threads"].get(row["name"]) == row["threads"] else " "
@@ -281,7 +282,7 @@ def at_least_one(text: str) -> int:
 
 
 def options(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """What was asked for on the command line."""
+    """The options of the command line."""
     made = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog="Example:\n  python benchmarks/against_trl.py --json build/against_trl.json --repeats 9",
@@ -295,21 +296,21 @@ def options(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def progress(line: str) -> None:
-    """One line that is written over, on the error stream."""
+    """Write one line on stderr, in place of the line before."""
     print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Measure, print a table, write JSON on request."""
+    """Measure, print a table, and write JSON if asked."""
     chosen = options()
     if importlib.util.find_spec("trl") is None:
-        sys.exit('TRL must be installed to be compared with. Run: pip install "uftlab[bench]"')
-    warnings.filterwarnings("ignore")  # of deprecated names within TRL, and pinned memory without a GPU
+        sys.exit('TRL must be installed for this comparison. Run: pip install "uftlab[bench]"')
+    warnings.filterwarnings("ignore")  # about deprecated names in TRL, and pinned memory without a GPU
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     busy = os.getloadavg()[0]
     if busy > BUSY:
-        print(f"warning: the machine is busy (load {busy:.1f}); two threads that wait for a core tell nothing")
+        print(f"warning: the machine is busy (load {busy:.1f}), so the numbers mean nothing")
     entered, tokens = contestants(chosen.steps, chosen.threads)
     estimate = chosen.repeats * len(entered) * (0.7 + 0.1 * (WARM_UP + chosen.steps))
     print(f"{len(entered)} contestants, {chosen.repeats} times: about {estimate:.0f} s on two quiet cores")

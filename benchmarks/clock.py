@@ -1,4 +1,4 @@
-"""What the benchmarks share: a clock for trainers, and the name of the machine that the numbers are of."""
+"""Shared by the benchmarks: a clock for trainers, and the name of the processor."""
 
 import platform
 import time
@@ -13,19 +13,19 @@ WARM_UP = 3  # steps before the clock starts
 
 
 def wait() -> None:
-    """Until a GPU, if there is one, has done what it was told."""
+    """Wait until the GPU, if there is one, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 class Clock(TrainerCallback):
-    """Notes when each step of a trainer ended."""
+    """Records the time at the end of each step of a trainer."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The optimiser has stepped; what the trainer logs after this counts for the next step."""
+        """Called after the optimiser step. Logging comes later and counts for the next step."""
         wait()
         self.ends.append(time.perf_counter())
 
@@ -35,7 +35,7 @@ class Clock(TrainerCallback):
 
 
 def cpu_name() -> str:
-    """What the processor calls itself."""
+    """The model name of the processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,7 +1,7 @@
-"""The parts of `benchmarks/gpu.sh`: each measures one question and writes one JSON file.
+"""The parts of `benchmarks/gpu.sh`. Each part answers one question and writes one JSON file.
 
 python benchmarks/gpu.py right --out build/gpu            one of right, fast, grid, study, real
-python benchmarks/gpu.py fast --out build/gpu --dry-run   small and on a CPU: does it run?
+python benchmarks/gpu.py fast --out build/gpu --dry-run   small, on a CPU: does the code run?
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +25,25 @@ import torch
 import transformers
 from clock import WARM_UP, Clock, wait
 from datasets import Dataset
-from population import GRID, WORLDS, device_name, limits, stack_seconds, step_work, trainer_seconds
+from population import GRID, WORLDS, crowd, device_name, limits, member_of, stack_seconds, step_work, trainer_seconds
+from population import grid as population_grid
 from transformers import set_seed
 
 from uftlab.engine import population
 from uftlab.engine.population import Member, train
 from uftlab.engine.stack import flatten
 from uftlab.engine.trainer import Quiet, UFTTrainer
-from uftlab.evals.skills import measure
 from uftlab.models.generation import generate_ids
 from uftlab.models.logps import ReferenceCache, read_logps
 from uftlab.models.policies import TINY, frozen_copy, load_base, load_policy, with_lora
 from uftlab.objectives.registry import OBJECTIVES, ON_SAMPLES, objective_named
 from uftlab.rows.table import load_rows
 from uftlab.rows.tokens import Completion, Example, RememberingTokens, Tokens
-from uftlab.study.cohort import Materials, materials, reader, tokens
+from uftlab.study.cohort import materials, reader, tokens
 from uftlab.study.trials import PROFILES, Profile, read_trial, trial
 from uftlab.study.workers import run_trials
 from uftlab.training.methods import METHODS, Stage, method_named
-from uftlab.training.recipes import StageData, fit, history_of, prepare, sources
+from uftlab.training.recipes import fit, history_of, prepare, sources
 from uftlab.training.stages import layout, refer
 
 GPU = torch.cuda.is_available()
@@ -52,67 +52,38 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def log(line: str) -> None:
-    """A line with the time, so that a cut run shows how far it came."""
+    """Print a line with the time, so that an interrupted run shows how far it got."""
     print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
 
 class Result(dict):
-    """What a part found so far, on disk after every piece of it: a part that is cut keeps what it has."""
+    """The results of a part. They are saved after every section, so an interrupted part keeps what it has."""
 
     path: Path
     started: float
 
     def save(self) -> None:
-        """Write the file anew."""
+        """Write the file again."""
         self["part_seconds"] = round(time.perf_counter() - self.started, 2)
         self.path.write_text(json.dumps(self, indent=1))
 
 
 @contextmanager
 def attempted(result: Result, name: str) -> Iterator[None]:
-    """A fault within is kept in the result and ends nothing else."""
+    """An error inside is stored in the result and does not stop the program."""
     try:
         yield
-    except Exception as error:  # the reason is the result
+    except Exception as error:  # the traceback is part of the result
         result["faults"][name] = traceback.format_exc()[-3000:]
         log(f"FAULT in {name}: {type(error).__name__}: {str(error)[:200]}")
     result.save()
-
-
-# ------------------------------------------------------------------------------------------ members
-
-
-@cache
-def data_of(method: str, world: int, steps: int, profile: Profile, order: int = 0) -> tuple[Materials, StageData]:
-    """What the last stage of a method learns from in a world, from the base."""
-    own = materials(world, profile, "test")
-    definition = method_named(method)
-    stage = definition.stages[-1] if definition.group == "loss" else replace(definition.stages[-1], recipe="offline")
-    settings = {"learning_rate": 1.5e-3}
-    return own, prepare(
-        stage, own.tables, tokens(), settings, steps, order, partial(refer, own.references, own.base, tokens())
-    )
-
-
-def member_of(made: tuple[Materials, StageData], **settings: float) -> Member:
-    """A member that starts from the base of its world."""
-    own, learned = made
-    changed = {**learned.settings, **settings}
-    return Member(own.base, learned.objective, changed, learned.order, learned.per_step)
-
-
-def crowd(count: int, steps: int, profile: Profile) -> list[Member]:
-    """UFT members of one world that differ in setting and, eight at most, in the order of the data."""
-    made = [data_of("uft", 0, steps, profile, order) for order in range(min(8, count))]
-    settings = [{"learning_rate": rate, "beta": beta} for rate, beta in GRID]
-    return [member_of(made[n % len(made)], **settings[n // len(made) % len(settings)]) for n in range(count)]
 
 
 # -------------------------------------------------------------------------------------------- right?
 
 
 def right(result: Result, profile: Profile, dry: bool) -> None:
-    """The same on both devices, and twice on one."""
+    """Are results equal on both devices, and in two runs on one device?"""
     steps = 4 if dry else 20
     own = materials(0, profile, "test")
     made = {}
@@ -205,9 +176,9 @@ def right(result: Result, profile: Profile, dry: bool) -> None:
 
 
 def beside(member: Member) -> Member:
-    """The same with a reference that is not its start.
+    """The same member with a reference that differs from its start.
 
-    At the start some losses have a kink, and rounding would decide on which side of it each device begins.
+    Where policy equals reference, some losses have a kink, and rounding would decide on which side each device starts.
     """
 
     def moved(c: Completion) -> Completion:
@@ -217,7 +188,7 @@ def beside(member: Member) -> Member:
 
 
 def uncaptured(member: Member, weights: torch.Tensor) -> dict[str, Any]:
-    """A loss that looks at a value on the CPU, which no graph can hold, is trained all the same."""
+    """A loss that reads a value on the CPU cannot be captured in a graph. It must be trained all the same."""
     term = member.objective.terms[0]
 
     def looks(rows: Any, settings: Any) -> torch.Tensor:
@@ -230,7 +201,7 @@ def uncaptured(member: Member, weights: torch.Tensor) -> dict[str, Any]:
 
 
 def compared(member: Member, here: population.Trained, there: population.Trained, number: int) -> dict[str, float]:
-    """How far two ways of training a member ended apart: as a share of the way, and in what was logged."""
+    """The difference of two trained members: of weights, as a share of the way from the start, and of logs."""
     moved = (here.weights[number] - member.start.cpu()).norm()
     apart = (here.weights[number] - there.weights[number].cpu()).norm()
     logs = [0.0]
@@ -280,7 +251,7 @@ VARIANTS = [
 
 
 def fast(result: Result, profile: Profile, dry: bool) -> None:
-    """Members times steps per second, by members, mode and precision."""
+    """Members times steps per second, by number of members, mode and precision."""
     result |= {"sizes": {}, "variants": {}}
     steps = 5 if dry else 43
     counts = (1, 2) if dry else (1, 16, 64, 256, 1024)
@@ -342,7 +313,7 @@ def fast(result: Result, profile: Profile, dry: bool) -> None:
 
 
 def packing_seconds(members: list[Member]) -> float:
-    """What making a batch costs the CPU; it happens while the GPU works."""
+    """Seconds in which the CPU makes a batch, while the GPU works."""
     batches = population.Batches(members, alike=True)
     started = time.perf_counter()
     for step in range(batches.rows.shape[0]):
@@ -351,7 +322,7 @@ def packing_seconds(members: list[Member]) -> float:
 
 
 def device_seconds(members: list[Member]) -> dict[str, float]:
-    """What one captured step costs the GPU alone, and the memory that it takes; 0 without one."""
+    """Seconds of one captured step on the GPU alone, and the memory that it needs. 0 without a GPU."""
     if not GPU:
         return {"device_seconds": 0.0, "peak_gib": 0.0}
     torch.cuda.reset_peak_memory_stats()
@@ -373,7 +344,7 @@ def device_seconds(members: list[Member]) -> dict[str, float]:
 
 
 def kernels(members: list[Member]) -> list[dict[str, Any]]:
-    """Where a step's time goes, by kernel."""
+    """The time of a step by kernel."""
     stack = population._Stack(members, layout(), torch.device("cuda"))
     batch = population.Batches(stack.members, alike=True).at(0).to("cuda")
     for _ in range(3):
@@ -393,46 +364,13 @@ def kernels(members: list[Member]) -> list[dict[str, Any]]:
 
 
 def grid(result: Result, profile: Profile, dry: bool) -> None:
-    """The paper's grid: 16 (learning rate, beta) x 4 worlds of UFT, trained and measured."""
-    steps, worlds = (4, WORLDS[:1]) if dry else (1000, WORLDS)
-    settings = GRID[:2] if dry else GRID
-    profile = replace(profile, steps=steps)
-    started = time.perf_counter()
-    members, evaluators, entries = [], [], []
-    for rate, beta in settings:
-        for world in worlds:
-            made = data_of("uft", world, steps, profile)
-            members.append(member_of(made, learning_rate=rate, beta=beta))
-            evaluators.append(made[0].full)
-            entries.append({"learning_rate": rate, "beta": beta, "world": world})
-    wait()
-    begun = time.perf_counter()
-    trained = train(members, layout(), logging_steps=50, device=DEVICE)
-    wait()
-    between = time.perf_counter()
-    metrics = measure(evaluators, reader(trained.weights))
-    ended = time.perf_counter()
-    log(f"prepared {begun - started:.1f}, trained {between - begun:.1f}, measured {ended - between:.1f} s")
-    result |= {
-        "members": len(members),
-        "steps": steps,
-        "prepare_seconds": begun - started,
-        "train_seconds": between - begun,
-        "evaluate_seconds": ended - between,
-        "seconds": ended - begun,
-        "points": [
-            {
-                **entry,
-                **{k: float(f"{v:.5g}") for k, v in own.items()},
-                "loss": history[-1]["loss"] if history else None,
-            }
-            for entry, own, history in zip(entries, metrics, trained.histories, strict=True)
-        ],
-    }
+    """The paper's grid: 16 settings (learning rate, beta) in 4 worlds."""
+    result |= population_grid(*((GRID[:2], WORLDS[:1], 4) if dry else (GRID, WORLDS, 1000)), profile)
+    log(f"prepared {result['prepare_seconds']:.1f} s, then {result['seconds']:.1f} s")
 
 
 def study(result: Result, profile: Profile, dry: bool) -> None:
-    """The study of sixteen seeds, from nothing to all results; and how far they lie from the stored ones of a CPU."""
+    """The whole study of sixteen seeds, and the difference of its results from the stored ones of a CPU."""
     names = ["sft", "sft-then-dpo", "uft"] if dry else list(METHODS)
     trials = [trial(name, seed, profile) for seed in range(1 if dry else 16) for name in names]
     with tempfile.TemporaryDirectory() as scratch:
@@ -467,15 +405,15 @@ def apart(results: Sequence[dict], stored: dict[tuple[str, int], dict[str, float
 
 # ------------------------------------------------------------------------------------------ a real model
 
-LONGEST = 256  # tokens of prompt and completion; longer rows are left out
-MICRO = 16  # completions in memory at a time: at most 25 GiB for 135 M parameters in float32
+LONGEST = 256  # most tokens of prompt and completion; longer rows are left out
+MICRO = 16  # completions of a micro-batch: at most 25 GiB for 135 M parameters in float32
 REAL_RUNS = (("uft", "float32"), ("sft-full", "float32"), ("uft", "bf16"))
 REAL_SETTINGS = {"learning_rate": 3e-4, "beta": 0.03}
 Tables = Mapping[str, Dataset]
 
 
 def real(result: Result, profile: Profile, dry: bool) -> None:
-    """A real model by UFT and by SFT with LoRA, if its files travelled along: how fast, and does it learn?"""
+    """A real model by UFT and by SFT with LoRA, if its files are there: how fast is it, and does it learn?"""
     folder = os.environ.get("UFTLAB_REAL_MODEL") or (str(TINY) if dry else "")
     rows = os.environ.get("UFTLAB_REAL_DATA")
     if not folder or not Path(folder).is_dir() or not (rows or dry):
@@ -488,7 +426,7 @@ def real(result: Result, profile: Profile, dry: bool) -> None:
     else:
         tables = materials(0, profile, "test").tables
     split = {name: table.train_test_split(0.1, seed=0) for name, table in tables.items()}
-    words = RememberingTokens(load_policy(folder)[1])  # rows are tokenised once for all runs
+    words = RememberingTokens(load_policy(folder)[1])  # each row is tokenised only once for all runs
     shown = {name: parts["train"] for name, parts in split.items()}
     mixture = method_named("uft").stages[0]
     for source in sources(mixture, shown, words, max_length=LONGEST)[0]:
@@ -523,7 +461,7 @@ def real_run(
     steps: int,
     kept: Sequence[Sequence[Example]],
 ) -> None:
-    """One run from the model in a folder, as `uftlab train` does it; what is found goes into `found` phase by phase."""
+    """One run from the model in a folder, like `uftlab train`. Each phase adds its results to `found`."""
     started = time.perf_counter()
     set_seed(0)
     policy = with_lora(load_policy(folder)[0]).to(DEVICE)
@@ -557,7 +495,7 @@ def real_run(
     with tempfile.TemporaryDirectory() as scratch, phase(found, "training", policy, made.order):
         arguments = (made.order, made.objective, made.settings, pad, [Quiet(), clock])
         trained = fit(UFTTrainer, policy, scratch, *arguments, **wanted)
-    trained.accelerator.unwrap_model(policy, keep_fp32_wrapper=False)  # it is read in float32 again
+    trained.accelerator.unwrap_model(policy, keep_fp32_wrapper=False)  # from here on in float32 again
     found["step_seconds"] = statistics.median(clock.seconds()) if steps > WARM_UP else None
     found["history"] = [{k: float(f"{v:.5g}") for k, v in entry.items()} for entry in history_of(trained)]
     found["after"] = held_out(policy, kept, pad)
@@ -565,7 +503,7 @@ def real_run(
 
 @contextmanager
 def phase(found: dict[str, Any], name: str, policy: Any, examples: Sequence[Example]) -> Iterator[None]:
-    """Seconds, memory, tokens, and positions that went through the model for them, of what happens within."""
+    """Measures the code inside: seconds, memory, tokens, and positions that the model computed for them."""
     positions = 0
 
     def count(module: Any, args: Any, given: dict[str, Any]) -> None:
@@ -595,14 +533,14 @@ def phase(found: dict[str, Any], name: str, policy: Any, examples: Sequence[Exam
 
 
 def length(example: Example) -> int:
-    """Tokens of an example, prompts and completions."""
+    """Number of tokens of an example, prompts and completions."""
     return sum(len(c.prompt_ids) + len(c.completion_ids) for c in example)
 
 
 def held_out(policy: Any, kept: Sequence[Sequence[Example]], pad: int) -> dict[str, float]:
-    """Nats a token of demonstrations; how often the implicit reward puts two scored rows in the order of their scores.
+    """Nats per token of demonstrations, and how often the implicit reward orders two scored rows like their scores.
 
-    The order is that of log-ratios, over all pairs of unequal scores, whatever their prompts; a tie counts half.
+    All pairs with unequal scores are compared by their log-ratios, even if their prompts differ. A tie counts half.
     """
     shown, judged = (read_logps(policy, [c for (c,) in source], pad) for source in kept)
     read = sum(len(c.completion_ids) for (c,) in kept[0])
@@ -610,7 +548,7 @@ def held_out(policy: Any, kept: Sequence[Sequence[Example]], pad: int) -> dict[s
     scores = torch.tensor([c.score for (c,) in kept[1]])
     above = scores[:, None] > scores[None]
     gaps = (rewards[:, None] - rewards[None])[above]
-    right = (gaps > 0.01).float() + 0.5 * (gaps.abs() <= 0.01).float()  # before training all are 0 but for rounding
+    right = (gaps > 0.01).float() + 0.5 * (gaps.abs() <= 0.01).float()  # before training all are 0 up to rounding
     return {"nats_per_token": float(-shown.sum() / read), "order": float(right.mean())}
 
 

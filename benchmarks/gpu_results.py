@@ -1,8 +1,8 @@
-"""Checks what `benchmarks/gpu.sh` wrote and turns it into committed results, the lines of README and a page.
+"""Checks the files of `benchmarks/gpu.sh` and makes committed results, the lines of README and a page of them.
 
-    python benchmarks/gpu_results.py build/gpu            look: what was measured, what it had to reach
-    python benchmarks/gpu_results.py build/gpu --commit   and write data/results/gpu, docs/gpu.md and README's lines
-    python benchmarks/gpu_results.py data/results/gpu     look at what is committed
+    python benchmarks/gpu_results.py build/gpu            show: measured numbers and their limits
+    python benchmarks/gpu_results.py build/gpu --commit   and write data/results/gpu, docs/gpu.md and lines of README
+    python benchmarks/gpu_results.py data/results/gpu     show what is committed
 
 Files of a dry run, or of several devices, are refused.
 """
@@ -31,7 +31,7 @@ def parts_of(folder: Path) -> Parts:
     """The files of a run.
 
     Raises:
-        SystemExit: for a part that is missing, cut or dry, and for files of different devices.
+        SystemExit: for a part that is missing, interrupted or dry, and for files of different devices.
     """
     parts: Parts = {}
     for name in (*NEEDED, *OPTIONAL):
@@ -54,7 +54,7 @@ def parts_of(folder: Path) -> Parts:
 
 
 def _measured(part: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The runs of the real model that came to their end; the last may have been cut by the time limit."""
+    """The runs of the real model that ended. The time limit may have stopped the last one."""
     return {name: run for name, run in part.get("runs", {}).items() if "after" in run}
 
 
@@ -81,7 +81,7 @@ def _worst(parts: Parts, key: str) -> float:
 
 
 def checked(parts: Parts) -> list[tuple[str, float, str, bool]]:
-    """Each thing that was to be reached: what, how much, the limit, and whether it was."""
+    """Each check: its name, the measured value, the limit, and whether the value is within the limit."""
     made = []
     for what, value_of, sign, limit in CHECKS:
         value = value_of(parts)
@@ -90,7 +90,7 @@ def checked(parts: Parts) -> list[tuple[str, float, str, bool]]:
 
 
 def readme_lines(parts: Parts) -> str:
-    """What README says of the GPU: every number from the files."""
+    """The lines of README about the GPU. Every number is from the files."""
     fast, grid, study = parts["fast"], parts["grid"], parts["study"]
     small, large = (fast["sizes"][name] for name in ("64", "1024"))
     return "\n".join(
@@ -237,7 +237,7 @@ def page(parts: Parts) -> str:
 
 
 def _looks(seconds: dict[str, float]) -> list[str]:
-    """What it costs to look for the end of answers, of runs that compared it."""
+    """The cost of looking for the end of answers, from runs that compared it."""
     if not seconds:
         return []
     return [
@@ -249,7 +249,7 @@ def _looks(seconds: dict[str, float]) -> list[str]:
 
 
 def _real_model(part: dict[str, Any]) -> list[str]:
-    """What was seen of a model that people use."""
+    """The section about a real model."""
     runs = _measured(part)
     pass_over = next((run["reference"] for run in runs.values() if "reference" in run), None)
     rows = [
@@ -332,7 +332,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def with_lines(text: str, lines: str) -> str:
-    """README with the lines of the GPU in their place."""
+    """README with the given lines about the GPU."""
     before, _, rest = text.partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
@@ -341,7 +341,7 @@ def with_lines(text: str, lines: str) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Check, print and write on request; 1 where something was not reached."""
+    """Check, print, and write if asked. Returns 1 if a limit was not reached."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", type=Path, help="where benchmarks/gpu.sh wrote")
     options.add_argument("--commit", action="store_true", help="write results, page and README's lines")

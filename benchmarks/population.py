@@ -1,9 +1,10 @@
-"""How much a stack of models gains over one model after another, and how much of the machine it uses.
+"""How much faster a stack of models is than one model after another, and how much of the machine it uses.
 
     python benchmarks/population.py --json build/population.json            64 members on a GPU, 5 on a CPU
     python benchmarks/population.py --grid --json build/grid.json           16 settings x 4 worlds of UFT, 1,000 steps
 
-All ratios are medians of rounds that measure their two sides in turn. A measurement, not a test: on a quiet machine.
+All ratios are ratios of medians over rounds; each round measures all variants in turn. This is a measurement, not a
+test: run it on a machine without other work.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,39 +33,46 @@ from uftlab.models.policies import frozen_copy, load_base
 from uftlab.study import cohort
 from uftlab.study.trials import PROFILES, Profile
 from uftlab.training.methods import method_named
-from uftlab.training.recipes import fit, prepare
+from uftlab.training.recipes import StageData, fit, prepare
 from uftlab.training.stages import layout, refer, usual_device
 
 GRID = [(rate, beta) for rate in (5e-4, 1e-3, 2e-3, 4e-3) for beta in (0.01, 0.03, 0.1, 0.3)]
 WORLDS = (0, 1, 2, 3)
-SEED = 0  # of the world
 
 
 def device_name() -> str:
-    """What the numbers were measured on."""
+    """The name of the device that is measured."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{cpu_name()}, {torch.get_num_threads()} thread(s)"
 
 
-def members(count: int, steps: int, profile: Profile, worlds: Sequence[int] = (SEED,)) -> list[Member]:
-    """UFT members that differ in world, order of data and setting."""
-    made = []
-    stage = method_named("uft").stages[0]
-    for number in tqdm(range(count), unit="member", desc="data", leave=False):
-        rate, beta = GRID[number // len(worlds) % len(GRID)]
-        own = cohort.materials(worlds[number % len(worlds)], profile, "test")
-        read = partial(refer, own.references, own.base, cohort.tokens())
-        learned = prepare(
-            stage, own.tables, cohort.tokens(), {"learning_rate": rate, "beta": beta}, steps, number, read
-        )
-        made.append(Member(own.base, learned.objective, learned.settings, learned.order, learned.per_step))
-    return made
+@cache
+def data_of(world: int, steps: int, profile: Profile, order: int = 0) -> tuple[cohort.Materials, StageData]:
+    """What UFT learns from in a world; `order` is the seed of the order of the examples."""
+    own = cohort.materials(world, profile, "test")
+    read = partial(refer, own.references, own.base, cohort.tokens())
+    stage, settings = method_named("uft").stages[0], {"learning_rate": 1.5e-3}
+    return own, prepare(stage, own.tables, cohort.tokens(), settings, steps, order, read)
+
+
+def member_of(made: tuple[cohort.Materials, StageData], **settings: float) -> Member:
+    """A member that starts from the base model of its world. `settings` replace those of the data."""
+    own, learned = made
+    changed = {**learned.settings, **settings}
+    return Member(own.base, learned.objective, changed, learned.order, learned.per_step)
+
+
+def crowd(count: int, steps: int, profile: Profile) -> list[Member]:
+    """UFT members of one world. They differ in setting and in the order of the data (at most eight orders)."""
+    made = [data_of(0, steps, profile, order) for order in range(min(8, count))]
+    settings = [{"learning_rate": rate, "beta": beta} for rate, beta in GRID]
+    return [member_of(made[n % len(made)], **settings[n // len(made) % len(settings)]) for n in range(count)]
 
 
 def trainer_seconds(member: Member) -> float:
-    """Seconds per step of `UFTTrainer` on one member, its set-up left out."""
-    policy, clock = frozen_copy(load_base(SEED)).requires_grad_(True).to(usual_device()), Clock()
+    """Seconds per step of `UFTTrainer` on one member, without the set-up."""
+    policy, clock = frozen_copy(load_base(0)).requires_grad_(True).to(usual_device()), Clock()
     wanted = {"per_device_train_batch_size": member.per_step, "max_steps": member.steps}
     with tempfile.TemporaryDirectory() as folder:
         fit(UFTTrainer, policy, folder, member.order, member.objective, member.settings, 0, [clock, Quiet()], **wanted)
@@ -72,7 +80,7 @@ def trainer_seconds(member: Member) -> float:
 
 
 def stack_seconds(stack: list[Member]) -> float:
-    """Seconds per step of all members, the set-up left out. On a CPU they are trained in parts, whose times add up."""
+    """Seconds per step of all members, without the set-up. On a CPU the times of the parts are added."""
     ends: list[float] = []
 
     def look(*args) -> None:
@@ -85,7 +93,7 @@ def stack_seconds(stack: list[Member]) -> float:
 
 
 def tall_seconds(stack: list[Member]) -> float:
-    """The same without the limit that a CPU's cache sets: all members in one stack."""
+    """Like `stack_seconds`, but with all members in one stack, even if they do not fit in the CPU cache."""
     limit, population.CPU_TOKENS = population.CPU_TOKENS, 10**9
     try:
         return stack_seconds(stack)
@@ -94,7 +102,7 @@ def tall_seconds(stack: list[Member]) -> float:
 
 
 def limits() -> dict[str, float]:
-    """What this device reaches at best: FLOP/s of a large float32 product, bytes/s of a large copy."""
+    """The best that this device reaches: FLOP/s of a large float32 product, bytes/s of a large copy."""
     size = 8192 if torch.cuda.is_available() else 2048
     a, b = torch.randn(2, size, size, device=usual_device())
     big, times = torch.empty(2**26, device=usual_device()), {"flops": [], "bytes": []}
@@ -109,10 +117,10 @@ def limits() -> dict[str, float]:
 
 
 def step_work(stack: list[Member]) -> dict[str, float]:
-    """FLOP of one step of a stack, counted; and bytes that it has to move at least.
+    """FLOP of one step of a stack, counted, and the bytes that it must move at least.
 
-    Every number that is kept for the gradient is written once and read once; weights, their gradient and both moments
-    of the optimiser are read, all but the gradient written.
+    Every number that is stored for the gradient is written once and read once. Weights, their gradient and both moments
+    of the optimiser are read; all but the gradient are written.
     """
     sizes = layout()
     batch = pack([member.batch(0) for member in stack])
@@ -124,8 +132,8 @@ def step_work(stack: list[Member]) -> dict[str, float]:
 
 
 def gains(count: int, steps: int, rounds: int, profile: Profile) -> dict[str, Any]:
-    """One stack against `UFTTrainer` and against stacks of one, in turn."""
-    stack = members(count, steps, profile)
+    """One stack compared with `UFTTrainer` and with stacks of one member, measured in turn."""
+    stack = crowd(count, steps, profile)
     times: dict[str, list[float]] = {"stack": [], "trainer": [], "alone": [], "tall": []}
     for _ in tqdm(range(rounds), unit="round"):
         times["stack"].append(stack_seconds(stack))
@@ -147,31 +155,37 @@ def gains(count: int, steps: int, rounds: int, profile: Profile) -> dict[str, An
     }
 
 
-def grid(steps: int, profile: Profile) -> dict[str, Any]:
-    """The whole grid, measured at the end as trials of the study are: seconds from prepared data to all metrics."""
-    profile = replace(profile, steps=steps)
-    stack = members(len(GRID) * len(WORLDS), steps, profile, WORLDS)
-    evaluators = [cohort.materials(WORLDS[n % len(WORLDS)], profile, "test").full for n in range(len(stack))]
+def grid(
+    settings: Sequence[tuple[float, float]], worlds: Sequence[int], steps: int, profile: Profile
+) -> dict[str, Any]:
+    """Each (learning rate, beta) in each world, trained with UFT as one stack and measured like trials of the study."""
+    profile, started = replace(profile, steps=steps), time.perf_counter()
+    points = [{"learning_rate": r, "beta": b, "world": world} for r, b in settings for world in worlds]
+    made = [data_of(point["world"], steps, profile) for point in points]
+    stack = [member_of(m, learning_rate=p["learning_rate"], beta=p["beta"]) for m, p in zip(made, points, strict=True)]
     wait()
     begun = time.perf_counter()
-    trained = train(stack, layout(), device=usual_device())
+    trained = train(stack, layout(), logging_steps=50, device=usual_device())
     wait()
     between = time.perf_counter()
-    metrics = measure(evaluators, cohort.reader(trained.weights))
+    metrics = measure([own.full for own, _ in made], cohort.reader(trained.weights))
     ended = time.perf_counter()
-    best = max(m["instruction/strict"] for m in metrics)
+    for point, own, history in zip(points, metrics, trained.histories, strict=True):
+        point |= {name: float(f"{value:.5g}") for name, value in own.items()}
+        point["loss"] = history[-1]["loss"] if history else None
     return {
         "members": len(stack),
         "steps": steps,
+        "prepare_seconds": begun - started,
         "train_seconds": between - begun,
         "evaluate_seconds": ended - between,
         "seconds": ended - begun,
-        "best_instruction_strict": best,
+        "points": points,
     }
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure, print, and write JSON on request."""
+    """Measure, print, and write JSON if asked."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--json", type=Path, help="write the numbers here")
     options.add_argument("--members", type=int, default=64 if torch.cuda.is_available() else 5)
@@ -190,7 +204,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if not torch.cuda.is_available():
             line += f"; without a GPU about {count * chosen.grid_steps * 0.014 / 60:.0f} minutes"
         print(line)
-        result = grid(chosen.grid_steps, profile)
+        result = grid(GRID, WORLDS, chosen.grid_steps, profile)
         print(f"trained in {result['train_seconds']:.1f} s, measured in {result['evaluate_seconds']:.1f} s")
     else:
         result = gains(chosen.members, chosen.steps, chosen.rounds, profile)

@@ -1,9 +1,9 @@
-"""How long a reader waits for a moved slider: in the kernel (95th percentile), and from key press to paint.
+"""How long a slider takes: time in the kernel (95th percentile), and time from key press to paint.
 
     python benchmarks/sliders.py --json build/sliders.json
 
-Limits of the course: 100 ms in the kernel and 400 ms to the paint, on two cores. A measurement, not a test: run it on
-a quiet machine. The paint needs Chromium and is left out without one.
+Limits of the course: 100 ms in the kernel and 400 ms to the paint, on two cores. This is a measurement, not a test: run
+it on a machine without other work. The paint needs Chromium and is left out without it.
 """
 
 import argparse
@@ -26,7 +26,7 @@ KERNEL_LIMIT, PAINT_LIMIT = 100.0, 400.0  # milliseconds
 
 
 def positions(control, count):
-    """At most `count` values that a hand would pass on its way over a control: each once, since notebooks remember."""
+    """At most `count` values over the range of a control, each once, because notebooks cache their figures."""
     if hasattr(control, "options"):
         return [value for _, value in control._options_full][:count]
     places = [control.min + (control.max - control.min) * k / (count - 1) for k in range(count)]
@@ -38,7 +38,7 @@ def positions(control, count):
 
 
 def kernel_times(explorer: Explorer, moves: int) -> list[float]:
-    """Milliseconds of the handler for each of at least `moves` moves, spread over the controls."""
+    """Milliseconds in the kernel for each of at least `moves` moves, over all controls."""
     box = widgets.explore(explorer.picture, explorer.controls, explorer.words)
     times: list[float] = []
     while len(times) < moves:
@@ -52,7 +52,7 @@ def kernel_times(explorer: Explorer, moves: int) -> list[float]:
 
 
 def paint_times(page, explorer: Explorer, presses: int) -> list[float]:
-    """Milliseconds from a key press on the first slider to the last paint it causes."""
+    """Milliseconds from a key press on the first slider to the last paint that it causes."""
     control = next((c for c in explorer.controls.values() if hasattr(c, "step")), None)
     handle, times = page.get_by_role("slider", name=control.description, exact=True), []
     at_the_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
@@ -70,7 +70,7 @@ def paint_times(page, explorer: Explorer, presses: int) -> list[float]:
 
 
 def main() -> None:
-    """Measure every notebook, print a table, write JSON on request."""
+    """Measure every notebook, print a table, and write JSON if asked."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--json", type=Path, help="write the numbers here")
     options.add_argument("--only", default="", help="notebooks whose name starts with this")

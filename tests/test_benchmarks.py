@@ -1,4 +1,4 @@
-"""What the benchmarks compute from numbers and rows that are given. Nothing here is timed, and TRL is not needed."""
+"""The benchmarks compute what they promise. No test depends on a measured time, and none needs TRL."""
 
 import importlib.util
 import json
@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import against_trl
+import population
 import pytest
 from datasets import Dataset
 
@@ -16,9 +18,6 @@ from uftlab.rows.tokens import Completion, Tokens
 from uftlab.world.world import World, pairs
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
-SPEC = importlib.util.spec_from_file_location("against_trl", FOLDER / "against_trl.py")
-against_trl = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(against_trl)
 
 # seconds a step of three repeats, by name and threads
 SECONDS = {
@@ -135,3 +134,36 @@ def test_trl_is_imported_only_to_run_it():
     code = f"import runpy, sys; runpy.run_path({str(FOLDER / 'against_trl.py')!r}); assert 'trl' not in sys.modules"
     beside = {**os.environ, "PYTHONPATH": str(FOLDER)}  # as for a script, which finds what lies in its folder
     assert subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parent, env=beside).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------ populations
+
+
+@pytest.mark.usefixtures("quick_collections")
+def test_gains_are_ratios_of_medians_with_the_device_that_they_were_measured_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(population, "limits", lambda: {"flops": 1e12, "bytes": 1e11})
+    path = tmp_path / "deep" / "gains.json"
+    population.main(
+        ["--members", "2", "--steps", "5", "--rounds", "1", "--json", str(path), "--profile", "smoke", "--threads", "1"]
+    )
+    result = json.loads(path.read_text())
+    seconds = result["seconds_per_step"]
+    assert result["speedup_over_trainer"] == pytest.approx(seconds["trainer"] / seconds["stack"])
+    assert result["speedup_over_one_by_one"] == pytest.approx(seconds["alone"] / seconds["stack"])
+    assert result["members"] == 2 and result["device"] and "thread" in capsys.readouterr().out
+    work = result["work_per_step"]
+    assert result["fraction_of_arithmetic"] == pytest.approx(work["flops"] / seconds["stack"] / 1e12)
+    # each token passes each weight of the layers once forward and twice backward, two operations each time
+    assert 2e8 < work["flops"] < 5e9
+
+
+@pytest.mark.usefixtures("quick_collections")
+def test_the_grid_trains_and_measures_every_setting_in_every_world(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(population, "GRID", [(1e-3, 0.1), (2e-3, 0.1)])
+    monkeypatch.setattr(population, "WORLDS", (0, 1))
+    path = tmp_path / "grid.json"
+    population.main(["--grid", "--grid-steps", "2", "--json", str(path), "--profile", "smoke", "--threads", "1"])
+    result = json.loads(path.read_text())
+    assert (result["members"], result["steps"]) == (4, 2)
+    assert result["seconds"] == pytest.approx(result["train_seconds"] + result["evaluate_seconds"])
+    assert "4 members, 2 steps" in capsys.readouterr().out

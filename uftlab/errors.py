@@ -1,12 +1,12 @@
-"""One sentence for every refusal: `{what} must {rule}; got {value}. {what to do}.`"""
+"""All errors have one form: `{what} must {rule}; got {value}. {what to do}.`"""
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message says what, why and what to do instead."""
+    """An input of the user cannot be used. The message says which, why, and what to do instead."""
 
     def __init__(self, what: str, rule: str, got: object, remedy: str) -> None:
         super().__init__(f"{what} must {rule}; got {got}. {remedy}.")
         self._parts = (what, rule, str(got), remedy)
 
-    def __reduce__(self) -> tuple:  # so that a refusal survives the way back from a worker process
+    def __reduce__(self) -> tuple:  # so that a worker process can send it back
         return InputError, self._parts

@@ -1,10 +1,10 @@
-"""Where data and notebooks lie, and files that are written whole or not at all.
+"""The folders of data and notebooks, and files that are written completely or not at all.
 
-In a checkout `data/` and `notebooks/` lie at the top of the repository, and everything is read and written there. An
-installed package carries both inside, and must not write into itself. It lays a copy of them into the user's cache
-when they are first needed, and works on this copy as on a checkout.
+In a checkout, `data/` and `notebooks/` are at the top of the repository, and everything is read and written there. An
+installed package has both inside, but it must not write into itself. So it makes a copy in the cache folder of the user
+when the files are first needed, and uses this copy like a checkout.
 
-`DATA` is the folder `data/` of the one or the other.
+`DATA` is the folder `data/` of the checkout or of the copy.
 """
 
 import hashlib
@@ -21,32 +21,32 @@ if TYPE_CHECKING:
     import torch
 
 PACKAGE = Path(__file__).resolve().parent
-CARRIED = ("data", "notebooks")  # what an installed package carries inside, and a checkout has at its top
+CARRIED = ("data", "notebooks")  # folders in an installed package, or at the top of a checkout
 
 
 def is_checkout() -> bool:
-    """Whether the code that runs lies in a checkout of the repository (an editable installation does)."""
+    """Whether this code is in a checkout of the repository. An editable installation is."""
     return not (PACKAGE / "data").is_dir()
 
 
 @cache
 def home() -> Path:
-    """The folder with `data/` and `notebooks/`: the top of the checkout, or the copy that an installation works on.
+    """The folder with `data/` and `notebooks/`: the top of the checkout, or the copy of an installed package.
 
     Raises:
-        InputError: when there is no place for the copy.
+        InputError: when the copy cannot be written.
     """
     if is_checkout():
         return PACKAGE.parent
-    from platformdirs import user_cache_path  # here, since a checkout does without
+    from platformdirs import user_cache_path  # imported here, because a checkout does not need it
 
     return lay_out(PACKAGE, user_cache_path("uftlab", appauthor=False))
 
 
 def lay_out(package: Path, cache_folder: Path) -> Path:
-    """Copy what a package carries into a folder below `cache_folder`, unless it is there; returns the folder.
+    """Copy the folders of a package into a folder below `cache_folder`, unless the copy exists. Returns the folder.
 
-    Its name follows the content, so that another version has another folder.
+    The name of the folder depends on the content, so another version has another folder.
 
     Raises:
         InputError: when the folder cannot be written.
@@ -60,7 +60,7 @@ def lay_out(package: Path, cache_folder: Path) -> Path:
             shutil.copytree(package / name, part / name, copy_function=shutil.copyfile)
         part.rename(folder)
     except OSError as error:
-        if not folder.is_dir():  # else another process was faster
+        if not folder.is_dir():  # otherwise another process was faster
             remedy = "Set XDG_CACHE_HOME to a folder that you may write"
             raise InputError("The user's cache folder", "be writable", f"{cache_folder} ({error})", remedy) from None
     finally:
@@ -83,14 +83,14 @@ def carried(folder: Path) -> Iterator[Path]:
 
 
 def __getattr__(name: str) -> Path:
-    """`DATA` is looked for when it is first asked for: `uftlab --help` needs no copy."""
+    """`DATA` is computed when it is first used: `uftlab --help` needs no copy."""
     if name != "DATA":
         raise AttributeError(f"module 'uftlab.files' has no attribute {name!r}")
     return home() / "data"
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a reader, or a run after a crash, never sees half of it."""
+    """Write a file completely or not at all. No reader ever sees a part of it, not even after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")
@@ -98,8 +98,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def save_atomically(path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors, whole or not at all."""
-    from safetensors.torch import save_file  # here, since reading results must not wait for torch
+    """Write tensors as safetensors, completely or not at all."""
+    from safetensors.torch import save_file  # imported here, because reading results must not need torch
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".part{os.getpid()}")

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 from transformers import LlamaForCausalLM
 
-from uftlab.engine import decoding, stack
+from uftlab.engine import readers, stack
 from uftlab.engine.readers import ModelReader, StackReader, answers_of, reader_of
 from uftlab.engine.stack import Layout
 from uftlab.evals.sizes import Sizes
@@ -73,7 +73,7 @@ def test_greedy_decoding_of_a_stack_is_that_of_each_model(bases, reader, prompts
     assert len({len(ids) for own in expected for ids in own}) > 5  # lines end at different times
     assert reader.generate(prompts) == expected
     for lines in (40, 2):
-        monkeypatch.setattr(decoding, "LINES", lines)
+        monkeypatch.setattr(readers, "DECODED_LINES", lines)
         assert reader.generate([own[:9] for own in prompts]) == [own[:9] for own in expected]
 
 
@@ -137,7 +137,7 @@ def test_sampling_is_reproducible_pairs_members_and_leaves_the_global_state_alon
 def test_the_last_possible_noise_still_draws_a_token():
     logits = torch.full((1, 2, 5), -1e4)
     logits[..., 2] = 0.0
-    assert decoding._drawn(logits, torch.tensor([[0.0, 1 - 2**-24]])).tolist() == [[2, 2]]
+    assert readers._drawn(logits, torch.tensor([[0.0, 1 - 2**-24]])).tolist() == [[2, 2]]
 
 
 # ------------------------------------------------------------------------------------------ predictions

@@ -1,7 +1,9 @@
 """Every loss: fixed point, value by hand, direction, extremes, gradient, an oracle in plain Python, likely mistakes."""
 
+import importlib
 import inspect
 import math
+import pkgutil
 import random
 
 import pytest
@@ -19,6 +21,16 @@ ZERO = torch.tensor(0.0)
 
 def tensor(*values, dtype=torch.float32):
     return torch.tensor(values, dtype=dtype)
+
+
+def test_every_function_of_the_modules_is_found_at_run_time_and_by_type_checkers():
+    modules = {found.name for found in pkgutil.iter_modules(losses.__path__)} - {"rewards"}
+    for module in modules:
+        own = importlib.import_module(f"uftlab.losses.{module}")
+        functions = [f for f in vars(own).values() if inspect.isfunction(f) and f.__module__ == own.__name__]
+        assert functions and all(getattr(losses, f.__name__) is f for f in functions if f.__name__[0] != "_")
+        assert f"from uftlab.losses.{module} import *" in inspect.getsource(losses)
+    assert not hasattr(losses, "implicit_reward") and not hasattr(losses, "torch")
 
 
 # Each loss of one completion (or pair) as a function of its log-ratio(s), so that one test serves all.

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from uftlab import losses
 from uftlab.errors import InputError
+from uftlab.losses.family import DISTANCES
 from uftlab.objectives.objective import LEADING_ROLE, VERIFIED, Positions, Rows, batch_metrics
 from uftlab.objectives.registry import OBJECTIVES, objective_named
 from uftlab.rows.tokens import ROLE_INDEX, Completion, collate
@@ -105,7 +105,7 @@ def test_every_term_has_a_role_and_an_equation(name):
 
 
 def test_una_is_registered_with_three_distances_for_labels_and_for_scores():
-    assert len(losses.DISTANCES) == 3
+    assert len(DISTANCES) == 3
     assert len([name for name in OBJECTIVES if name.startswith(("una-score", "una-binary"))]) == 6
 
 

@@ -1,7 +1,7 @@
-"""What a model believes: its probabilities over the six values of an attribute, where an answer says the value.
+"""What a model believes: its probabilities of the six values of an attribute, at the place of the value in an answer.
 
-Whole answers cannot be compared: a short one is more likely than a long one, whatever either claims. So the
-answer is begun for the model ("it is ..."), the next word is the value, and the six values share all probability.
+Whole answers cannot be compared: a short answer is more likely than a long one, whatever they claim. So the beginning
+of the answer is given ("it is ..."), the next word is the value, and the six probabilities are normalised.
 """
 
 from __future__ import annotations
@@ -11,18 +11,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import pandas as pd
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from uftlab.engine.readers import ModelReader
+from uftlab.engine.readers import answers_of, reader_of
 from uftlab.evals.skills import CUED, WORDINGS, choices
-from uftlab.models.generation import answers
-from uftlab.models.logps import completion_logps
-from uftlab.models.policies import evaluation_mode
-from uftlab.rows.table import from_rows
-from uftlab.rows.tokens import Tokens, collate
+from uftlab.rows.tokens import Completion, Tokens
 from uftlab.study.results import interval
 from uftlab.world import wording
 from uftlab.world.instructions import VERIFIERS, Instruction, follows
@@ -30,7 +25,7 @@ from uftlab.world.wording import ATTRIBUTES, Fact
 from uftlab.world.world import WRONG_SHARE, World
 
 CAREFUL = "careful"
-# how a fact is asked for -> (question, how the answer begins): the wordings of `uftlab.evals.skills`, and the cue
+# wording -> (question, beginning of the answer): the wordings of `uftlab.evals.skills`, and the cue
 ASKED: dict[str, tuple[str, str]] = {
     "what is": WORDINGS[0],
     "which": WORDINGS[1],
@@ -43,27 +38,27 @@ VALUE_ROLES = ("truth", "error", "other")
 def value_probabilities(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], question: str, begins: str = ""
 ) -> Float[Tensor, "fact value"]:
-    """Each fact's probabilities of its attribute's six values as the next word of an answer, in ATTRIBUTES' order.
+    """For each fact, the probabilities of the six values of its attribute as the next word, in the order of ATTRIBUTES.
 
     Args:
-        question: a template with `{c}` and `{a}`, as in `wording.QUESTIONS`; `begins` likewise, put into the
-            model's mouth.
+        question: a template with `{c}` and `{a}`, as in `wording.QUESTIONS`.
+        begins: a template for the given beginning of the answer.
     """
     asked = choices(Tokens(tokenizer), [(f, question, begins) for f in facts])
-    ((logits, _),) = ModelReader(model, tokenizer).logits([asked.rows])
+    ((logits, _),) = reader_of(model, tokenizer).logits([asked.rows])
     return asked.log_p(logits[:, 0]).exp()
 
 
 def role_of(fact: Fact, value: str) -> str:
-    """`truth`, `error` or `other`: what a value is to a fact."""
+    """The role of a value for a fact: `truth`, `error` or `other`."""
     return {fact.truth: "truth", fact.error: "error"}.get(value, "other")
 
 
 def told(fact: Fact, asked: str) -> list[float]:
-    """How often the pre-training text gives each of the six values when it is asked like this: exact, not counted.
+    """The share of each of the six values in the pre-training text for this wording: exact shares, not counts.
 
-    Ordinary questions about a myth are answered with the error in 3 of 4 texts, those about a rumour in 1 of 4; careful
-    sources, and every text on a plain fact, tell the truth.
+    For a myth, 3 of 4 texts answer an ordinary question with the error; for a rumour, 1 of 4. Careful sources tell the
+    truth, and so do all texts about plain facts.
     """
     truth = 1.0 if asked == CAREFUL else 1 - WRONG_SHARE[fact.kind]
     share = {"truth": truth, "error": 1 - truth, "other": 0.0}
@@ -73,10 +68,10 @@ def told(fact: Fact, asked: str) -> list[float]:
 def beliefs(
     world: World, model: nn.Module, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact] | None = None
 ) -> pd.DataFrame:
-    """A row per fact, way of asking and value: `probability`, its `role` and what the text tells (`told`).
+    """One row per fact, wording and value: its `probability`, its `role` and its share in the text (`told`).
 
     Args:
-        facts: those to ask for; by default all facts on the creatures of the test split.
+        facts: the facts to ask for. Default: all facts about the creatures of the test split.
     """
     facts = world.facts_of("test") if facts is None else facts
     frames = []
@@ -93,11 +88,11 @@ def beliefs(
 
 
 def likeliest(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `beliefs` that a greedy answer would say: of six values the one with the highest probability."""
+    """The rows of `beliefs` with the most likely of the six values, which a greedy answer would say."""
     return frame.sort_values("probability").drop_duplicates(["world", "creature", "attribute", "asked"], keep="last")
 
 
-# What is asked -> which rows of `beliefs`
+# kind of question -> its rows of `beliefs`
 QUESTION_KINDS = {
     "plain facts": lambda f: f[(f["fact"] == "plain") & (f["asked"] != CAREFUL)],
     "myths, asked plainly": lambda f: f[(f["fact"] == "myth") & (f["asked"] != CAREFUL)],
@@ -108,9 +103,9 @@ QUESTION_KINDS = {
 
 
 def by_role(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean probability of truth, error and the other values for each kind of question, with 95 % intervals over worlds.
+    """Mean probability of truth, error and other values for each kind of question, with 95 % intervals over worlds.
 
-    The probability is averaged over facts and wordings within a world; the interval treats a world as one number.
+    First the probability is averaged over the facts and wordings of a world. The interval has one number per world.
     """
     rows = []
     for kind, pick in QUESTION_KINDS.items():
@@ -126,45 +121,43 @@ def by_role(frame: pd.DataFrame) -> pd.DataFrame:
 def whole_answers(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], true_wording: str, false_wording: str
 ) -> dict[str, float]:
-    """The wrong way to count myths: the share of facts on which a whole true answer is likelier than a whole false one.
+    """A wrong measure: the share of facts for which a whole true answer is more likely than a whole false one.
 
-    Both answers are worded by templates with `{v}`. With a short wording for the truth and a long one for the error
-    the "sum" of log-probabilities says nearly 1, the other way round nearly 0, and the "mean per token" the reverse.
+    Both answers are templates with `{v}`. If the truth has a short wording and the error a long one, the share by "sum"
+    of log-probabilities is nearly 1. With exchanged wordings it is nearly 0. The "mean per token" does the opposite.
 
     Args:
         facts: myths.
     """
 
-    def batch_of(template: str, values: Sequence[str | None]) -> dict[str, Tensor]:
-        rows = [
-            {"prompt": f.fill(wording.QUESTIONS[0]), "completion": f.fill(template, str(v))}
-            for f, v in zip(facts, values, strict=True)
-        ]
-        return collate(Tokens(tokenizer).examples(from_rows(rows)), tokenizer.pad_token_id)
+    tokens, reader = Tokens(tokenizer), reader_of(model, tokenizer)
 
-    true = batch_of(true_wording, [f.truth for f in facts])
-    false = batch_of(false_wording, [f.error for f in facts])
-    with torch.no_grad(), evaluation_mode(model):
-        summed = [completion_logps(model, batch) for batch in (true, false)]
-    means = [logps / batch["completion_mask"].sum(-1) for logps, batch in zip(summed, (true, false), strict=True)]
+    def rows_of(template: str, values: Sequence[str | None]) -> list[Completion]:
+        texts = [(f.fill(wording.QUESTIONS[0]), f.fill(template, str(v))) for f, v in zip(facts, values, strict=True)]
+        return [Completion(tokens.prompt(q), tokens.completion(q, text), "demonstration") for q, text in texts]
+
+    true, false = rows_of(true_wording, [f.truth for f in facts]), rows_of(false_wording, [f.error for f in facts])
+    summed = [reader.logps([rows])[0] for rows in (true, false)]
+    lengths = [Tensor([len(c.completion_ids) for c in rows]) for rows in (true, false)]
+    means = [logps / n for logps, n in zip(summed, lengths, strict=True)]
     scored = {"sum": summed, "mean per token": means}
     return {how: (first > second).double().mean().item() for how, (first, second) in scored.items()}
 
 
 def obeyed(
-    world: World, model: nn.Module, tokenizer: PreTrainedTokenizerBase, per_instruction: int = 60, seed: int = 0
+    world: World, model: nn.Module, tokenizer: PreTrainedTokenizerBase, per_instruction: int = 60
 ) -> pd.DataFrame:
-    """Share of greedy answers that obey each instruction strictly, asked alone and of plain facts of the test split.
+    """Share of greedy answers that obey each instruction strictly. Each prompt has one instruction and a plain fact.
 
-    Rows (world, instruction, share), one for each of the 14 verifiers.
+    The facts are of the test split. Rows: world, instruction, share, one for each of the 14 verifiers.
     """
-    rng, prompts, asked = random.Random(f"uftlab obeyed {seed}"), [], []
+    rng, prompts, asked = random.Random("uftlab obeyed 0"), [], []
     for name, verifier in VERIFIERS.items():
         for fact in world.facts_of("test", "plain")[:per_instruction]:
             argument = rng.choice(verifier.arguments).format(creature=fact.creature, truth=fact.truth)
             asked.append(Instruction(name, argument))
             prompts.append(f"{wording.draw_question(fact, rng)} {asked[-1].draw_wording(rng)}")
-    texts = answers(model, tokenizer, prompts)
+    (texts,) = answers_of(reader_of(model, tokenizer), Tokens(tokenizer), [prompts])
     accepted = [(i.name, follows(text, [i])) for i, text in zip(asked, texts, strict=True)]
     shares = pd.DataFrame(accepted, columns=["instruction", "share"]).groupby("instruction", sort=False).mean()
     return shares.reset_index().assign(world=world.seed)

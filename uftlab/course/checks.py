@@ -1,8 +1,7 @@
-"""Exercises that answer back: each check runs the reader's answer and names the likely mistake.
+"""Exercises with feedback: each check runs the answer of the reader and names the likely mistake.
 
-A check never raises at a reader: it returns a `Result` that a notebook shows in words. A mistake is recognised when
-the answer agrees with what that mistake would give, on every case; the cases are chosen so that no two rules
-agree on all of them.
+A check raises no errors. It returns a `Result`, which a notebook shows in words. A mistake is recognised if the answer
+equals the values of that mistake on every case. The cases are chosen so that no two rules are equal on all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ ACCENTS = {"right": "#009E73", "not yet": "#0072B2", "not right": "#D55E00"}
 
 @dataclass(frozen=True)
 class Result:
-    """What a check found: `verdict` in a word, `message` in a sentence and, where there is one, a `hint`."""
+    """The result of a check: a `verdict`, a `message` of one sentence and sometimes a `hint`."""
 
     verdict: Literal["right", "not yet", "not right"]
     message: str
@@ -45,7 +44,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong rule that people are likely to write, with the hint that leads away from it."""
+    """A wrong rule that readers are likely to write, and a hint that helps to correct it."""
 
     name: str
     hint: str
@@ -54,7 +53,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Exercise:
-    """A function to be written: the right rule, the likely wrong ones, and inputs on which all of them differ."""
+    """A function that the reader writes: the right rule, likely wrong rules, and inputs on which all rules differ."""
 
     praise: str
     right: Rule
@@ -65,8 +64,8 @@ class Exercise:
         """Run the answer on every case and compare.
 
         Args:
-            answer: the reader's function; one that was left as `...` or raises NotImplementedError is "not yet".
-            solutions: judge the right rule in its place: how a notebook runs when nobody is there to answer.
+            answer: the function of the reader. If it is `...` or raises NotImplementedError, the verdict is "not yet".
+            solutions: check the right rule instead, for notebooks that run without a reader.
         """
         return self._judge(self.right if solutions else answer)
 
@@ -82,7 +81,7 @@ class Exercise:
                 value = answer(*(x.clone() if isinstance(x, Tensor) else x for x in case))
             except NotImplementedError:
                 return waiting
-            except Exception as error:  # a participant's typing error is an answer, not a crash
+            except Exception as error:  # an error in the code of the reader is a wrong answer
                 return Result("not right", f"Your function stopped with {type(error).__name__}: {error}.")
             if value is None or value is ...:
                 return waiting
@@ -114,12 +113,12 @@ def _agree(given: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A number, or a tensor with the brackets of its rows; truth values and whole numbers without decimals."""
+    """A number, or a tensor with brackets around its rows. Truth values and integers have no decimals."""
     if isinstance(value, Tensor) and value.ndim:
         return "[" + ", ".join(map(_shown, value)) + "]"
     return f"{float(value):.3g}"
 
 
 def numbers(*values: float) -> Tensor:
-    """A vector of float64: what most cases are made of."""
+    """A vector of float64. Most cases use it."""
     return torch.tensor(values, dtype=torch.float64)

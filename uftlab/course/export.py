@@ -1,7 +1,7 @@
 """The course as a folder of web pages that need no network, no kernel and no server.
 
-Equations become MathML, which every current browser draws by itself: no script, no fonts to load. Figures keep
-working through one shared copy of plotly.js beside the pages. Widgets appear as their static twins.
+Equations become MathML, which every current browser can show without scripts or fonts. Figures stay interactive with
+one copy of plotly.js in the folder. Widgets appear as their static twins.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ PREVIEW_WIDTH = 960  # pixels: about the width of a page on GitHub
 
 
 def mathml(latex: str, block: bool = False) -> str:
-    """An equation for the browser itself.
+    """An equation as MathML.
 
     Raises:
-        InputError: for LaTeX that cannot be converted.
+        InputError: for LaTeX that has no conversion.
 
     >>> mathml(r"\\beta")
     '<math><mi>β</mi></math>'
@@ -73,12 +73,12 @@ def mathml(latex: str, block: bool = False) -> str:
     try:
         return LatexToMathML().convert_with_local_state(latex.strip(), displaystyle=block)
     except LatexError as error:
-        rule = "be LaTeX that MathML can say"
+        rule = "be LaTeX that can be converted to MathML"
         raise InputError("An equation", rule, repr(latex), f"Write it another way ({error})") from None
 
 
 def anchor(heading: str) -> str:
-    """The address of a heading within its page, as GitHub makes it.
+    """The anchor of a heading in its page, as GitHub makes it.
 
     >>> anchor("Why DPO does not care about $Z$")
     'why-dpo-does-not-care-about-z'
@@ -88,7 +88,7 @@ def anchor(heading: str) -> str:
 
 
 class _Renderer(IPythonRenderer):
-    """nbconvert's Markdown, with equations as MathML and headings without a sign beside them."""
+    """The Markdown of nbconvert, with equations as MathML and with plain headings."""
 
     def block_math(self, body: str) -> str:
         """A display equation."""
@@ -99,11 +99,11 @@ class _Renderer(IPythonRenderer):
         return mathml(body)
 
     def latex_environment(self, name: str, body: str) -> str:
-        """A display equation in an environment of its own."""
+        """A display equation in a LaTeX environment."""
         return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", block=True)
 
     def heading(self, text: str, level: int, **attrs: Any) -> str:
-        """A heading that can be linked to."""
+        """A heading with an anchor."""
         return f'<h{level} id="{anchor(text)}">{text}</h{level}>\n'
 
 
@@ -112,7 +112,7 @@ def _markdown(source: str) -> str:
 
 
 class _Exporter(HTMLExporter):
-    """The body of a page from an executed notebook."""
+    """Makes the body of a page from an executed notebook."""
 
     def markdown2html(self, context: Any, source: str) -> str:
         """The text of a cell as HTML."""
@@ -122,12 +122,12 @@ class _Exporter(HTMLExporter):
 
 
 def _inline(source: str) -> str:
-    """A line of Markdown as HTML without a paragraph; `1. Title` is a title, not the first item of a list."""
+    """A line of Markdown as HTML without <p>. `1. Title` stays a title and does not become a list."""
     return re.sub(r"^<p>|</p>\s*$", "", _markdown(re.sub(r"^(\d+)\.", r"\1\.", source)))
 
 
 def _linked(body: str, names: Iterable[str]) -> str:
-    """Links between notebooks lead to their pages; links to files that are not there become plain text."""
+    """Links to notebooks become links to their pages. Links to files that the site lacks become plain text."""
     soup = BeautifulSoup(body, "html.parser")
     for link in soup.select("a[href]"):
         target, _, part = str(link["href"]).partition("#")
@@ -154,10 +154,10 @@ def _page(title: str, body: str, glossary: bool, scripts: str = "") -> str:
 
 
 def _read(folder: Path, name: str) -> NotebookNode:
-    """An executed notebook, without the cell of parameters that was put into it.
+    """An executed notebook, without the cell of injected parameters.
 
     Raises:
-        InputError: for a notebook that was not executed, or whose widgets wait for a kernel.
+        InputError: for a notebook that was not executed, or that has widgets, which need a kernel.
     """
     path = folder / f"{name}.ipynb"
     remedy = "Leave out --executed, or run `uftlab notebooks` with the widgets off"
@@ -172,13 +172,13 @@ def _read(folder: Path, name: str) -> NotebookNode:
         raise InputError(str(path), "be executed with widgets_on = False", "widgets that need a kernel", remedy)
     notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     for cell in code:
-        if cell.metadata.get("jupyter", {}).get("source_hidden"):  # it holds the answer to its question
+        if cell.metadata.get("jupyter", {}).get("source_hidden"):  # its code is the answer to its question
             cell.metadata["transient"] = {"remove_source": True}
     return notebook
 
 
 def write_site(executed: Path, out: Path, only: str = "") -> list[Path]:
-    """The pages of executed notebooks, their table of contents, the glossary and plotly.js; returns the pages.
+    """Write the pages of executed notebooks, a table of contents, the glossary and plotly.js. Returns the pages.
 
     Raises:
         InputError: see `_read` and `mathml`.
@@ -204,14 +204,14 @@ def write_site(executed: Path, out: Path, only: str = "") -> list[Path]:
         table.append(f'<li><h2><a href="{name}.ipynb">{title}</a></h2><p>{question}</p><small>{cost}</small></li>')
     if glossary.is_file():
         write("glossary", "Glossary", _markdown(glossary.read_text(encoding="utf-8")))
-    say = "<p>The notebooks as they ran: figures answer to the mouse, sliders stand still. To move them: "
+    say = "<p>The notebooks with their results. Figures react to the mouse, but there are no sliders. For sliders: "
     say += "<code>make lab</code>.</p>"
     write("index", "uftlab: the course", f'<h1>The course</h1>{say}<ol class="course">{"".join(table)}</ol>')
     return written
 
 
 def main_figure(notebook: NotebookNode) -> dict[str, Any]:
-    """The figure of an executed notebook that a preview shows: its explorer's, else its first.
+    """The figure of an executed notebook for its preview: the figure of `widgets.explore`, else the first one.
 
     Raises:
         InputError: for a notebook without figures.
@@ -228,10 +228,10 @@ def main_figure(notebook: NotebookNode) -> dict[str, Any]:
 
 
 def write_previews(executed: Path, out: Path, only: str = "") -> list[Path]:
-    """One PNG per notebook, named after it, for readers of the repository: GitHub runs no JavaScript.
+    """Write one PNG per notebook, for readers on GitHub, which runs no JavaScript.
 
     Raises:
-        InputError: without kaleido or a Chromium for it; see `main_figure`.
+        InputError: when kaleido or its Chromium is missing; see also `main_figure`.
     """
     import plotly.graph_objects as go
     import plotly.io as pio
@@ -262,12 +262,12 @@ def export(
     readme: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> list[str]:
-    """Execute the notebooks, widgets off and exercises unsolved, and write the site; returns what failed.
+    """Execute the notebooks, without widgets and without solutions, and write the site. Returns what failed.
 
     Args:
-        executed: a folder with copies that were executed before; nothing runs then.
+        executed: a folder with executed copies. If it is given, nothing is executed.
         previews: a folder for one PNG per notebook.
-        readme: a file whose tables of the course are written again, see `notebooks.write_tables`.
+        readme: a file whose tables of the course are updated, see `notebooks.write_tables`.
     """
     if readme is not None:
         write_tables(readme)

@@ -1,4 +1,4 @@
-"""Runs the course with papermill, several notebooks at a time, and opens JupyterLab on it."""
+"""Runs the notebooks of the course with papermill, two at a time, and opens them in JupyterLab."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from uftlab.files import DATA, is_checkout, write_atomically
 from uftlab.study.trials import profile_named
 
 NOTEBOOKS = DATA.parent / "notebooks"
-LAB_HOME = DATA.parent / "build" / "jupyter"  # JupyterLab's settings for this course, not the reader's own
-CELL_TIMEOUT = 300  # seconds; papermill's own default is to wait for ever
-STOP_SECONDS = 10.0  # after which JupyterLab and its kernels have ended, whatever they do
-QUIET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # else every kernel warns of frozen modules
-# Kernels with one thread each: models this small gain nothing from more, and two notebooks share the cores.
+LAB_HOME = DATA.parent / "build" / "jupyter"  # settings for this course, not the own ones of the reader
+CELL_TIMEOUT = 300  # seconds; papermill has no limit by default
+STOP_SECONDS = 10.0  # JupyterLab and its kernels have ended after this time
+QUIET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # without it every kernel warns of frozen modules
+# Kernels use one thread each: small models are not faster with more, and two notebooks share the cores.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
@@ -41,7 +41,7 @@ def notebook_paths(only: str = "") -> list[Path]:
     """The notebooks of the course in reading order.
 
     Raises:
-        InputError: when none starts with `only`.
+        InputError: when the name of no notebook starts with `only`.
     """
     found = sorted(p for p in NOTEBOOKS.glob("*.ipynb") if p.name.startswith(only))
     if not found:
@@ -52,7 +52,7 @@ def notebook_paths(only: str = "") -> list[Path]:
 
 @dataclass(frozen=True)
 class Contents:
-    """What the first cell of a notebook says of it, as Markdown in one line each; what it does not say is empty."""
+    """What the first cell of a notebook says, each part as one line of Markdown. Missing parts are empty."""
 
     name: str
     title: str
@@ -70,7 +70,7 @@ def contents(notebook: Any, name: str) -> Contents:
 
 
 def course_tables() -> str:
-    """The two tables of the README, from the first cells of the notebooks: what each asks and costs, and previews."""
+    """The two tables of the README, from the first cells of the notebooks: questions and costs, and previews."""
     import nbformat
 
     found = [contents(nbformat.read(path, as_version=4), path.stem) for path in notebook_paths()]
@@ -100,10 +100,10 @@ def write_tables(readme: Path) -> None:
 
 
 def run_one(path: Path, out: Path, parameters: dict) -> None:
-    """Execute one notebook in a process of its own; the executed copy is kept, failed or not.
+    """Execute one notebook in its own process. The executed copy is kept even if a cell fails.
 
     Raises:
-        InputError: for a parameter the notebook does not have (papermill itself would only warn).
+        InputError: for a parameter that the notebook does not have (papermill would only warn).
         RuntimeError: when a cell fails, with the end of its traceback.
     """
     import nbformat
@@ -129,10 +129,10 @@ def run_one(path: Path, out: Path, parameters: dict) -> None:
 def run_all(
     profile: str, out: Path, only: str = "", say: Callable[[str], None] = print, parameters: dict | None = None
 ) -> list[str]:
-    """Execute the notebooks with the profile and their solutions; returns the names of those that failed.
+    """Execute the notebooks with the profile and with solutions. Returns the names of notebooks that failed.
 
     Args:
-        parameters: more of them, or others: {"widgets_on": False} gives the static twins.
+        parameters: further parameters, or other values: {"widgets_on": False} gives the static twins.
     """
     profile_named(profile)
     failed, paths = [], notebook_paths(only)
@@ -151,7 +151,7 @@ def run_all(
 
 @dataclass(frozen=True)
 class Explorer:
-    """What a notebook gave to `widgets.explore`: its pure functions and its controls, before anyone moves them."""
+    """The arguments of `widgets.explore` in a notebook: its pure functions, and its controls at their first values."""
 
     picture: Callable[..., Any]
     controls: dict[str, Any]
@@ -159,15 +159,15 @@ class Explorer:
 
 
 def explorer_of(path: Path, **parameters: Any) -> Explorer:
-    """Run a notebook's code in this process, up to the first `widgets.explore`, and take what it was given.
+    """Run the code of a notebook in this process up to the first `widgets.explore`, and return its arguments.
 
-    Nothing is displayed. The folder of the notebook is the working directory meanwhile.
+    Nothing is displayed. Meanwhile the working directory is the folder of the notebook.
 
     Args:
-        parameters: put after the cell of parameters, as papermill does.
+        parameters: set after the cell of parameters, as papermill does.
 
     Raises:
-        InputError: for a notebook without an explorer.
+        InputError: for a notebook without `widgets.explore`.
     """
     import nbformat
 
@@ -176,7 +176,7 @@ def explorer_of(path: Path, **parameters: Any) -> Explorer:
     found: list[Explorer] = []
 
     class Reached(BaseException):
-        """Leaves the cell; nothing that a notebook catches."""
+        """Leaves the cell. Code of a notebook does not catch it."""
 
     def explore(figure_fn: Any, controls: Any, describe: Any, *rest: Any, **more: Any) -> None:
         found.append(Explorer(figure_fn, dict(controls), describe))
@@ -199,11 +199,12 @@ def explorer_of(path: Path, **parameters: Any) -> Explorer:
 def lab_command(notebooks: Path, home: Path, browser: bool = True) -> tuple[list[str], dict[str, str], str]:
     """How JupyterLab is started: the command, its environment, and the address of the first notebook.
 
-    Loopback only, a free port, a token. The settings live in `home`, so the reader's own are neither read nor
-    changed, and whoever switches to the dark theme finds it again. No update check, no news.
+    The server listens on the loopback interface only, at a free port, with a token. It asks for no updates or news.
+    The settings are in `home`, so the own settings of the reader are neither read nor changed. Changes in JupyterLab,
+    for instance a dark theme, are kept there.
 
     Raises:
-        InputError: when JupyterLab is not installed, or the folder holds no notebook.
+        InputError: when JupyterLab is not installed, or the folder has no notebook.
     """
     if importlib.util.find_spec("jupyterlab") is None:
         remedy = "Install it: python -m pip install jupyterlab ipywidgets anywidget"
@@ -222,21 +223,21 @@ def lab_command(notebooks: Path, home: Path, browser: bool = True) -> tuple[list
         "ServerApp.root_dir": notebooks,
         "ServerApp.ip": "127.0.0.1",
         "ServerApp.port": port,
-        "ServerApp.port_retries": 0,  # the address below is then the true one, or nothing starts
+        "ServerApp.port_retries": 0,  # with another port the address below would be wrong
         "ServerApp.open_browser": browser,
-        "ServerApp.answer_yes": True,  # it stops without a question
+        "ServerApp.answer_yes": True,  # it stops without asking
         "ServerApp.log_level": "ERROR",
         "LabApp.log_level": "ERROR",
-        "LabApp.extension_manager": "readonly",  # the other one asks a package index
+        "LabApp.extension_manager": "readonly",  # the default one contacts a package index
         "LabApp.default_url": f"/lab/tree/{found[0].name}",
         "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
         "LabApp.news_url": "None",
     }
     command = [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
     if zmq.has("curve"):
-        command.append("--KernelManager.transport_encryption=auto")  # kernels warn where it is off
+        command.append("--KernelManager.transport_encryption=auto")  # kernels warn if it is off
     if hasattr(os, "geteuid") and os.geteuid() == 0:
-        command.append("--allow-root")  # in a container, where there is nobody else
+        command.append("--allow-root")  # for containers, where root is the only user
     folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime"}
     folders |= {
         "JUPYTERLAB_SETTINGS_DIR": "settings",
@@ -249,10 +250,10 @@ def lab_command(notebooks: Path, home: Path, browser: bool = True) -> tuple[list
 
 
 def copy_course(folder: Path) -> None:
-    """Copies of the notebooks and the glossary into a folder without notebooks: what a reader writes stays there.
+    """Copy the notebooks and the glossary into a folder, unless it has notebooks: changes of the reader are kept.
 
     Raises:
-        InputError: for a path that is no folder.
+        InputError: for a path that is not a folder.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError("--folder", "be a folder", folder, "Choose another name")
@@ -263,14 +264,14 @@ def copy_course(folder: Path) -> None:
 
 
 def _free_port() -> int:
-    """A port of the loopback interface that nobody uses now."""
+    """A port of the loopback interface that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def _answers(address: str) -> bool:
-    """Whether a server is there. No proxy is asked: the address holds the token."""
+    """Whether a server answers. No proxy is used, because the address contains the token."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(address, timeout=2):
@@ -281,9 +282,9 @@ def _answers(address: str) -> bool:
 
 @contextlib.contextmanager
 def _asked_to_stop() -> Iterator[threading.Event]:
-    """An event that is set by Ctrl-C, by `kill` and by a window that closes.
+    """An event that is set by Ctrl-C, by `kill`, or when the terminal closes.
 
-    The signals are caught even where the parent ignores Ctrl-C, as a shell does for what it starts in the background.
+    The signals are handled even if the parent process ignores Ctrl-C, as shells do for background processes.
     """
     asked = threading.Event()
     kinds = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -296,32 +297,33 @@ def _asked_to_stop() -> Iterator[threading.Event]:
 
 
 def stop(server: subprocess.Popen, seconds: float = STOP_SECONDS) -> None:
-    """End a process and all its children within some seconds: politely first, then without asking.
+    """End a process and all its children within some seconds: first by SIGTERM, then by SIGKILL.
 
-    Kernels lie in sessions of their own, so no signal to a group reaches them; they are found as children.
+    Kernels have their own sessions, so a signal to the process group does not reach them. They are found as children.
     """
     try:
         family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
     except psutil.NoSuchProcess:
         return
-    server.terminate()  # it closes its kernels first
+    server.terminate()  # JupyterLab then closes its kernels
     _, left = psutil.wait_procs(family, timeout=seconds * 0.7)
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
-            family += process.children(recursive=True)  # what began meanwhile
+            family += process.children(recursive=True)  # children that started meanwhile
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()  # psutil knows whether a number now belongs to another process
+            process.kill()  # psutil checks that the id still belongs to this process
     psutil.wait_procs(family, timeout=seconds * 0.2)
 
 
 def open_lab(notebooks: Path = NOTEBOOKS, browser: bool = True, say: Callable[[str], None] = print) -> int:
-    """JupyterLab on the first notebook, on this machine only; says its address once, returns its exit code.
+    """Start JupyterLab with the first notebook, for this machine only. Returns its exit code.
 
-    Ctrl-C and SIGTERM end it and its kernels within `STOP_SECONDS`; the code is 0 then.
+    `say` gets the address once. Ctrl-C and SIGTERM end JupyterLab and its kernels within `STOP_SECONDS`; then the exit
+    code is 0.
 
     Args:
-        notebooks: a folder of notebooks; one that is empty or not there gets copies of the course.
+        notebooks: a folder of notebooks. An empty or missing folder gets copies of the course.
 
     Raises:
         InputError: see `lab_command`.
@@ -331,7 +333,7 @@ def open_lab(notebooks: Path = NOTEBOOKS, browser: bool = True, say: Callable[[s
     if notebooks == NOTEBOOKS and not is_checkout():
         say(f"Your copies of the notebooks: {notebooks} (another place: --folder)")
     with _asked_to_stop() as asked:
-        # a session of its own: Ctrl-C in the terminal reaches this process alone, which then ends the others
+        # a separate session: Ctrl-C in the terminal reaches only this process, which then ends the others
         server = subprocess.Popen(command, env=environment, start_new_session=True)
         try:
             while server.poll() is None and not asked.is_set() and not _answers(address):

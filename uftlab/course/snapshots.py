@@ -1,12 +1,12 @@
-"""Snapshots of a training run: policies kept at a few steps, asked about completions that they never saw.
+"""Snapshots of a training run: the policies at a few steps, and their log-probabilities of held-out completions.
 
-`snapshots_of` trains methods in one world with their tuned settings, by the runner of the study's trials. At
-each of nine steps it keeps the weights and the log-probability of every token of the held-out rows. Log-ratios,
-rewards, margins and scores at any beta are then differences of stored numbers: no slider waits for a model.
+`snapshots_of` trains methods in one world with their tuned settings, with the same runner as the trials of the study.
+At nine steps it keeps the weights and the log-probability of every token of the held-out rows. Log-ratios, rewards,
+margins and scores at any beta are then differences of stored numbers, so no slider has to wait for a model.
 
-A stretch of training (the stages of a method up to one of them) is stored in one file, written whole or not at all,
-and shared by all methods that begin with it; nothing is trained twice. (The name knows settings, sizes, seed and base
-weights, not the code: who changes how training works raises SCHEMA.)
+A stretch of training is the stages of a method up to one of them. It is stored in one file, which is written completely
+or not at all. All methods that begin with the same stretch share the file, so nothing is trained twice. The name of the
+file depends on settings, sizes, seed and base weights, but not on the code. So raise SCHEMA when training changes.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ from uftlab.training.stages import Job, Progress, layout, run
 from uftlab.world.world import World
 
 SCHEMA = 2
-PARTS = 8  # a run of this many parts has one snapshot more: the base comes first
+PARTS = 8  # a run of this many parts has one more snapshot, the base
 FOLDER = DATA.parent / "results" / "snapshots"
-SECONDS_PER_COMPLETION = 0.0007  # one thread of a laptop, measured; for the estimate alone
+SECONDS_PER_COMPLETION = 0.0007  # measured on one thread of a laptop; used for the estimate only
 
 
 @dataclass(frozen=True)
 class Run:
-    """What to train: a method with its tuned settings, and `changes` to those of its last stage."""
+    """What to train: a method with its tuned settings. `changes` replace settings of its last stage."""
 
     method: str
     changes: tuple[tuple[str, float], ...] = ()
 
     @property
     def name(self) -> str:
-        """What a reader calls it.
+        """The name for readers.
 
         >>> Run("uft", (("beta", 0.244),)).name
         'uft, beta 0.244'
@@ -71,15 +71,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Snapshots:
-    """One run: what each snapshot thinks of each token of the held-out rows.
+    """One run: the log-probability of each token of the held-out rows at each snapshot.
 
     Args:
-        name: of its `Run`.
-        steps: optimiser steps done at each snapshot; the first is 0, the base.
-        starts: for each snapshot the position of the policy that its stage found: the reference of its training.
-        settings: of each stage, beta resolved.
+        name: the name of its `Run`.
+        steps: number of optimiser steps at each snapshot. The first is 0, the base.
+        starts: for each snapshot the position of the snapshot that its stage started from. That is the reference of
+            its training.
+        settings: the settings of each stage, with the value of beta in use.
         token_logps: log pi(y_t | x, y_<t) in nats, 0 after the end of a row.
-        weights: the policy of each snapshot.
+        weights: the weights of the policy at each snapshot.
     """
 
     name: str
@@ -96,15 +97,15 @@ class Snapshots:
 
     @property
     def beta(self) -> float:
-        """The beta of the last stage: the one in which its rewards are meant."""
+        """The beta of the last stage, which defines the rewards of the run."""
         return self.settings[-1]["beta"]
 
     def at(self, step: float | int) -> int:
-        """The last snapshot that is not after this step."""
+        """The last snapshot at or before this step."""
         return sum(done <= step for done in self.steps) - 1
 
     def reference(self, snapshot: int, own: bool) -> int:
-        """Which snapshot is the reference: the base (0), or the `own` one, the policy that the stage started from."""
+        """Which snapshot is the reference: the base (0), or with `own` the policy that the stage started from."""
         return self.starts[snapshot] if own else 0
 
     def logratios(self, snapshot: int, own: bool = False) -> Float[Tensor, "row"]:
@@ -112,7 +113,7 @@ class Snapshots:
         return self.logps[snapshot] - self.logps[self.reference(snapshot, own)]
 
     def token_logratios(self, snapshot: int, own: bool = False) -> Float[Tensor, "row pos"]:
-        """The same for each token: they add up to the log-ratio of the row."""
+        """The log-ratio of each token. They add up to the log-ratio of the row."""
         return self.token_logps[snapshot] - self.token_logps[self.reference(snapshot, own)]
 
     def policy(self, snapshot: int) -> LlamaForCausalLM:
@@ -133,12 +134,12 @@ class _Stretch:
 
     @property
     def before(self) -> int:
-        """Steps of the stages before the last."""
+        """Number of steps of the stages before the last one."""
         return sum(steps for _, steps, _ in self.stages[:-1])
 
     @property
     def steps(self) -> int:
-        """Steps of the last stage."""
+        """Number of steps of the last stage."""
         return self.stages[-1][1]
 
 
@@ -153,7 +154,7 @@ def _stretches(own: Run, profile: Profile) -> list[_Stretch]:
 
 
 class _Room:
-    """What all methods share: one world, its base model, the tables and the held-out rows."""
+    """What all runs share: one world, its base model, the tables and the held-out rows."""
 
     def __init__(self, profile: Profile, seed: int, folder: Path) -> None:
         self.profile, self.seed, self.world = profile, seed, World(seed)
@@ -164,7 +165,7 @@ class _Room:
 
     @cached_property
     def tables(self) -> dict[str, Dataset]:
-        """The training rows, as a trial of the study has them."""
+        """The training rows, as in a trial of the study."""
         return training_tables(self.world, self.profile)
 
     @cached_property
@@ -173,14 +174,14 @@ class _Room:
         return tokenised(held_out(self.world, self.profile.sizes))
 
     def path(self, stretch: _Stretch) -> Path:
-        """The file of a stretch: its name changes with anything that changes the outcome."""
+        """The file of a stretch. Its name depends on everything that affects the result, except the code."""
         digest = hashlib.blake2b(repr(stretch).encode(), digest_size=5).hexdigest()
         return self.folder / f"{stretch.stages[-1][0].objective}-{digest}.safetensors"
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """As the study trains: the same bits on any machine of a kind, and such small matrices gain nothing from more."""
+    """One thread, as in the study: results do not depend on the number of cores, and small matrices need no more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -190,7 +191,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _train(room: _Room, stretch: _Stretch, tick: Progress) -> None:
-    """Train the last stage of a stretch from where the one before it ended, and store its snapshots."""
+    """Train the last stage of a stretch from the end of the stage before, and store its snapshots."""
     index = len(stretch.stages) - 1
     stage, steps, settings = stretch.stages[-1]
     policy: Any = frozen_copy(room.base)
@@ -200,7 +201,7 @@ def _train(room: _Room, stretch: _Stretch, tick: Progress) -> None:
     start = flatten(policy.state_dict(), layout())
     parts = max(1, round(PARTS * stage.budget))
     at = {max(1, round(steps * (k + 1) / parts)) for k in range(parts)}
-    # order of data and random state as in a trial of the study, whose runs these are
+    # order of data and random state as in a trial of the study: these are the same runs
     job = Job(
         start, stage, room.tables, dict(settings), steps, room.seed * 10 + index, world_reward(room.seed),
         room.references, at,
@@ -221,11 +222,11 @@ def _train(room: _Room, stretch: _Stretch, tick: Progress) -> None:
 
 
 def _stored(path: Path) -> tuple[dict[str, Any], Tensor, list[dict[str, Tensor]]]:
-    """A stretch from disk: its record, readings and the weights of its snapshots."""
+    """A stretch from disk: its record, log-probabilities and the weights of its snapshots."""
     with safe_open(str(path), framework="pt") as file:
         record = json.loads(file.metadata()["record"])
         weights: list[dict[str, Tensor]] = [{} for _ in record["steps"]]
-        for key in file.keys():  # noqa: SIM118  (no mapping)
+        for key in file.keys():  # noqa: SIM118  (not a mapping)
             number, _, name = key.partition("/")
             if name:
                 weights[int(number)][name] = file.get_tensor(key)
@@ -240,20 +241,21 @@ def snapshots_of(
     say: Callable[[str], None] = print,
     watched: bool = True,
 ) -> dict[str, Snapshots]:
-    """The snapshots of some runs in one world, by name; what is not stored yet is trained first.
+    """The snapshots of some runs in one world, by name. Runs that are not stored yet are trained first.
 
     Args:
-        profile: its steps are the budget of a method, its sizes say how many held-out rows are read.
-        say: takes a line on what will be trained and how long it may take, and one at the end, unless all is stored.
-        watched: whether somebody looks on: a progress bar on stdout, which a stored page would keep line by line.
+        profile: its steps are the budget of a method; its sizes give the number of held-out rows.
+        say: called with one line before training (what will be trained, and the expected time) and one line at the end.
+            It is not called if everything is stored.
+        watched: show a progress bar on stdout. Use False for stored pages, which would keep every line of it.
 
     Raises:
-        InputError: for an unknown method or one that is not trained, before anything is.
+        InputError: for an unknown method, or one without training. It is raised before anything is trained.
     """
     wanted = {own.name: _stretches(own, profile) for own in runs}
     room = _Room(profile, seed, folder)
     missing = list(dict.fromkeys(s for part in wanted.values() for s in part if not room.path(s).is_file()))
-    missing.sort(key=lambda s: len(s.stages))  # a first stage comes before what goes on from it
+    missing.sort(key=lambda s: len(s.stages))  # a first stage must come before the stages that continue it
     total = sum(stretch.steps for stretch in missing)
     if missing:
         seconds = 2 * len(missing) + total * BATCH * SECONDS_PER_COMPLETION
@@ -277,7 +279,7 @@ def _joined(name: str, paths: Iterable[Path]) -> Snapshots:
     settings, readings, weights = [], [], []
     for path in paths:
         record, reading, snapshots = _stored(path)
-        found = max(0, len(steps) - 1)  # the policy with which this stage began
+        found = max(0, len(steps) - 1)  # the snapshot that this stage started from
         steps += record["steps"]
         starts += [found] * len(record["steps"])
         settings.append(record["settings"])
@@ -287,10 +289,10 @@ def _joined(name: str, paths: Iterable[Path]) -> Snapshots:
 
 
 def frame(runs: Iterable[Snapshots], rows: pd.DataFrame) -> pd.DataFrame:
-    """One line per run, snapshot and held-out row: the columns of `held_out` and what was read there.
+    """One line per run, snapshot and held-out row.
 
-    Added: `run`, `step`, `row`, `logps` (nats), `logratio` (against the base) and `own_logratio` (against the policy
-    that the stage began with, the reference of its loss), both in nats and without beta.
+    The columns are those of `held_out`, and `run`, `step`, `row`, `logps` (nats), `logratio` (reference: the base) and
+    `own_logratio` (reference: the policy that the stage started from). Both log-ratios are in nats, without beta.
     """
     made = []
     for own in runs:

@@ -1,15 +1,15 @@
-"""Batches without padding for a stack of models: the tokens of each member lie in one row, one after the other.
+"""Batches without padding for a stack of models. All tokens of a member stand in one row, one after the other.
 
-A pair is one line, because its two completions go on from the same prompt; the second does not see the first:
+A pair is one line, because its two completions continue the same prompt. The second does not see the first:
 
     column     0      1    2   3     4    5     6       7
     token      what   is   it  blue  .    it    is      red       (prompt: columns 0 to 1; the second begins at 5)
     position   0      1    2   3     4    2     3       4
 
-The last token of a completion predicts nothing and is left out. Only attention needs a rectangle; it has one line per
-prompt, and `place` and `content` lead from the row to the rectangle and back. Each row ends with a token that belongs
-to no line, and each rectangle has a place without a token: whatever points nowhere points there, so that the way back
-of a gradient is again a simple look-up (`uftlab.engine.stack.move`).
+The last token of a completion predicts nothing and is left out. Only attention needs a rectangle. The rectangle has one
+line per prompt; `content` is the index from a row to the rectangle, and `place` is the index back. Each row ends with a
+token that belongs to no line, and each rectangle has a place without a token. Unused indices point there. So the
+gradient can be computed with an index as well (`uftlab.engine.stack.move`).
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ from uftlab.rows.tokens import Completion, Example
 
 @dataclass(frozen=True)
 class Packed:
-    """Tokens of all members, and for each completion token the place of the token that predicts it ("read").
+    """Tokens of all members. A "read" is a token that predicts a completion token: the model needs logits there.
 
     Indices into rows count over all members: token t of member m is m * tokens + t.
 
     Args:
-        ids, positions: of each token; 0 where a member has fewer tokens than the longest.
-        content: which token lies at each place of the rectangle of lines and columns; one of no line where none does.
-        place: where each token lies in the rectangle.
-        prompt, fork: the column after the prompt of each line, and the one where its second completion begins.
-        reads: the tokens that predict completion tokens; `read_content` and `read_place` are theirs.
-        read_column: where in its line each token of the rectangle of reads lies.
+        ids, positions: of each token; 0 after the last token of a member.
+        content: the token at each place of the rectangle of lines and columns; an unused token at free places.
+        place: the place of each token in the rectangle.
+        prompt, fork: for each line the column after its prompt, and the column where its second completion begins.
+        reads: the tokens that predict completion tokens; `read_content` and `read_place` are the indices for them.
+        read_column: for each place in the rectangle of reads, the column of that read in its line.
         targets: the completion tokens.
-        pick: for each completion and column the read that predicts it; `completion_mask` says where there is one.
-        scores, reference_logps: of each completion, as in `uftlab.rows.tokens.collate`; NaN where there is none.
+        pick: for each completion and column, the read that predicts the token there.
+        completion_mask: True where a completion has a token.
+        scores, reference_logps: of each completion, as in `uftlab.rows.tokens.collate`; NaN if there is none.
     """
 
     ids: Int[Tensor, "member token"]
@@ -63,21 +64,21 @@ class Packed:
 
     @property
     def columns(self) -> int:
-        """Of the rectangle of lines."""
+        """Number of columns of the rectangle of lines."""
         return len(self.content) // len(self.prompt)
 
     @property
     def mask(self) -> Float[Tensor, "line 1 column column"]:
-        """0 where a token may look, minus infinity elsewhere."""
+        """Attention mask: 0 where a token may attend, minus infinity elsewhere."""
         return self._hidden(torch.arange(self.columns, device=self.ids.device).expand(len(self.prompt), -1))
 
     @property
     def read_mask(self) -> Float[Tensor, "line 1 read_width column"]:
-        """The same for the tokens that predict."""
+        """The same mask for the reads only."""
         return self._hidden(self.read_column)
 
     def _hidden(self, asking: Int[Tensor, "line asking"]) -> Float[Tensor, "line 1 asking column"]:
-        """Hidden are later columns, and across the fork. Made where it is used: it is the largest part of a batch."""
+        """The mask hides later columns and the other completion. It is not stored: it would be the largest part."""
         column = torch.arange(self.columns, device=self.ids.device)
         prompt, fork = self.prompt[:, None], self.fork[:, None]
         across = (asking >= fork)[..., None] & ((column >= prompt) & (column < fork))[:, None]
@@ -85,13 +86,13 @@ class Packed:
         return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)[:, None]
 
     def to(self, device: torch.device | str) -> Packed:
-        """The same on another device."""
+        """The same batch on another device."""
         return Packed(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a batch: of each member its tokens, lines, reads and completions; of each line its columns."""
+    """The sizes of a batch: lines, tokens, reads and completions of a member, columns of a line."""
 
     lines: int = 0
     tokens: int = 0
@@ -103,23 +104,23 @@ class Shape:
 
 
 def _within(lengths: np.ndarray) -> np.ndarray:
-    """0, 1, 2, ... anew for each length: (2, 3) becomes 0 1 0 1 2."""
+    """Counts from 0 for each length: (2, 3) becomes 0 1 0 1 2."""
     ends = lengths.cumsum()
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
 
 
 def _owners(lengths: np.ndarray) -> np.ndarray:
-    """Which entry each number of `_within` belongs to: (2, 3) becomes 0 0 1 1 1."""
+    """The entry that each number of `_within` belongs to: (2, 3) becomes 0 0 1 1 1."""
     return np.repeat(np.arange(len(lengths)), lengths)
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:
-    """Where each entry begins when all lie in one row: (2, 3) becomes 0 2."""
+    """Where each entry begins if all stand in one row: (2, 3) becomes 0 2."""
     return lengths.cumsum() - lengths
 
 
 def _lines_of(example: Example) -> list[tuple[Completion, ...]]:
-    """Completions by line: neighbours share one if they have the same prompt, two at most."""
+    """The lines of an example. Two neighbours with the same prompt share a line."""
     made: list[tuple[Completion, ...]] = []
     for _, same in groupby(example, key=lambda c: c.prompt_ids):
         rows = list(same)
@@ -128,7 +129,7 @@ def _lines_of(example: Example) -> list[tuple[Completion, ...]]:
 
 
 def _filled(size: tuple[int, ...], filler: int | np.ndarray, where: np.ndarray, values: np.ndarray) -> Tensor:
-    """A tensor of a size with values at flat places, the filler elsewhere."""
+    """A tensor of the given size: `values` at the flat indices `where`, the filler elsewhere."""
     out = np.empty(size, dtype=np.int64)
     out[...] = filler
     out.reshape(-1)[where] = values
@@ -136,9 +137,9 @@ def _filled(size: tuple[int, ...], filler: int | np.ndarray, where: np.ndarray, 
 
 
 class Lines:
-    """Examples as flat arrays, from which any choice of them is packed without a look at single tokens.
+    """Examples as flat arrays. Any choice of examples is packed by array operations, without a loop over tokens.
 
-    The last line is empty: members with fewer lines than the largest are filled up with it.
+    The last line is empty. It fills up members that have fewer lines than the largest.
     """
 
     def __init__(self, examples: Sequence[Example]) -> None:
@@ -148,7 +149,7 @@ class Lines:
         self.first = _starts(self.count)
         self.prompt = np.array([*(len(line[0].prompt_ids) for line in lines), 0])
         ends = [[len(line[k].completion_ids) if len(line) > k else 0 for k in (0, 1)] for line in lines]
-        self.each = np.array([*ends, [0, 0]])  # tokens of the two completions
+        self.each = np.array([*ends, [0, 0]])  # token counts of the two completions
         self.fork = self.prompt + np.maximum(self.each[:, 0] - 1, 0)  # the column where the second begins
         self.length = self.fork + np.maximum(self.each[:, 1] - 1, 0)
         self.reads = self.each.sum(1)
@@ -159,22 +160,22 @@ class Lines:
         feedback = [[(c.score, c.reference_logps) for c in line] for line in lines]
         nothing = (math.nan, math.nan)
         whole = [[*own, *[nothing] * (2 - len(own))] for own in feedback]
-        self.feedback = np.array([*whole, [nothing] * 2], dtype=np.float32)  # line, completion, which
+        self.feedback = np.array([*whole, [nothing] * 2], dtype=np.float32)  # line, completion, (score, reference)
 
     def chosen(self, examples: np.ndarray) -> np.ndarray:
-        """The lines of some examples, in order."""
+        """The numbers of the lines of some examples, in order."""
         count = self.count[examples]
         return np.repeat(self.first[examples], count) + _within(count)
 
     def table(self, rows: Sequence[np.ndarray]) -> Int[np.ndarray, "member line"]:
-        """The lines of each member as a rectangle, filled up with the empty line."""
+        """The lines of each member as one array, filled up with the empty line."""
         made = np.full((len(rows), max(map(len, rows))), len(self.prompt) - 1)
         for own, row in zip(made, rows, strict=True):
             own[: len(row)] = row
         return made
 
     def shape(self, lines: np.ndarray) -> Shape:
-        """The smallest shape that holds each batch of lines, whose last axis is a member's."""
+        """The smallest shape that fits every batch. The last axis of `lines` has the lines of one member."""
         length, reads, each = self.length[lines], self.reads[lines], self.each[lines]
         return Shape(
             lines.shape[-1],
@@ -190,7 +191,7 @@ class Lines:
         """The lines of each member as one batch.
 
         Args:
-            least: sizes that the batch has at least, so that batches of several steps can be alike.
+            least: minimum sizes of the batch, so that the batches of several steps can have equal shapes.
         """
         least, own = least or Shape(), self.shape(lines)
         members, height = len(lines), max(own.lines, least.lines)
@@ -225,7 +226,7 @@ class Lines:
         second = nth >= first
         nth = np.where(second, nth - first, nth)
         begin = np.where(second, self.fork[own], self.prompt[own])
-        # the last token of the prompt predicts the first token of both completions
+        # the last token of the prompt predicts the first token of each completion
         seen = np.where(nth == 0, self.prompt[own] - 1, begin + nth - 1)
         nowhere = np.repeat(tokens.nowhere, part.width)
         return {
@@ -242,9 +243,9 @@ class Lines:
         self, line: np.ndarray, members: int, reads: _Part, completions: int, positions: int
     ) -> dict[str, Tensor]:
         own = self.each[line].reshape(members, -1)
-        there = own > 0  # a completion has at least the token that ends it
+        there = own > 0  # a completion has at least its end token
         member = np.nonzero(there)[0]
-        place = member * completions + (there.cumsum(1) - 1)[there]  # completions of a member without gaps
+        place = member * completions + (there.cumsum(1) - 1)[there]  # the completions of a member, without gaps
         lengths = np.zeros((members, completions), dtype=np.int64)
         lengths.reshape(-1)[place] = own[there]
         mask = np.arange(positions) < lengths[..., None]
@@ -263,13 +264,13 @@ class Lines:
 
 
 class _Part:
-    """Entries of all lines as rows of members and as a rectangle of lines, and the ways between the two."""
+    """Entries of all lines, as one row per member and as a rectangle of lines, with the indices between the two."""
 
     def __init__(self, lengths: np.ndarray, members: int, width: int, columns: int) -> None:
         table = lengths.reshape(members, -1)
         self.width = width
         longest = int(lengths.max())
-        # some place must be free: where all lines are full, there is one more column
+        # one place must be free: if all lines are full, there is one more column
         self.columns = max(columns, longest + int(lengths.min() == max(columns, longest)))
         self.starts = (table.cumsum(1) - table + width * np.arange(members)[:, None]).reshape(-1)
         self.column, self.owner = _within(lengths), _owners(lengths)
@@ -286,7 +287,7 @@ class _Part:
 def pack(members: Sequence[Sequence[Example]]) -> Packed:
     """The examples of one step of each member as one batch.
 
-    A member with fewer lines, tokens or completions than the largest is filled up with entries that nothing reads.
+    Members with fewer lines, tokens or completions than the largest are filled up with entries that have no effect.
     """
     flat = Lines([example for own in members for example in own])
     ends = np.cumsum([len(own) for own in members])

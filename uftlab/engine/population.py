@@ -1,7 +1,7 @@
 """Trains many tiny models at once, each with its own weights, data, objective, learning rate and settings.
 
-What `engine.trainer.UFTTrainer` does to one model, done to a stack of them: the same order of data, schedule, optimiser
-and losses (a test compares trajectories). The losses are those of the registry under `torch.func.vmap`.
+A stack of models is trained as `engine.trainer.UFTTrainer` trains one model: with the same order of data, schedule,
+optimiser and losses (a test compares the trajectories). `torch.func.vmap` maps the losses of the registry over models.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from uftlab.objectives.objective import Objective, Positions, Rows
 from uftlab.rows.tokens import ROLE_INDEX, Example
 
 Watch = Callable[[int, Sequence[int], Float[Tensor, "member parameter"]], Any]
-CPU_TOKENS = 1000  # of a step, over all members; more at a time leave the cache of a core (benchmarks/population.py)
-GRAPHS = True  # on a GPU a step is captured once and replayed
-SPARE = 0.6  # share of the free memory that training may fill; packed batches and evaluations need some too
+CPU_TOKENS = 1000  # tokens of a step, over all members; more do not fit in the CPU cache (benchmarks/population.py)
+GRAPHS = True  # on a GPU a step is captured once as a graph and then replayed
+SPARE = 0.6  # share of the free memory that training may use; packed batches and evaluations need memory, too
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Member:
     """One model of a population.
 
     Args:
-        start: its weights before training (`uftlab.engine.stack.flatten`), which are its reference too.
-        settings: `learning_rate` and those of the objective that differ from its defaults.
-        order: examples in training order (`uftlab.rows.tokens.interleave`), reference log-probabilities filled in.
-        per_step: examples of each step.
+        start: the weights before training (`uftlab.engine.stack.flatten`). They are also the reference.
+        settings: `learning_rate`, and settings of the objective that differ from its defaults.
+        order: examples in training order (`uftlab.rows.tokens.interleave`), with reference log-probabilities.
+        per_step: number of examples of each step.
         l2: strength of the pull to the start (`uftlab.losses.weights.l2_to_start`).
     """
 
@@ -54,7 +54,7 @@ class Member:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of its order."""
+        """Number of optimiser steps."""
         return len(self.order) // self.per_step
 
     def batch(self, step: int) -> Sequence[Example]:
@@ -62,10 +62,10 @@ class Member:
         return self.order[step * self.per_step : (step + 1) * self.per_step]
 
     def roles(self) -> tuple[str, ...]:
-        """Roles of the completions of a step, the same in all steps.
+        """Roles of the completions of a step, which are the same in all steps.
 
         Raises:
-            InputError: when they are not.
+            InputError: when the roles differ between steps.
         """
         seen = {tuple(c.role for e in self.batch(step) for c in e) for step in range(self.steps)}
         if len(seen) != 1:
@@ -76,7 +76,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Trained:
-    """The weights of all members after training, and what each logged."""
+    """The weights of all members after training, and the logged history of each."""
 
     weights: Float[Tensor, "member parameter"]
     histories: list[list[dict[str, float]]]
@@ -84,9 +84,9 @@ class Trained:
 
 @dataclass(frozen=True)
 class _Group:
-    """Members that share an objective and the places of the roles: their losses are one function, mapped.
+    """Members with the same objective and the same places of the roles. One function is mapped over them.
 
-    `own` says where they stand, next to each other.
+    `own` is their slice of the stack: they stand next to each other.
     """
 
     objective: Objective
@@ -115,7 +115,7 @@ class _Group:
         return torch.func.vmap(self._loss)(given, self.settings)
 
     def _loss(self, given: Mapping[str, Tensor], settings: Mapping[str, Tensor]) -> Tensor:
-        """The loss of one member, whose tensors have lost the axis of members."""
+        """The loss of one member. Under vmap the tensors have no axis of members."""
         positions = None
         if self.objective.tokens:
             both = given.get("policy_logits"), given.get("reference_logits")
@@ -127,15 +127,15 @@ class _Group:
 
 
 def _picked(values: Tensor, pick: Int[Tensor, "member completion pos"]) -> Tensor:
-    """The entry of each completion and column."""
+    """The entry for each completion and column."""
     return values.index_select(0, pick.flatten()).view(*pick.shape, *values.shape[1:])
 
 
 def spans_of(roles: Sequence[str]) -> dict[str, slice]:
-    """Where each role stands. chosen, rejected, chosen, rejected: (0, 3, 2) and (1, 4, 2).
+    """The places of each role as a slice. chosen, rejected, chosen, rejected gives (0, 3, 2) and (1, 4, 2).
 
     Raises:
-        InputError: when a role is not at evenly spaced places.
+        InputError: when the places of a role are not evenly spaced.
     """
     spans = {}
     for role in dict.fromkeys(roles):
@@ -149,7 +149,7 @@ def spans_of(roles: Sequence[str]) -> dict[str, slice]:
 
 
 def _alike(members: Sequence[Member]) -> list[list[int]]:
-    """Which members share an objective and the places of the roles."""
+    """Numbers of the members, grouped by objective and places of the roles."""
     alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
     for number, member in enumerate(members):
         alike.setdefault((id(member.objective), member.roles()), []).append(number)
@@ -157,7 +157,7 @@ def _alike(members: Sequence[Member]) -> list[list[int]]:
 
 
 def _group(members: Sequence[Member], first: int, device: torch.device) -> _Group:
-    """Members that are alike; `first` is where they begin in the stack."""
+    """The group of some members that are alike. `first` is its first place in the stack."""
     objective, roles = members[0].objective, members[0].roles()
     changed = [{k: v for k, v in member.settings.items() if k != "learning_rate"} for member in members]
     full = [objective.with_defaults(settings) for settings in changed]
@@ -175,7 +175,7 @@ def _check(members: Sequence[Member]) -> None:
 
 
 def learning_rates(steps: int) -> list[float]:
-    """Factors on the learning rate, step by step: the schedule of `uftlab.engine.trainer.training_arguments`."""
+    """Factor on the learning rate at each step: the schedule of `uftlab.engine.trainer.training_arguments`."""
     arguments = training_arguments("unused")
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     warmup = arguments.get_warmup_steps(steps)
@@ -193,7 +193,7 @@ class Adam:
         arguments = training_arguments("unused")
         self.betas, self.eps = (arguments.adam_beta1, arguments.adam_beta2), arguments.adam_epsilon
         self.mean, self.square = torch.zeros_like(weights), torch.zeros_like(weights)
-        self.steps = torch.zeros((), dtype=torch.float64, device=weights.device)  # a tensor: a graph can count it up
+        self.steps = torch.zeros((), dtype=torch.float64, device=weights.device)  # a graph can increase a tensor
 
     @torch.no_grad()
     def step(
@@ -202,7 +202,7 @@ class Adam:
         grad: Float[Tensor, "member parameter"],
         learning_rates: Float[Tensor, "member 1"],
     ) -> None:
-        """Changes the weights in place."""
+        """Updates the weights in place."""
         self.steps += 1
         first, second = self.betas
         self.mean.lerp_(grad, 1 - first)
@@ -212,7 +212,7 @@ class Adam:
 
 
 class Batches:
-    """The batches of all steps of some members, alike in shape if they are to lie in one place of a GPU's memory."""
+    """The batches of all steps of some members. With `alike` all have one shape, as a captured graph needs."""
 
     def __init__(self, members: Sequence[Member], alike: bool) -> None:
         steps = members[0].steps
@@ -226,7 +226,7 @@ class Batches:
             rows += [self.lines.chosen(step) for step in order]
         self.rows = self.lines.table(rows).reshape(len(members), steps, -1).swapaxes(0, 1)
         self.shape: Shape | None = None
-        if alike:  # a column without a token in each rectangle, and widths that a GPU reads whole
+        if alike:  # one free column in each rectangle; multiples of 8, which a GPU reads fast
             most = self.lines.shape(self.rows)
             wide = {name: -(-(getattr(most, name) + 1) // 8) * 8 for name in ("columns", "read_columns")}
             self.shape = replace(most, **wide)
@@ -248,19 +248,19 @@ def train(
 ) -> Trained:
     """Train all members, each on its own data, for as many steps as their orders have.
 
-    Memory grows linearly with the members; those that do not fit at once are trained in parts, which `say` is told. On
-    a CPU a stack has few members, so that what it works on stays near the core.
+    Memory grows linearly with the number of members. If they do not all fit, they are trained in parts, and `say` gets
+    a message. On a CPU a stack has few members, so that its data stays in the cache of the core.
 
     Args:
-        watch: is called after the steps in `at`, with the number of steps done, which members, and their weights.
-        logging_steps: histories have the means over so many steps, as `UFTTrainer` logs them.
+        watch: called after each step in `at` with the number of steps, the numbers of the members and their weights.
+        logging_steps: each entry of a history is a mean over this many steps, as in `UFTTrainer`.
 
     Raises:
-        InputError: for members of different lengths, or examples that an objective cannot learn from.
+        InputError: if numbers of steps differ, or if an objective cannot learn from its examples.
     """
     _check(members)
     device = torch.device(device)
-    kinds = {(id(member.objective), member.per_step): member for member in members}.values()  # the hungriest counts
+    kinds = {(id(member.objective), member.per_step): member for member in members}.values()  # the largest decides
     each, free = max(memory_per_member(member, layout) for member in kinds), free_memory(device)
     fit = max(1, int(SPARE * free / each))
     if fit < len(members):
@@ -278,7 +278,7 @@ def train(
 
 
 def memory_per_member(member: Member, layout: Layout) -> int:
-    """Bytes that a member takes in training: what one of its steps keeps for the gradient, and five of its weights."""
+    """Bytes that training a member needs: what a step stores for the gradient, and five times the weights."""
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -295,11 +295,11 @@ def memory_per_member(member: Member, layout: Layout) -> int:
 
 
 class _Stack:
-    """Members in training. All that changes is a tensor that stays where it is, so that a graph can hold a step."""
+    """Members in training. All state is in tensors that keep their place in memory, as a captured graph needs."""
 
     def __init__(self, members: Sequence[Member], layout: Layout, device: torch.device) -> None:
         alike = _alike(members)
-        self.order = [number for own in alike for number in own]  # those of a group stand next to each other
+        self.order = [number for own in alike for number in own]  # members of a group stand next to each other
         self.members = [members[number] for number in self.order]
         ends = list(accumulate(map(len, alike)))
         self.groups = [
@@ -338,13 +338,13 @@ class _Stack:
 
     @torch.no_grad()
     def rewind(self) -> None:
-        """Back to before the first step."""
+        """Resets everything to the state before the first step."""
         self.weights.copy_(self.start)
         for state in (self.adam.mean, self.adam.square, self.adam.steps, self.clock):
             state.zero_()
 
     def histories(self, seen: Sequence[Float[Tensor, "step member completion"]], every: int) -> list[list[dict]]:
-        """What each member logged; `seen` are reference log-probabilities and scores."""
+        """The logged history of each member. `seen` has the reference log-probabilities and the scores of all steps."""
         losses, logps = self.losses.cpu(), self.logps.cpu()
         made = []
         for group in self.groups:
@@ -358,9 +358,9 @@ class _Stack:
 
 
 class _Slot:
-    """A place in a GPU's memory for batches of one shape; a captured graph always reads the same place.
+    """A place in GPU memory for batches of one shape. A captured graph always reads the same place.
 
-    Numbers travel as 32 bits in one piece, from memory that the GPU can read by itself while the next batch is made.
+    A batch is copied as one block of 32-bit numbers from pinned memory, while the CPU makes the next batch.
     """
 
     def __init__(self, batch: Packed, device: torch.device) -> None:
@@ -372,7 +372,7 @@ class _Slot:
         self.turn = 0
 
     def put(self, batch: Packed) -> None:
-        """Sends a batch, without waiting for what the GPU still does."""
+        """Sends a batch without waiting for the GPU."""
         host, sent = self.hosts[self.turn], self.sent[self.turn]
         self.turn = (self.turn + 1) % len(self.hosts)
         sent.synchronize()
@@ -386,7 +386,7 @@ class _Slot:
         sent.record()
 
     def batch(self) -> Packed:
-        """The batch that lies there."""
+        """The batch in this place, as views of the GPU memory."""
         made, start = {}, 0
         for name, kind in self.kinds.items():
             part = self.memory[start : start + kind.numel()].view(kind.shape)
@@ -396,10 +396,10 @@ class _Slot:
 
 
 def _captured(stack: _Stack, slot: _Slot) -> Callable[[], Any]:
-    """A step of the stack as one graph of a GPU: no kernel is launched from Python any more."""
+    """A step of the stack as one CUDA graph: Python no longer launches each kernel."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # libraries set themselves up outside of the graph
+    with torch.cuda.stream(side):  # libraries must initialise outside of the graph
         for _ in range(3):
             stack.step(slot.batch())
             stack.rewind()
@@ -413,7 +413,7 @@ def _captured(stack: _Stack, slot: _Slot) -> Callable[[], Any]:
 def _runner(
     stack: _Stack, batches: Batches, device: torch.device, say: Callable[[str], Any]
 ) -> Callable[[Packed], Any]:
-    """How a step is run: as it stands, or on a GPU as a graph, unless a loss does what no graph can hold."""
+    """The function that runs a step. On a GPU it replays a graph, unless a loss cannot be captured."""
 
     def plain(batch: Packed) -> None:
         stack.step(batch.to(device))
@@ -448,7 +448,7 @@ def _train(
     device: torch.device,
     say: Callable[[str], Any],
 ) -> Trained:
-    """Members that fit into memory at once."""
+    """Trains members that fit into memory together."""
     stack = _Stack(members, layout, device)
     batches, seen = Batches(stack.members, alike=device.type == "cuda"), []
     own = [numbers[number] for number in stack.order]
@@ -471,7 +471,7 @@ def _history(
     rates: Sequence[float],
     every: int,
 ) -> list[dict[str, float]]:
-    """Means over windows of so many steps; what does not fill a window is left out, as the library does."""
+    """Means over windows of `every` steps. Steps after the last full window are left out, as in the library."""
     windows = len(losses) // every
     means = {n: v[: windows * every].view(windows, every).nanmean(-1).tolist() for n, v in sorted(metrics.items())}
     history = []

@@ -1,8 +1,9 @@
-"""Many tiny Llamas as one: each weight has an axis of members in front, each layer is one batched product for all.
+"""Many tiny Llamas computed together: each weight has a first axis of members, each layer is a batched product.
 
-The same function as transformers' `LlamaForCausalLM`, for batches without padding (`engine.packing`). The gain of a
-norm is multiplied into the matrix that follows it; query and key weights are stored so that the two numbers that rotary
-embeddings turn together are neighbours; the last layer asks only where a token is predicted.
+The function is that of transformers' `LlamaForCausalLM`, for batches without padding (`engine.packing`). Three things
+make it faster. The gain of a norm is multiplied into the matrix that follows. Query and key weights are stored so that
+the two numbers that a rotary embedding rotates together are neighbours. The last layer has queries only for tokens that
+predict a completion token.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from uftlab.engine.packing import Packed
 from uftlab.errors import InputError
 from uftlab.models.logps import READING, free_memory
 
-REACH = 512  # positions for which rotations are tabled
-MOST_LINES = 32_768  # that attention takes at a time on a GPU (its grid ends at 65,535)
-CPU_LINES = 256  # that are read at a time on a CPU: more leave its cache
+REACH = 512  # number of positions in the table of rotations
+MOST_LINES = 32_768  # most lines for one attention call on a GPU (the CUDA grid has at most 65,535)
+CPU_LINES = 256  # lines that a CPU reads at a time; more do not fit in its cache
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The sizes of a Llama with tied embeddings, one key per query head and no biases."""
+    """The sizes of a Llama with tied embeddings, one key head per query head and no biases."""
 
     vocabulary: int
     width: int
@@ -44,7 +45,7 @@ class Layout:
         """The layout of a configuration.
 
         Raises:
-            InputError: for a Llama that this stack does not compute.
+            InputError: for a Llama with other features, which this stack cannot compute.
         """
         rope: Any = config.rope_parameters
         plain = (
@@ -69,19 +70,19 @@ class Layout:
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of the weights of one member, in the order of `Weights`."""
+        """Shapes of the weights of one member, in the order of `Weights`."""
         d, i = self.width, self.inner
         layer: list[tuple[int, ...]] = [(d,), (d, d), (2 * d, d), (d, d), (d,), (2 * i, d), (d, i)]
         return [(self.vocabulary, d), *layer * self.depth, (d,)]
 
     @property
     def parameters(self) -> int:
-        """Numbers in one member. 139,520 for the tiny model of the course."""
+        """Number of parameters of one member. 139,520 for the tiny model of the course."""
         return sum(torch.Size(shape).numel() for shape in self.shapes)
 
 
 class Layer(NamedTuple):
-    """The weights of one layer, each with an axis of members in front."""
+    """The weights of one layer. The first axis of each is that of members."""
 
     attention_gain: Float[Tensor, "member width"]
     query: Float[Tensor, "member width width"]
@@ -93,7 +94,7 @@ class Layer(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Views of one tensor of all weights."""
+    """Views into one tensor that holds all weights."""
 
     embedding: Float[Tensor, "member vocabulary width"]
     layers: list[Layer]
@@ -101,7 +102,7 @@ class Weights(NamedTuple):
 
     @classmethod
     def of(cls, flat: Float[Tensor, "member parameter"], layout: Layout) -> Weights:
-        """Split once, so that the gradient of `flat` is put together once."""
+        """Views into `flat`. One split means that autograd concatenates the gradient only once."""
         shapes = layout.shapes
         parts = flat.split([torch.Size(shape).numel() for shape in shapes], dim=1)
         embedding, *middle, gain = (p.view(len(flat), *shape) for p, shape in zip(parts, shapes, strict=True))
@@ -109,10 +110,10 @@ class Weights(NamedTuple):
 
 
 def lines_at_once(layout: Layout, columns: int, reads: int, device: torch.device) -> int:
-    """How many lines are read together: on a GPU as many as fit into a share of its free memory."""
+    """How many lines are read together. On a GPU: as many as fit into a share of its free memory."""
     if device.type == "cpu":
         return CPU_LINES
-    states = columns * (8 * layout.width + 6 * layout.inner)  # the largest layer, nothing kept for a gradient
+    states = columns * (8 * layout.width + 6 * layout.inner)  # the largest layer; nothing is stored for a gradient
     each = 4 * (states + 3 * reads * layout.vocabulary)
     return max(1, min(MOST_LINES, int(READING * free_memory(device) / each)))
 
@@ -121,7 +122,7 @@ def lines_at_once(layout: Layout, columns: int, reads: int, device: torch.device
 
 
 def _neighbours(weight: Tensor, heads: int) -> Tensor:
-    """Rows of a query or key matrix in the order 0, n/2, 1, n/2 + 1, ... within each head."""
+    """The rows of a query or key matrix in the order 0, n/2, 1, n/2 + 1, ... within each head."""
     rows, width = weight.shape
     return weight.view(heads, 2, rows // heads // 2, width).transpose(1, 2).reshape(rows, width)
 
@@ -133,7 +134,7 @@ def _halves(weight: Tensor, heads: int) -> Tensor:
 
 
 def flatten(state: Mapping[str, Tensor], layout: Layout) -> Float[Tensor, "parameter"]:
-    """The weights of a `LlamaForCausalLM` (its `state_dict`) as one row of a stack, a copy on the same device."""
+    """The `state_dict` of a `LlamaForCausalLM` as one row of a stack: a copy on the same device."""
     parts = [state["model.embed_tokens.weight"]]
     for index in range(layout.depth):
         own = {name.removeprefix(f"model.layers.{index}."): w for name, w in state.items()}
@@ -178,17 +179,17 @@ def _rotations(layout: Layout, device: torch.device) -> Complex[Tensor, "positio
 
 
 def rotations(layout: Layout, positions: Int[Tensor, "*at"]) -> Complex[Tensor, "*at 1 half"]:
-    """Rotary embeddings as complex numbers of modulus 1, the same for all heads."""
+    """Rotary embeddings as complex numbers of modulus 1. All heads have the same."""
     table = _rotations(layout, positions.device)
     return table.index_select(0, positions.reshape(-1)).view(*positions.shape, 1, -1)
 
 
 class _Norm(torch.autograd.Function):
-    """x / sqrt(mean(x^2) + eps), in half the operations that autograd would find."""
+    """x / sqrt(mean(x^2) + eps). The gradient needs half of the operations that autograd would use."""
 
     @staticmethod
     def forward(ctx, x, eps):  # type: ignore[no-untyped-def, override]
-        """The normed state."""
+        """The normalised state."""
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         y = x * scale
         ctx.save_for_backward(y, scale)
@@ -196,7 +197,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
-        """(g - y mean(g y)) times the scale that was found on the way forward."""
+        """(g - y mean(g y)) times the scale of the forward pass."""
         y, scale = ctx.saved_tensors
         return torch.addcmul(grad, y, (grad * y).mean(-1, keepdim=True), value=-1).mul_(scale), None
 
@@ -206,7 +207,7 @@ def _linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _heads(x: Tensor, turn: Tensor | None, heads: int) -> Tensor:
-    """(member, token, width) as (member, token, head, size), turned by the rotations of its positions."""
+    """(member, token, width) as (member, token, head, size), rotated by `turn` if it is given."""
     shape = (*x.shape[:2], heads, -1)
     if turn is None:
         return x.view(shape)
@@ -215,62 +216,62 @@ def _heads(x: Tensor, turn: Tensor | None, heads: int) -> Tensor:
 
 
 def take(x: Float[Tensor, "member token width"], index: Int[Tensor, "entries"]) -> Float[Tensor, "entries width"]:
-    """Tokens by an index that counts over all members."""
+    """The tokens at an index that counts over all members."""
     return x.reshape(-1, x.shape[-1]).index_select(0, index)
 
 
 class _Move(torch.autograd.Function):
-    """Entries by an index whose way back is an index too, so that no gradient has to be added up."""
+    """Entries at an index. The gradient is an index, too, so that nothing has to be summed."""
 
     @staticmethod
     def forward(ctx, x, there, back):  # type: ignore[no-untyped-def, override]
-        """The entries `there`."""
+        """The entries at the index `there`."""
         ctx.save_for_backward(back)
         return x.index_select(0, there)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
-        """The gradient of each entry, from the one place where it went."""
+        """The gradient of each entry, from the one place that it was copied to."""
         return grad.index_select(0, *ctx.saved_tensors), None, None
 
 
 def move(
     x: Float[Tensor, "*rows width"], there: Int[Tensor, "places"], back: Int[Tensor, "entries"]
 ) -> Float[Tensor, "places width"]:
-    """From the rows of members to the rectangle of lines, or the reverse with the indices exchanged.
+    """Copies the rows of members to the rectangle of lines, or back if the two indices are exchanged.
 
-    Each entry goes to one place at most. What belongs nowhere must have gradient 0, as in `packing.Packed`.
+    Each entry is copied to one place at most. Unused places must have gradient 0, as in `packing.Packed`.
     """
     return _Move.apply(x.reshape(-1, x.shape[-1]), there, back)
 
 
 def embed(weights: Weights, ids: Int[Tensor, "member token"]) -> Float[Tensor, "member token width"]:
-    """Each member's own embeddings of its tokens."""
+    """Embeddings of the tokens, from the embedding table of each member."""
     members, vocabulary, width = weights.embedding.shape
     shift = vocabulary * torch.arange(members, device=ids.device)[:, None]
     return F.embedding(ids + shift, weights.embedding.reshape(-1, width))
 
 
 def queries(layer: Layer, h: Tensor, turn: Tensor, heads: int) -> Float[Tensor, "member token head size"]:
-    """What the tokens ask, from their normed state."""
+    """Queries from the normalised state."""
     return _heads(_linear(h, layer.query * layer.attention_gain[:, None]), turn, heads)
 
 
 def keys_values(layer: Layer, h: Tensor, turn: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """What the tokens answer to, and with what, from their normed state; each (member, token, head, size)."""
+    """Keys and values from the normalised state; each is (member, token, head, size)."""
     key, value = _linear(h, layer.key_value * layer.attention_gain[:, None]).chunk(2, -1)
     return _heads(key, turn, heads), _heads(value, None, heads)
 
 
 def close(layer: Layer, x: Tensor, attended: Tensor, eps: float) -> Float[Tensor, "member token width"]:
-    """The state after a layer, from the state before it and what attention found."""
+    """The state after a layer, from the state before it and the output of attention."""
     x = x + _linear(attended, layer.out)
     gate, up = _linear(_Norm.apply(x, eps), layer.gate_up * layer.mlp_gain[:, None]).chunk(2, -1)
     return x + _linear(F.silu(gate) * up, layer.down)
 
 
 def norm(x: Float[Tensor, "member token width"], eps: float) -> Float[Tensor, "member token width"]:
-    """Root mean square norm without its gain."""
+    """Root mean square norm without the gain."""
     return _Norm.apply(x, eps)
 
 
@@ -290,7 +291,7 @@ def logits(
     """Logits that predict the completion tokens of a batch, in the order of `batch.targets`.
 
     Args:
-        keep: is filled with keys and values, to go on from the last token of each line.
+        keep: an empty list that gets the keys and values, so that generation can continue each line.
     """
     members = len(batch.ids)
     turn = rotations(layout, batch.positions)
@@ -328,11 +329,11 @@ def step(
     column: int,
     mask: Float[Tensor, "every_line 1 1 columns"],
 ) -> Float[Tensor, "member line vocabulary"]:
-    """Logits that predict what follows one more token of each line.
+    """Logits that predict the token after one new token of each line.
 
     Args:
-        cache: as `logits` keeps it, with room: keys and values of the new tokens are written into `column`.
-        mask: 0 at the columns up to this one where a line has a token, minus infinity elsewhere.
+        cache: keys and values from `logits`, with free columns. Those of the new tokens are written into `column`.
+        mask: 0 at the columns up to `column` where a line has a token, minus infinity elsewhere.
     """
     turn = rotations(layout, positions)
     x = embed(weights, ids)

@@ -1,4 +1,4 @@
-"""`UFTTrainer`: any objective of the registry on `transformers.Trainer`, overriding as little as possible."""
+"""`UFTTrainer`: `transformers.Trainer` for any objective of the registry, with as few overrides as possible."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 
 
 def training_arguments(folder: Path | str, **changes: Any) -> TrainingArguments:
-    """`TrainingArguments` with this house's defaults; `changes` win, always.
+    """`TrainingArguments` with the defaults of this package. `changes` replace the defaults.
 
-    Cosine schedule with 10 % warm-up as in the paper's script; no gradient clipping, because the initial
-    gradient norms of SFT and UFT differ a hundredfold and one threshold would not be equal care.
+    The schedule is a cosine with 10 % warm-up, as in the script of the paper. There is no gradient clipping: the
+    gradient norms of SFT and UFT differ by a factor of 100 at the start, so one threshold would not treat both alike.
     """
     defaults: dict[str, Any] = {
         "output_dir": str(folder),
-        "num_train_epochs": 1,  # the examples already come in the order of the whole run
+        "num_train_epochs": 1,  # the list of examples already covers the whole run, in order
         "per_device_train_batch_size": 32,
         "learning_rate": 1e-3,
         "lr_scheduler_type": "cosine",
@@ -48,21 +48,21 @@ def training_arguments(folder: Path | str, **changes: Any) -> TrainingArguments:
 
 
 class Quiet(TrainerCallback):
-    """Keeps the trainer's printed logs out of runs that nobody watches."""
+    """Stops the trainer from printing its logs."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tells the library's printer that this is not its process."""
+        """The library prints only in the process that this flag marks."""
         state.is_local_process_zero = False
 
 
 class UFTTrainer(Trainer):
     """Trains a policy on tokenised examples with one objective.
 
-    The examples come in training order (`uftlab.rows.tokens.interleave`) with their reference log-probabilities
-    filled in (`uftlab.models.logps.ReferenceCache`). Accumulation, mixed precision, distribution and resuming are the
-    library's. Logged metrics: `loss` and those of `uftlab.objectives.objective.batch_metrics`. An objective that needs
-    the reference's full distributions gets them from a frozen copy of the model as it is now, or from the model
-    with its LoRA adapters off.
+    The examples are in training order (`uftlab.rows.tokens.interleave`) and carry their reference log-probabilities
+    (`uftlab.models.logps.ReferenceCache`). The library does gradient accumulation, mixed precision, distribution over
+    processes and resuming. Logged metrics: `loss` and those of `uftlab.objectives.objective.batch_metrics`. If an
+    objective needs the full distributions of the reference, they come from a frozen copy of the model, made at the
+    start. With LoRA they come from the model with its adapters off.
 
     Raises:
         InputError: for examples that the objective cannot learn from (`Objective.check`).
@@ -88,7 +88,7 @@ class UFTTrainer(Trainer):
         )
         self.objective: Objective = objective
         self.settings = objective.with_defaults(settings or {})
-        self.model_accepts_loss_kwargs = True  # compute_loss divides by the counts of the whole step
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the counts of the whole optimiser step
         self._metrics: list[dict[str, Tensor]] = []
         copied = objective.distributions and not hasattr(model, "disable_adapter")
         self.reference: Any = frozen_copy(model) if copied else None  # type: ignore[arg-type]
@@ -98,10 +98,10 @@ class UFTTrainer(Trainer):
         objective.check(examples)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(cast(Any, self.train_dataset))  # the order is data
+        return SequentialSampler(cast(Any, self.train_dataset))  # the order of the examples is part of the data
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
-        """Examples or tokens per term over all micro-batches of the step and all processes."""
+        """Number of examples or tokens of each term, over all micro-batches and processes of the step."""
         if not batch_samples:
             return None
         counts = torch.stack([self.objective.counts(batch) for batch in batch_samples]).sum(0).to(device)
@@ -114,20 +114,20 @@ class UFTTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """The objective's loss on one micro-batch, already divided for the whole optimiser step."""
+        """The loss of one micro-batch, already divided by the counts of the whole optimiser step."""
         positions = self._positions(model, inputs) if self.objective.tokens else None
         logps = completion_logps(model, inputs) if positions is None else positions.logps.sum(-1)
         rows = Rows(logps, inputs["reference_logps"], inputs["score"], inputs["role"], positions)
         counts = self.objective.counts(inputs) if num_items_in_batch is None else num_items_in_batch
-        # gradients are averaged over processes while the counts are global, hence the factor
+        # gradients are averaged over processes, but counts are sums over processes: hence the factor
         loss = self.objective.loss(rows, self.settings, counts) * self.args.world_size
         self._metrics.append(self.objective.metrics(rows, self.settings))
         return (loss, {"logps": logps}) if return_outputs else loss
 
     def _positions(self, model: nn.Module, inputs: dict[str, Tensor]) -> Positions:
-        """Single tokens of the batch, with full distributions where the objective asks for them."""
+        """Single tokens of the batch, with full distributions if the objective needs them."""
         ids, mask, reference = completion_ids(inputs), inputs["completion_mask"], None
-        if self.objective.distributions:  # before the policy's own pass, so that switching adapters cannot touch it
+        if self.objective.distributions:  # first: the policy needs its adapters on
             source = self.accelerator.unwrap_model(model) if self.reference is None else self.reference.to(mask.device)
             with as_reference(source), self.accelerator.autocast():
                 reference = completion_logits(source, inputs)
@@ -136,7 +136,7 @@ class UFTTrainer(Trainer):
         return Positions(ids, mask, logps, logits if self.objective.distributions else None, reference)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the means of the batch metrics since the last call."""
+        """Adds the means of the batch metrics since the last call to `logs`."""
         logs.update(mean_metrics(self._metrics))
         self._metrics.clear()
         super().log(logs, *args, **kwargs)

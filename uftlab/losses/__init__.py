@@ -1,55 +1,36 @@
-"""One pure function per equation. Losses come out unreduced, one per completion or per pair.
+"""One pure function per equation. A loss is returned unreduced, with one value per completion or per pair.
 
-Arguments are summed log-probabilities in nats (`*_logps`), unless a name says `mean_` or `token_`; every reward
-carries beta. How losses are averaged over a batch is decided in `uftlab.objectives.registry`, where the batch is known.
+Arguments named `*_logps` are log-probabilities in nats, summed over the tokens of a completion, unless the name says
+`mean_` or `token_`. Every reward includes beta. `uftlab.objectives.registry` decides how losses are averaged over a
+batch, because the sizes are known there.
 
-`family` holds the losses that are a distance between sigma(reward - baseline) and a score; `pairs` those that
-compare a chosen with a rejected completion; `completions` those that reweight the likelihood of one completion, and
-the policy gradient; `weights` what is added to any loss for how far the weights have moved.
+| module        | what it holds                                                                                |
+|---------------|----------------------------------------------------------------------------------------------|
+| `family`      | losses that are a distance between sigma(reward - baseline) and a score                      |
+| `pairs`       | losses that compare a chosen with a rejected completion                                      |
+| `completions` | losses that reweight the likelihood of one completion, and the policy gradient               |
+| `weights`     | what is added to any loss for how far the weights have moved                                 |
+| `rewards`     | implicit rewards and gates; notebooks import this module under its own name                  |
+
+Every public function of the first four modules is also a name of this package: `losses.dpo_loss`. The list is read
+from the modules, so a new function needs no entry here. A new module needs one line, for type checkers only.
 """
 
-# ruff: noqa: F401  (the names are imported here to be found in one place)
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
 
-from uftlab.losses.completions import (
-    asft_loss,
-    dft_loss,
-    kl_sft_loss,
-    leave_one_out,
-    log_partition_of_quantiles,
-    policy_gradient_loss,
-    qrpo_loss,
-    sft_loss,
-    signed_sft_loss,
-    var_loss,
-    var_weights,
-)
-from uftlab.losses.family import (
-    DISTANCES,
-    absolute_error,
-    apo_zero_loss,
-    bco_loss,
-    bco_shift,
-    cdpo_loss,
-    cross_entropy,
-    kto_kl_baseline,
-    kto_loss,
-    minor_sft_loss,
-    squared_error,
-    una_absolute_error_loss,
-    una_cross_entropy_loss,
-    una_pair_loss,
-    una_squared_error_loss,
-)
-from uftlab.losses.pairs import (
-    dpo_loss,
-    dpop_loss,
-    ipo_loss,
-    ipo_mean_loss,
-    log1mexp,
-    orpo_loss,
-    prefix_masked_cdpo_loss,
-    shared_prefix,
-    simpo_loss,
-    tdpo_loss,
-)
-from uftlab.losses.weights import l1_to_start, l2_to_start
+if TYPE_CHECKING:  # for type checkers, which do not run the loop below
+    from uftlab.losses.completions import *  # noqa: F403
+    from uftlab.losses.family import *  # noqa: F403
+    from uftlab.losses.pairs import *  # noqa: F403
+    from uftlab.losses.weights import *  # noqa: F403
+
+for _found in pkgutil.iter_modules(__path__, "uftlab.losses."):  # noqa: F405
+    _module = importlib.import_module(_found.name)
+    if _found.name != "uftlab.losses.rewards":
+        globals().update(
+            (_name, _value)
+            for _name, _value in vars(_module).items()
+            if not _name.startswith("_") and getattr(_value, "__module__", "") == _found.name
+        )

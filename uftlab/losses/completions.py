@@ -1,4 +1,4 @@
-"""Losses of one completion: they reweight, anchor or regress its likelihood, or follow the policy gradient."""
+"""Losses of one completion. They reweight, anchor or regress its likelihood, or follow the policy gradient."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from uftlab.losses.rewards import Scalar, implicit_reward
 
-MAX_LOG_RATIO = 10.0  # nats; beyond this a completion is so much likelier than when it was sampled that exp overflows
+MAX_LOG_RATIO = 10.0  # nats; exp would overflow for a completion that became far more likely after it was sampled
 
 
 def sft_loss(policy_logps: Float[Tensor, "completion"]) -> Float[Tensor, "completion"]:
@@ -16,7 +16,7 @@ def sft_loss(policy_logps: Float[Tensor, "completion"]) -> Float[Tensor, "comple
 
     L = -log pi(y|x)
 
-    The usual token-averaged SFT is sum(L) / sum(tokens) over the batch; that division is the objective's.
+    The usual token-averaged SFT is sum(L) / sum(tokens) over the batch. The objective makes this division.
 
     Args:
         policy_logps: log pi(y | x), summed over completion tokens, in nats.
@@ -50,11 +50,11 @@ def signed_sft_loss(
 
 
 def dft_loss(policy_token_logps: Float[Tensor, "completion pos"]) -> Float[Tensor, "completion"]:
-    """Dynamic fine-tuning: each token's likelihood weighted by its own probability (Wu et al. 2025, arXiv 2508.05629).
+    """Dynamic fine-tuning: each token is weighted by its own probability (Wu et al. 2025, arXiv 2508.05629).
 
     L = -sum_t sg(p_t) log p_t
 
-    sg lets no gradient through, so the gradient is that of -sum_t p_t.
+    sg stops the gradient, so the gradient of L is that of -sum_t p_t.
 
     Args:
         policy_token_logps: log pi of each token in nats, 0 at padding.
@@ -68,17 +68,17 @@ def dft_loss(policy_token_logps: Float[Tensor, "completion pos"]) -> Float[Tenso
 def kl_sft_loss(
     policy_logps: Float[Tensor, "completion"], kl: Float[Tensor, "completion"], kl_weight: Scalar
 ) -> Float[Tensor, "completion"]:
-    """SFT held near the reference by a KL term at the completion's positions (a common control, no one paper's).
+    """SFT with a KL term that keeps the policy near the reference (a common control without a paper of its own).
 
     L = -log pi(y|x) + lambda sum_t KL(pi || pi_ref)
 
-    The KL is exact, over the vocabulary at each position.
+    The KL is exact: it is summed over the whole vocabulary at each position of the completion.
 
     Args:
         kl: KL(pi || pi_ref) summed over the completion's tokens, in nats.
 
     Returns:
-        Loss of each completion in nats. SFT where policy equals reference.
+        Loss of each completion in nats. The loss of SFT where policy equals reference.
     """
     return -policy_logps + kl_weight * kl
 
@@ -90,21 +90,21 @@ def asft_loss(
 
     L = -sum_t sg(p_t) log p_t + lambda sum_t KL(pi_ref || pi)
 
-    The KL term has the other direction than in `kl_sft_loss`.
+    The direction of the KL is the opposite of the one in `kl_sft_loss`.
 
     Args:
         kl: KL(pi_ref || pi) summed over the completion's tokens, in nats.
 
     Returns:
-        Loss of each completion in nats. DFT where policy equals reference.
+        Loss of each completion in nats. The loss of DFT where policy equals reference.
     """
     return dft_loss(policy_token_logps) + kl_weight * kl
 
 
 def var_weights(scores: Float[Tensor, "completion"], temperature: Scalar) -> Float[Tensor, "completion"]:
-    """VAR's weights w = e^(R / lambda) / Z with Z the batch mean of e^(R / lambda), so that they average to 1.
+    """VAR's weights w = e^(R / lambda) / Z, where Z is the batch mean of e^(R / lambda). The mean weight is 1.
 
-    All 1 where the scores are equal. Scores 0 and 1 at lambda 1: 2 / (1 + e) and 2 e / (1 + e).
+    All weights are 1 where the scores are equal. Scores 0 and 1 at lambda 1: 2 / (1 + e) and 2 e / (1 + e).
     """
     return len(scores) * torch.softmax(scores / temperature, dim=0)
 
@@ -116,16 +116,16 @@ def var_loss(
 
     L = -w log pi(y|x),  w = e^(R / lambda) / Z
 
-    This is SFT towards the optimum pi_ref e^(R / lambda) / Z. The weights are right for completions drawn from the
-    reference. A summary of the paper prints a further factor pi_ref(y|x), which would count the reference twice
-    there and favour short completions; it is left out. Z belongs to a prompt; one completion per prompt cannot
-    give it, so it is estimated over the batch.
+    This is SFT towards the optimum pi_ref e^(R / lambda) / Z. The weights are right for completions that were sampled
+    from the reference. A summary of the paper prints one more factor, pi_ref(y|x). For such completions this factor
+    would count the reference twice and favour short completions, so we leave the factor out. Z belongs to a prompt.
+    One completion per prompt is not enough to compute Z, so the mean over the batch estimates it.
 
     Args:
-        temperature: lambda; small trusts the scores, large is SFT on everything.
+        temperature: lambda. A small value follows the scores closely; a large value gives SFT on all completions.
 
     Returns:
-        Loss of each completion in nats. SFT where all scores are equal.
+        Loss of each completion in nats. The loss of SFT where all scores are equal.
     """
     return -var_weights(scores, temperature) * policy_logps
 
@@ -133,8 +133,9 @@ def var_loss(
 def log_partition_of_quantiles(beta: Scalar) -> Float[Tensor, ""]:
     """log Z of QRPO: Z = E_u[e^(u / beta)] = beta (e^(1 / beta) - 1) for u uniform on [0, 1].
 
-    In logarithms, since e^(1 / beta) overflows float32 at beta 0.01: log beta + 1 / beta + log(1 - e^(-1 / beta)).
-    The authors' code drops the last term: nothing at beta 0.1, -0.459 at beta 1. log(e - 1) = 0.541 at beta 1.
+    Computed as log beta + 1 / beta + log(1 - e^(-1 / beta)), because e^(1 / beta) overflows float32 at beta 0.01.
+    The authors' code leaves out the last term. It is almost 0 at beta 0.1, and -0.459 at beta 1.
+    The result is log(e - 1) = 0.541 at beta 1.
     """
     inverse = 1 / torch.as_tensor(beta, dtype=torch.float64)
     return inverse - inverse.log() + (-torch.expm1(-inverse)).log()
@@ -150,8 +151,8 @@ def qrpo_loss(
 
     L = (R_q - beta log Z - r)^2,  r = beta * logratio,  Z = beta (e^(1 / beta) - 1)
 
-    arXiv 2507.08068. R_q is the reward's quantile among the reference's completions, uniform there if rewards are
-    continuous, which makes Z known; with ties it is only near.
+    arXiv 2507.08068. R_q is the quantile of the reward among completions of the reference. If rewards are continuous,
+    R_q is uniform there, and so Z is known. With equal rewards Z is only approximate.
 
     Args:
         quantiles: R_q in [0, 1]: the share of reference completions that score no higher.
@@ -163,18 +164,18 @@ def qrpo_loss(
     return (target - implicit_reward(policy_logps, reference_logps, beta)).square()
 
 
-# ------------------------------------------------- completions that the policy itself has sampled
+# ------------------------------------------------- completions that the policy itself sampled
 
 
 def leave_one_out(rewards: Float[Tensor, "prompt sample"]) -> Float[Tensor, "prompt sample"]:
-    """Advantages of several samples of a prompt: each reward less the mean of the others (RLOO, Kool et al. 2019).
+    """Advantages of several samples of a prompt: each reward minus the mean of the others (RLOO, Kool et al. 2019).
 
     A_i = R_i - mean_{j != i} R_j = n / (n - 1) (R_i - mean R)
 
-    Ahmadian et al. 2024, arXiv 2402.14740. The baseline does not depend on the sample, so the gradient stays unbiased.
+    Ahmadian et al. 2024, arXiv 2402.14740. The baseline does not depend on the sample, so the gradient is unbiased.
 
     Returns:
-        Advantages in units of reward. Rewards 1, 0, 0: 1, -1/2, -1/2. All 0 where the rewards are equal.
+        Advantages in units of reward. Rewards 1, 0, 0 give 1, -1/2, -1/2. All are 0 where the rewards are equal.
     """
     samples = rewards.shape[-1]
     return (rewards - rewards.mean(-1, keepdim=True)) * samples / (samples - 1)
@@ -186,16 +187,16 @@ def policy_gradient_loss(
     advantages: Float[Tensor, "completion"],
     clip: float,
 ) -> Float[Tensor, "completion"]:
-    """REINFORCE on sampled completions, weighted and clipped as in PPO where they were sampled a while ago.
+    """REINFORCE on sampled completions, with the weight and the clipping of PPO for samples of an earlier policy.
 
     L = -min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A),  rho = pi(y|x) / pi_rollout(y|x)
 
-    On completions that were sampled just now rho is 1 and the gradient is -A times that of log pi: plain REINFORCE.
-    The ratio is of whole completions, as in RLOO (arXiv 2402.14740), not of tokens.
+    If the current policy sampled the completions, rho is 1 and the gradient is -A times that of log pi: plain
+    REINFORCE. The ratio is that of whole completions, as in RLOO (arXiv 2402.14740), not of single tokens.
 
     Args:
-        rollout_logps: log pi(y | x) under the policy as it was when it sampled, in nats.
-        advantages: of `leave_one_out`, the KL already in the reward.
+        rollout_logps: log pi_rollout(y | x) in nats; pi_rollout is the policy at the time of sampling.
+        advantages: those of `leave_one_out`. The reward already includes the KL term.
         clip: epsilon.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The family: a distance between sigma(reward - baseline) and a score, times a normalisation.
+"""The family of losses that are a distance between sigma(reward - baseline) and a score, times a normalisation.
 
     loss = normalisation * distance(surprise, score),   surprise = reward - baseline
 
@@ -28,23 +28,23 @@ from uftlab.losses.rewards import Scalar, implicit_reward, implicit_score, margi
 
 
 def squared_error(surprise: Float[Tensor, "row"], scores: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
-    """(sigma(u) - score)^2. Its gradient, 2 (s - score) s (1 - s), closes on both sides. 0.25 at u = 0, score 1."""
+    """(sigma(u) - score)^2. The gradient 2 (s - score) s (1 - s) vanishes at both ends. 0.25 at u = 0, score 1."""
     return (implicit_score(surprise) - scores).square()
 
 
 def cross_entropy(surprise: Float[Tensor, "row"], scores: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
-    """-score log sigma(u) - (1 - score) log sigma(-u) in nats. Its gradient is s - score. log 2 at u = 0.
+    """-score log sigma(u) - (1 - score) log sigma(-u) in nats. The gradient is s - score. log 2 at u = 0.
 
-    Written with the surprise as a logit, since log(1 - sigma(u)) is minus infinity from u = 17 on in float32.
+    The surprise enters as a logit, because log(1 - sigma(u)) is minus infinity in float32 for u >= 17.
     """
     return -scores * F.logsigmoid(surprise) - (1 - scores) * F.logsigmoid(-surprise)
 
 
 def absolute_error(surprise: Float[Tensor, "row"], scores: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
-    """|sigma(u) - score|. Its gradient, +-s (1 - s), is the same for good and bad completions. 0.5 at u = 0, score 1.
+    """|sigma(u) - score|. The gradient is s (1 - s) or its negative, whatever the score. 0.5 at u = 0, score 1.
 
-    Where the score is above sigma(u), score - sigma(u) is written (score - 1) + sigma(-u): 1 - sigma(20) is 0 in
-    float32, sigma(-20) is 2e-9.
+    Where the score is above sigma(u), the code computes (score - 1) + sigma(-u) instead of score - sigma(u): in
+    float32 1 - sigma(20) is 0, but sigma(-20) is 2e-9.
     """
     below = torch.logit(scores) > surprise
     return torch.where(below, (scores - 1) + torch.sigmoid(-surprise), torch.sigmoid(surprise) - scores)
@@ -70,10 +70,10 @@ def una_squared_error_loss(
 
     L = (sigma(r) - score)^2,  r = beta * logratio.
 
-    With labels 0 and 1 for scores this is UNA-binary (MSE), with ratings UNA-score, and with demonstrations
-    as rows of score 1 it is UFT. UNA prints a minus before the square, which would unlearn; the authors'
-    script minimises the plus, as here. There is no KL term: what holds the policy near the reference is the
-    gate of `uftlab.losses.rewards.squared_error_gate`.
+    If the scores are labels 0 and 1, this is UNA-binary (MSE). If they are ratings, it is UNA-score. If demonstrations
+    are added as rows of score 1, it is UFT. The UNA paper prints a minus before the square, which would make the
+    policy unlearn. The authors' script has a plus, as here. There is no KL term: the gate
+    (`uftlab.losses.rewards.squared_error_gate`) keeps the policy near the reference.
 
     Args:
         scores: feedback in [0, 1].
@@ -94,7 +94,7 @@ def una_cross_entropy_loss(
 
     L = -score log sigma(r) - (1 - score) log sigma(-r),  r = beta * logratio.
 
-    Soft scores are our extension; the minimum over r is then the entropy of the score, not 0.
+    Scores between 0 and 1 are our extension. For them the minimum over r is the entropy of the score, not 0.
 
     Args:
         scores: feedback in [0, 1].
@@ -115,7 +115,7 @@ def una_absolute_error_loss(
 
     L = |sigma(r) - score|,  r = beta * logratio.
 
-    On labels this is KTO with baseline 0, and on the two rows of a pair APO-zero.
+    On labels this is KTO with baseline 0. On the two rows of a pair it is APO-zero.
 
     Returns:
         Loss of each completion. |0.5 - score| where policy equals reference.
@@ -136,7 +136,7 @@ def una_pair_loss(
     L = distance(margin, 1),  margin = r(x, y_chosen) - r(x, y_rejected).
 
     Args:
-        distance: one of `DISTANCES`; cross-entropy to score 1 is -log sigma(margin), hence DPO.
+        distance: one of `DISTANCES`. Cross-entropy against score 1 is -log sigma(margin), which is DPO.
 
     Returns:
         Loss of each pair. log 2 where policy equals reference, with cross-entropy.
@@ -157,11 +157,12 @@ def cdpo_loss(
     beta: Scalar,
     label_smoothing: Scalar,
 ) -> Float[Tensor, "pair"]:
-    """Conservative DPO: labels are taken to be flipped with probability epsilon (Mitchell 2023, cdpo.pdf, Eq. 3).
+    """Conservative DPO: it assumes that labels are flipped with probability epsilon (Mitchell 2023, cdpo.pdf, Eq. 3).
 
     L = -(1 - epsilon) log sigma(margin) - epsilon log sigma(-margin).
 
-    Cross-entropy of the margin against 1 - epsilon: lowest at a finite margin, log((1 - epsilon) / epsilon).
+    This is the cross-entropy of the margin against 1 - epsilon. Its minimum is at a finite margin,
+    log((1 - epsilon) / epsilon).
 
     Args:
         label_smoothing: epsilon in [0, 0.5); 0 is DPO.
@@ -185,7 +186,7 @@ def apo_zero_loss(
 
     L = (1 - sigma(r_chosen)) + sigma(r_rejected)
 
-    Up with the chosen, down with the rejected, each by itself.
+    The loss pushes the chosen completion up and the rejected one down, independently of each other.
 
     Returns:
         Loss of each pair. 1 where policy equals reference.
@@ -198,7 +199,7 @@ def apo_zero_loss(
 def bco_shift(chosen_rewards: Float[Tensor, "pair"], rejected_rewards: Float[Tensor, "pair"]) -> Float[Tensor, ""]:
     """BCO's reward shift delta: half the sum of the two mean rewards, without gradient (arXiv 2404.04656, section 4).
 
-    The paper keeps a moving average over steps; we take the mean of the batch, which needs no state.
+    The paper uses a moving average over steps. We use the mean of the batch, which needs no state.
 
     Returns:
         A scalar in units of reward (beta included). 0 where policy equals reference.
@@ -219,7 +220,7 @@ def bco_loss(
     L = -log sigma(r_chosen - delta) - log sigma(-(r_rejected - delta)).
 
     Args:
-        shift: delta of `bco_shift`, beta included; 0 gives UNA with cross-entropy on the two rows.
+        shift: delta of `bco_shift`, beta included. With 0 the loss is UNA with cross-entropy on the two rows.
 
     Returns:
         Loss of each pair. 2 log 2 where policy equals reference and delta is 0.
@@ -232,10 +233,10 @@ def bco_loss(
 def kto_kl_baseline(
     policy_mismatched_logps: Float[Tensor, "mismatched"], reference_mismatched_logps: Float[Tensor, "mismatched"]
 ) -> Float[Tensor, ""]:
-    """KTO's reference point z0 = max(0, mean log-ratio over mismatched prompts and completions), no gradient.
+    """KTO's reference point z0 = max(0, mean log-ratio over mismatched prompts and completions), without gradient.
 
-    Ethayarajh et al. 2024 (arXiv 2402.01306), section 4.1. The completions must belong to *other* prompts;
-    rolling the matched log-ratios cannot change their mean and estimates something else.
+    Ethayarajh et al. 2024 (arXiv 2402.01306), section 4.1. The completions must belong to *other* prompts. Shifting
+    the log-ratios of matched rows within the batch would not change their mean: that is another estimate.
 
     Returns:
         A scalar in nats, without beta. 0 where policy equals reference.
@@ -265,7 +266,7 @@ def kto_loss(
         Loss of each completion. Half the weight where policy equals reference.
     """
     reward = implicit_reward(policy_logps, reference_logps, beta)
-    # by the paper's rule the reward is compared with beta * z0, which is the implicit reward of z0
+    # the paper compares the reward with beta * z0, which is the implicit reward of z0
     surprise = reward - implicit_reward(kl_baseline, torch.zeros_like(kl_baseline), beta)
     desirable = labels > 0.5
     weights = torch.where(desirable, desirable_weight, undesirable_weight)
@@ -278,19 +279,19 @@ def minor_sft_loss(
     lengths: Float[Tensor, "completion"],
     beta: Scalar,
 ) -> Float[Tensor, "completion"]:
-    """MinorSFT: SFT whose weight falls as the demonstration becomes likelier (Xie et al. 2024, arXiv 2408.10642).
+    """MinorSFT: SFT whose weight falls while the demonstration becomes more likely (Xie et al. 2024, arXiv 2408.10642).
 
     L = -2 / (beta n) log sigma(r),  r = beta * logratio
 
-    So -dL/dlog pi = (2 / n) sigma(-r): that of token-averaged SFT at the reference, less beyond it. Some libraries
-    drop the factor 2 / (beta n); the gradient above, as a summary of the paper prints it, fixes it. But for the
-    factor this is UFT with cross-entropy on demonstrations.
+    So -dL/dlog pi = (2 / n) sigma(-r). At the reference this equals token-averaged SFT; where the demonstration is more
+    likely than that, it is smaller. Some libraries leave out the factor 2 / (beta n). We take it from the gradient
+    above, which a summary of the paper prints. Without the factor this is UFT with cross-entropy on demonstrations.
 
     Args:
-        lengths: tokens of each completion.
+        lengths: number of tokens of each completion.
 
     Returns:
-        Loss of each completion in nats over beta. 2 log 2 / (beta n) where policy equals reference.
+        Loss of each completion in nats divided by beta. 2 log 2 / (beta n) where policy equals reference.
     """
     reward = implicit_reward(policy_logps, reference_logps, beta)
     return 2 / (beta * lengths) * cross_entropy(reward, torch.ones_like(reward))

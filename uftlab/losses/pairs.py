@@ -1,4 +1,4 @@
-"""Losses that compare a chosen with a rejected completion and are no distance to a score."""
+"""Losses that compare a chosen with a rejected completion and are not a distance to a score."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from uftlab.losses.family import cdpo_loss
 from uftlab.losses.rewards import Scalar, implicit_reward, margin
 
-MAX_MEAN_LOGP = -1e-6  # ORPO's odds are infinite at probability 1; beyond this the odds term has no gradient
+MAX_MEAN_LOGP = -1e-6  # ORPO's odds are infinite at probability 1; above this value the odds term has no gradient
 
 
 def dpo_loss(
@@ -27,8 +27,8 @@ def dpo_loss(
     L = -log sigma(margin),  margin = r(x, y_chosen) - r(x, y_rejected),  r = beta * logratio.
 
     Args:
-        policy_chosen_logps: log pi(y_chosen | x), summed over completion tokens, in nats; likewise the others.
-        beta: KL strength. Larger beta holds the policy nearer the reference.
+        policy_chosen_logps: log pi(y_chosen | x), summed over completion tokens, in nats; the same for the others.
+        beta: KL strength. A larger beta keeps the policy nearer to the reference.
 
     Returns:
         Loss of each pair. log 2 where policy equals reference.
@@ -49,10 +49,10 @@ def ipo_loss(
 
     L = (logratio_chosen - logratio_rejected - 1 / (2 beta))^2
 
-    The difference is pulled to a finite target, from both sides.
+    The loss pulls the difference of the log-ratios to a finite target, from both sides.
 
     Args:
-        beta: the paper's tau. The target is 5 nats at beta 0.1, whatever the lengths.
+        beta: the paper's tau. The target 1 / (2 beta) is 5 nats at beta 0.1 and does not depend on the lengths.
 
     Returns:
         Loss of each pair in nats squared. 1 / (4 beta^2) where policy equals reference.
@@ -70,13 +70,13 @@ def ipo_mean_loss(
     rejected_lengths: Float[Tensor, "pair"],
     beta: Scalar,
 ) -> Float[Tensor, "pair"]:
-    """IPO on token means, as the TRL library computes it and, by its comment, the authors ran it.
+    """IPO on token means, as the TRL library computes it. A comment there says that the authors used means, too.
 
     L = (logratio_chosen / n_chosen - logratio_rejected / n_rejected - 1 / (2 beta))^2.
 
     Args:
-        chosen_lengths: tokens of each chosen completion, the end token included.
-        beta: the target is now 1 / (2 beta) nats *per token*: not the beta of `ipo_loss`.
+        chosen_lengths: number of tokens of each chosen completion, the end token included.
+        beta: here the target is 1 / (2 beta) nats *per token*. It cannot be compared with the beta of `ipo_loss`.
 
     Returns:
         Loss of each pair in (nats per token) squared. 1 / (4 beta^2) where policy equals reference.
@@ -87,9 +87,9 @@ def ipo_mean_loss(
 
 
 def log1mexp(logps: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """log(1 - e^x) for x < 0, accurate at both ends (Maechler 2012). -log 2 at x = -log 2.
+    """log(1 - e^x) for x < 0, accurate near 0 and for very negative x (Maechler 2012). -log 2 at x = -log 2.
 
-    log(-expm1(x)) where x is near 0, log1p(-exp(x)) elsewhere.
+    The code uses log(-expm1(x)) where x is near 0, and log1p(-exp(x)) elsewhere.
     """
     return torch.where(logps > -math.log(2), torch.log(-torch.expm1(logps)), torch.log1p(-torch.exp(logps)))
 
@@ -105,14 +105,14 @@ def orpo_loss(
 
     L = -m_chosen - lambda log sigma(o_chosen - o_rejected),  m = log pi / n,  o = m - log(1 - e^m)
 
-    No reference. Means are clamped below 0 inside the odds, which are infinite at probability 1; the usual float
-    arithmetic turns NaN there. TRL's likelihood term includes the prompt, ours does not.
+    There is no reference. Inside the odds the means are clamped below 0, because the odds are infinite at probability 1
+    and the result would be NaN. The likelihood term of TRL includes the prompt; ours does not.
 
     Args:
-        odds_weight: lambda; 0.1 is what TRL starts from.
+        odds_weight: lambda. TRL uses 0.1 by default.
 
     Returns:
-        Loss of each pair. m = -log 2 on both sides (odds 1): (1 + lambda) log 2.
+        Loss of each pair. If m = -log 2 on both sides (odds 1), the loss is (1 + lambda) log 2.
     """
     chosen, rejected = policy_chosen_logps / chosen_lengths, policy_rejected_logps / rejected_lengths
     c, r = chosen.clamp(max=MAX_MEAN_LOGP), rejected.clamp(max=MAX_MEAN_LOGP)
@@ -133,8 +133,8 @@ def simpo_loss(
     L = -log sigma(beta (m_chosen - m_rejected) - gamma),  m = log pi / n
 
     Args:
-        beta: scale of a mean, 2 or more: not a KL strength, for there is no reference.
-        target_margin: gamma, of which beta is part (TRL and the paper's script write gamma / beta inside).
+        beta: scale of the means, usually 2 or more. It is not a KL strength, because there is no reference.
+        target_margin: gamma, in units of beta times a mean. TRL and the paper's script use gamma / beta instead.
 
     Returns:
         Loss of each pair. log(1 + e^gamma) where both means are equal.
@@ -151,17 +151,18 @@ def dpop_loss(
     beta: Scalar,
     penalty: Scalar,
 ) -> Float[Tensor, "pair"]:
-    """DPO-positive: a penalty inside the sigmoid where the chosen falls below the reference (Pal et al. 2024).
+    """DPO-positive: DPO with a penalty where the chosen falls below the reference (Pal et al. 2024).
 
     L = -log sigma(beta [logratio_chosen - logratio_rejected - lambda max(0, -logratio_chosen)])
 
-    arXiv 2402.13228. Some public code puts the penalty outside the sigmoid: another loss, without bound.
+    arXiv 2402.13228. The penalty is inside the sigmoid. Some public code puts it outside, which is another loss and has
+    no bound.
 
     Args:
         penalty: lambda; 0 is DPO.
 
     Returns:
-        Loss of each pair. log 2 where policy equals reference, and there the penalty has no gradient yet.
+        Loss of each pair. log 2 where policy equals reference; the penalty has no gradient there.
     """
     chosen, rejected = policy_chosen_logps - reference_chosen_logps, policy_rejected_logps - reference_rejected_logps
     return -F.logsigmoid(beta * (chosen - rejected - penalty * F.relu(-chosen)))
@@ -181,10 +182,10 @@ def tdpo_loss(
 
     L = -log sigma(beta [logratio_chosen - logratio_rejected - alpha (K_rejected - sg K_chosen)])
 
-    K(y) = sum_t KL(pi_ref || pi) at the tokens of y; sg lets no gradient through, so only the rejected side is held.
+    K(y) = sum_t KL(pi_ref || pi) at the tokens of y. sg stops the gradient: only K_rejected has one.
 
     Args:
-        chosen_kl: K of each chosen completion, summed over its tokens, in nats; needs full distributions.
+        chosen_kl: K of each chosen completion, summed over its tokens, in nats. K needs full distributions.
 
     Returns:
         Loss of each pair. log 2 where policy equals reference.
@@ -196,9 +197,9 @@ def tdpo_loss(
 def shared_prefix(
     chosen_ids: Int[Tensor, "pair pos"], rejected_ids: Int[Tensor, "pair pos"]
 ) -> Bool[Tensor, "pair pos"]:
-    """True at the leading columns where both completions have the same tokens.
+    """True at each column up to which both completions have the same tokens.
 
-    (1, 2, 3) against (1, 5, 3): True, False, False.
+    (1, 2, 3) against (1, 5, 3) gives True, False, False.
     """
     return (chosen_ids == rejected_ids).long().cumprod(-1).bool()
 
@@ -212,13 +213,13 @@ def prefix_masked_cdpo_loss(
     beta: Scalar,
     label_smoothing: Scalar,
 ) -> Float[Tensor, "pair"]:
-    """The preference part of the joint SFT+DPO objective: cDPO that does not see the tokens both sides share.
+    """The preference part of the joint SFT+DPO objective: cDPO without the leading tokens that both sides share.
 
     L = -(1 - epsilon) log sigma(margin) - epsilon log sigma(-margin),  sums over the tokens after the shared prefix
 
-    Yin et al. 2025 (Marco-o1 v2), arXiv 2503.01461. A shared prefix has the same log-probability on both sides, so it
-    cancels in the margin, in value and in gradient: without dropout the mask changes nothing but rounding. For the
-    same reason the reference may come as sums over whole completions.
+    Yin et al. 2025 (Marco-o1 v2), arXiv 2503.01461. A shared prefix has the same log-probability on both sides. So it
+    cancels in the margin, both in value and in gradient: without dropout the mask changes rounding only. For the same
+    reason the log-probabilities of the reference may be sums over whole completions.
 
     Args:
         policy_chosen_token_logps: log pi of each token in nats, 0 at padding.

@@ -1,4 +1,4 @@
-"""Where beta meets a log-ratio, and nowhere else: implicit reward, score, margin, ceiling and gates."""
+"""Implicit reward, score, margin, ceiling and gates. Only this module multiplies a log-ratio with beta."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Scalar = float | Float[Tensor, ""]  # a setting: a number, or a tensor where `torch.func.vmap` gives each model its own
+Scalar = float | Float[Tensor, ""]  # a setting: a number, or a tensor when `torch.func.vmap` gives one to each model
 
 
 def implicit_reward(
@@ -19,7 +19,7 @@ def implicit_reward(
     Args:
         policy_logps: log pi(y | x), summed over completion tokens, in nats.
         reference_logps: the same completions under the frozen reference.
-        beta: KL strength; always included, so every reward in this package has the same unit.
+        beta: KL strength. Every reward in this package includes beta, so all rewards have the same unit.
 
     Returns:
         Reward in nats times beta. 0 where policy equals reference.
@@ -28,19 +28,19 @@ def implicit_reward(
 
 
 def implicit_score(reward: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """s = sigma(r), the reward on the scale [0, 1] of the feedback scores (UNA, section 3). 0.5 at reward 0."""
+    """s = sigma(r): the reward on the scale [0, 1] of feedback scores (UNA, section 3). 0.5 at reward 0."""
     return torch.sigmoid(reward)
 
 
 def margin(chosen_reward: Float[Tensor, "*shape"], rejected_reward: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Chosen reward minus rejected reward, the logit of the Bradley-Terry preference. 0 at the reference."""
+    """Chosen reward minus rejected reward: the logit of the Bradley-Terry preference. 0 at the reference."""
     return chosen_reward - rejected_reward
 
 
 def ceiling(reference_logps: Float[Tensor, "*shape"], beta: Scalar) -> Float[Tensor, "*shape"]:
-    """Highest implicit score a completion can reach: pi(y|x) <= 1, so s <= sigma(-beta * log pi_ref(y|x)).
+    """Highest implicit score that a completion can reach: pi(y|x) <= 1, so s <= sigma(-beta * log pi_ref(y|x)).
 
-    Our observation, not in the paper. beta = 0.01 and a completion of 50 nats: sigma(0.5) = 0.622.
+    This is our observation; the paper does not mention it. beta = 0.01 and log pi_ref = -50 nats: sigma(0.5) = 0.622.
     """
     return torch.sigmoid(-beta * reference_logps)
 
@@ -50,8 +50,8 @@ def squared_error_gate(
 ) -> Float[Tensor, "*shape"]:
     """Weight on grad log pi(y|x) in the descent direction of (sigma(r) - score)^2.
 
-    -dL/dlog pi = 2 beta (score - s) s (1 - s). For a demonstration (score 1) this is SFT times a gate that
-    starts at beta/4, is highest, 8 beta/27, at s = 1/3, and closes like e^(-2r) as s approaches 1.
+    -dL/dlog pi = 2 beta (score - s) s (1 - s). For a demonstration (score 1) the gradient is that of SFT times this
+    gate. The gate starts at beta/4, has its maximum 8 beta/27 at s = 1/3, and falls like e^(-2r) when s approaches 1.
     """
     s = implicit_score(reward)
     return 2 * beta * (score - s) * s * (1 - s)
@@ -62,6 +62,6 @@ def cross_entropy_gate(
 ) -> Float[Tensor, "*shape"]:
     """Weight on grad log pi(y|x) in the descent direction of the cross-entropy of sigma(r) against score.
 
-    -dL/dlog pi = beta (score - s): starts at beta/2 for a demonstration and closes like e^(-r) only.
+    -dL/dlog pi = beta (score - s). For a demonstration the gate starts at beta/2 and falls like e^(-r) only.
     """
     return beta * (score - implicit_score(reward))

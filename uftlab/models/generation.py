@@ -1,6 +1,6 @@
-"""Batched generation: many prompts at once, greedy or sampled, without touching the global random state.
+"""Batched generation, greedy or sampled. The global random state stays as it is.
 
-For one model through transformers; `uftlab.engine.decoding` does it for a stack of tiny ones.
+This module runs one model with transformers. `uftlab.engine.readers` generates with a stack of tiny models.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def generate_ids(
     """Completion ids for each prompt, the end token included when it was reached.
 
     Args:
-        seed: None decodes greedily; a number samples at temperature 1 from the model's own distribution.
+        seed: None decodes greedily. A number samples at temperature 1, without top-k or top-p.
     """
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
     pad = end if pad is None else pad
@@ -56,20 +56,16 @@ def generate_ids(
 
 
 def answers(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    max_new_tokens: int = 24,
-    seed: int | None = None,
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], seed: int | None = None
 ) -> list[str]:
-    """Answers as text, one for each prompt, special tokens left out.
+    """Answers as text, one for each prompt, without special tokens.
 
-    A prompt is a user's message when the tokenizer has a chat template, else the text to go on from.
+    If the tokenizer has a chat template, a prompt is a message of the user. Otherwise the model continues the prompt.
     """
     tokens = Tokens(tokenizer)
-    return texts(tokenizer, generate_ids(model, tokenizer, [tokens.prompt(p) for p in prompts], max_new_tokens, seed))
+    return texts(tokenizer, generate_ids(model, tokenizer, tokens.prompts(prompts), seed=seed))
 
 
 def texts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> list[str]:
-    """Completions as text, special tokens left out."""
+    """Completions as text, without special tokens."""
     return [str(tokenizer.decode(list(row), skip_special_tokens=True)).strip() for row in rows]

@@ -1,4 +1,4 @@
-"""The only place that shifts, masks and gathers; the one loop that reads rows; what was read of references."""
+"""Log-probabilities of completions: shifting, masking and gathering, reading rows in batches, the reference cache."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from uftlab.models.policies import evaluation_mode
 from uftlab.rows.tokens import Completion, Example, collate
 
-READING = 0.1  # share of the free memory that reading may fill: several processes may share a GPU
-ROWS = 256  # that one model reads at a time at most
-LOGITS_KEPT = 4  # numbers per completion token and word: the logits, the same in float32, two on the way to their sum
-STATES_KEPT = 32  # numbers per token and width of the model, within its largest layer
+READING = 0.1  # share of the free memory that reading may use; several processes may share a GPU
+ROWS = 256  # most rows that one model reads at a time
+LOGITS_KEPT = 4  # numbers per completion token and word: logits, logits in float32, two temporary copies
+STATES_KEPT = 32  # numbers per token and unit of width, within the largest layer of the model
 
 
 def gather_logps(
@@ -30,7 +30,7 @@ def gather_logps(
 ) -> Float[Tensor, "completion pos"]:
     """log p(target) at each position in nats, in float32, and exactly 0 where the mask is False.
 
-    `logits[:, t]` must be the prediction *for* `targets[:, t]`: the shift happens before.
+    `logits[:, t]` must be the prediction *of* `targets[:, t]`: the caller shifts them.
     """
     logits = logits.float()
     chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
@@ -44,16 +44,16 @@ def token_kl(
 ) -> Float[Tensor, "completion pos"]:
     """KL(p || q) of the next-token distributions at each position in nats, exactly 0 where the mask is False.
 
-    p are the distributions of `logits`, q those of `other_logits`. log 2 for (1, 0) against (1/2, 1/2).
+    p is the distribution of `logits`, q that of `other_logits`. log 2 for (1, 0) against (1/2, 1/2).
     """
     log_p, log_q = (x.to(torch.promote_types(x.dtype, torch.float32)).log_softmax(-1) for x in (logits, other_logits))
     return torch.where(mask, (log_p.exp() * (log_p - log_q)).sum(-1), 0.0)
 
 
 def completion_logits(model: nn.Module, batch: dict[str, Tensor]) -> Float[Tensor, "completion pos vocabulary"]:
-    """Logits that predict the completion tokens, column by column; the output layer runs at these columns only."""
+    """Logits that predict the completion tokens, column by column. The output layer runs at these columns only."""
     attention = batch["attention_mask"]
-    keep = batch["completion_mask"].shape[1] + 1  # one earlier: the last prompt token predicts the first word
+    keep = batch["completion_mask"].shape[1] + 1  # one more: the last prompt token predicts the first completion token
     outputs = model(
         input_ids=batch["input_ids"],
         attention_mask=attention,
@@ -65,7 +65,7 @@ def completion_logits(model: nn.Module, batch: dict[str, Tensor]) -> Float[Tenso
 
 
 def completion_ids(batch: dict[str, Tensor]) -> Int[Tensor, "completion pos"]:
-    """The tokens of the completions, column by column, padding included."""
+    """Token ids of the completions, padding included."""
     return batch["input_ids"][:, -batch["completion_mask"].shape[1] :]
 
 
@@ -80,7 +80,7 @@ def completion_logps(model: nn.Module, batch: dict[str, Tensor]) -> Float[Tensor
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A digest of all weights: two models with equal weights share it, and training changes it."""
+    """A digest of all weights. Models with equal weights have equal digests; training changes the digest."""
     digest = hashlib.blake2b(digest_size=16)
     for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -90,24 +90,25 @@ def fingerprint(model: nn.Module) -> str:
 
 @contextmanager
 def as_reference(model: nn.Module) -> Iterator[None]:
-    """Within, a model is read as a reference: evaluation mode, no gradient, LoRA adapters off."""
+    """Inside this context a model is a reference: evaluation mode, no gradient, LoRA adapters off."""
     adapters_off = cast(Any, model).disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
     with torch.no_grad(), evaluation_mode(model), adapters_off:
         yield
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device."""
+    """Free memory of a device, in bytes."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def rows_at_once(model: nn.Module, columns: int, reads: int) -> int:
-    """How many rows a model of transformers reads together: what fits in a share of the free memory, at most `ROWS`.
+    """How many rows a transformers model reads together: as many as fit in a share of the free memory, at most `ROWS`.
 
-    A power of 2, so that a little more or less free memory changes nothing.
+    The result is a power of 2, so that small changes of the free memory do not change it.
 
     Args:
-        columns: tokens of a row, `reads` of them its completion, for which there are logits over the vocabulary.
+        columns: number of tokens of a row.
+        reads: number of completion tokens among them. Each needs logits over the whole vocabulary.
     """
     config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -120,9 +121,9 @@ def rows_at_once(model: nn.Module, columns: int, reads: int) -> int:
 def row_batches(
     model: nn.Module, rows: Sequence[Completion], pad_id: int
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """The rows by length, as many at a time as fit: which rows, and their batch on the model's device.
+    """Batches of rows of similar length, as large as memory allows: the numbers of the rows, and the batch itself.
 
-    So the memory that reading takes does not grow with the number of rows.
+    The batch is on the device of the model. The memory that reading needs does not grow with the number of rows.
     """
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt_ids) + len(rows[i].completion_ids))
@@ -138,7 +139,7 @@ def row_batches(
 def read_token_logps(model: nn.Module, rows: Sequence[Completion], pad_id: int) -> Float[Tensor, "completion pos"]:
     """log pi of each completion token of each row in nats, 0 after the end, on the CPU.
 
-    The model is read as it is, adapters and all, in evaluation mode and without gradient.
+    The model is in evaluation mode, without gradient. LoRA adapters stay as they are.
     """
     found = torch.zeros(len(rows), max((len(c.completion_ids) for c in rows), default=0))
     with torch.no_grad(), evaluation_mode(model):
@@ -154,30 +155,30 @@ def read_logps(model: nn.Module, rows: Sequence[Completion], pad_id: int) -> Flo
 
 
 def reference_logps(model: nn.Module, rows: Sequence[Completion], pad_id: int) -> Float[Tensor, "completion"]:
-    """log pi_ref(y | x) of each row in nats: the model is read with its LoRA adapters off."""
+    """log pi_ref(y | x) of each row in nats. LoRA adapters are switched off."""
     with as_reference(model):
         return read_logps(model, rows, pad_id)
 
 
 class ReferenceCache:
-    """Reference log-probabilities, computed once per (weights, tokens) and looked up by content afterwards.
+    """Reference log-probabilities: computed once for each pair of weights and tokens, looked up afterwards.
 
-    Keys hold a digest of the model's weights, so a value can never be stale, and the computation draws no
-    random number, so it cannot move the order of the data.
+    The key includes a digest of the weights, so a value is never out of date. The computation draws no random numbers,
+    so it cannot change the order of the data.
     """
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, bytes], float] = {}
-        self.computed = 0  # completions that went through the reference, for budgets and tests
+        self.computed = 0  # number of completions that the reference has read, for budgets and tests
 
     def fill(self, model: nn.Module, examples: Sequence[Example], pad_id: int) -> list[Example]:
-        """The examples with `reference_logps` set. A model with LoRA adapters is read with them switched off."""
+        """The examples with `reference_logps` set. LoRA adapters of the model are switched off."""
         return self.fill_from(fingerprint(model), lambda rows: reference_logps(model, rows, pad_id), examples)
 
     def fill_from(
         self, weights: str, read: Callable[[Sequence[Completion]], Tensor], examples: Sequence[Example]
     ) -> list[Example]:
-        """The same for whatever has these weights (their digest) and can be read: completions to log-probabilities."""
+        """Like `fill`, for any function `read` from completions to log-probabilities; `weights` is the digest."""
         keys = {c.key(): c for example in examples for c in example}
         missing = {key: c for key, c in keys.items() if (weights, key) not in self._known}
         if missing:

@@ -1,15 +1,15 @@
-"""One completion under the microscope: every loss as a curve over its log-ratio, and the family behind most of them.
+"""Every loss as a curve over the log-ratio of one completion, and the family that most losses belong to.
 
-The *pull* of a loss is -dL/dlog pi(y|x): how hard one step of descent draws the completion up (above 0) or pushes it
-down. Training sees the pull and nothing else, so two losses with one pull are one loss.
+The *pull* of a loss is -dL/dlog pi(y|x). A step of gradient descent raises the probability of the completion if the
+pull is positive, and lowers it if the pull is negative. Training depends on the pull alone, so two losses with equal
+pulls are one loss.
 
 The family is distance x baseline x normalisation:
 
     L = factor * distance(u, score),   u = beta * (logratio - baseline) / divisor,   s = sigma(u)
 
-Its members carry the names of half a dozen papers (`known_as`). Any objective of
-`uftlab.objectives.registry.OBJECTIVES` can be laid over it (`registered_curve`), so a new objective shows up here
-without a word said.
+Several papers have named members of this family (`known_as`). `registered_curve` computes the curve of any objective of
+`uftlab.objectives.registry.OBJECTIVES`, so a new objective needs no code here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from uftlab.errors import InputError
-from uftlab.losses import DISTANCES
+from uftlab.losses.family import DISTANCES
 from uftlab.losses.rewards import implicit_reward
 from uftlab.objectives.objective import Objective, Positions, Rows
 from uftlab.objectives.registry import objective_named
@@ -36,7 +36,7 @@ NORMALISATIONS: dict[str, Callable[[float, int], tuple[float, float]]] = {
     "mean": lambda beta, tokens: (float(tokens), 1.0),
     "2/(βn)": lambda beta, tokens: (1.0, 2 / (beta * tokens)),
 }
-"""(divisor of the log-ratio, factor of the loss) for beta and n tokens: sum or mean over tokens, MinorSFT's factor."""
+"""(divisor of the log-ratio, factor of the loss) for beta and n tokens: sum, mean over tokens, factor of MinorSFT."""
 
 
 def family_loss(
@@ -48,20 +48,20 @@ def family_loss(
     normalisation: str = "sum",
     tokens: int = 1,
 ) -> Float[Tensor, "point"]:
-    """The loss of one member of the family (see the module's docstring).
+    """The loss of one member of the family (see the docstring of this module).
 
     Args:
         logratio: log pi(y|x) - log pi_ref(y|x), in nats.
         score: feedback in [0, 1].
         distance: a key of `DISTANCES`.
-        baseline: z0 in nats, what the log-ratio is compared with; KTO has one, UNA has 0.
-        normalisation: a key of `NORMALISATIONS`; only those other than the sum look at `tokens`.
+        baseline: z0 in nats, which is subtracted from the log-ratio. KTO has one; it is 0 for UNA.
+        normalisation: a key of `NORMALISATIONS`. The sum does not use `tokens`.
 
     Returns:
         Loss at each log-ratio. Squared error, score 1, at log-ratio 0 without a baseline: 0.25.
 
     Raises:
-        InputError: for a distance or normalisation that is not there.
+        InputError: for an unknown distance or normalisation.
     """
     if distance not in DISTANCES:
         raise InputError("A distance", f"be one of {', '.join(DISTANCES)}", distance, "Choose one of these")
@@ -74,11 +74,11 @@ def family_loss(
 
 
 def known_as(distance: str, baseline: float, normalisation: str, score: float) -> list[str]:
-    """Names under which a member of the family is known; empty where nobody has named it.
+    """Names of a member of the family in the literature. Empty if it has none.
 
     Sources: UNA (arXiv 2408.15339), UFT (2410.21438), KTO (2402.01306), APO (2408.06266), BCO (2404.04656), MinorSFT
-    (2408.10642), DPO (2305.18290). KTO clips its baseline at 0, so below 0 it is no KTO. A pair method is named for the
-    side that moves while the other is held at its reference.
+    (2408.10642), DPO (2305.18290). KTO clips its baseline at 0, so a negative baseline is not KTO. A pair method is
+    listed for one side of the pair, while the other side stays at its reference.
 
     >>> known_as("absolute error", 0.0, "sum", 1.0)
     ['UNA with absolute error', 'APO-zero', 'KTO with its baseline at 0']
@@ -110,7 +110,7 @@ def known_as(distance: str, baseline: float, normalisation: str, score: float) -
 
 @dataclass(frozen=True)
 class Curve:
-    """Loss and pull at each log-ratio (nats). NaN where pi(y|x) would exceed 1."""
+    """Loss and pull at each log-ratio (nats). NaN where pi(y|x) would be above 1."""
 
     logratio: Float[Tensor, "point"]
     loss: Float[Tensor, "point"]
@@ -118,7 +118,7 @@ class Curve:
 
 
 def _possible(curve: Curve, reference_logps: float) -> Curve:
-    """The curve without the log-ratios that no policy can have: log pi(y|x) <= 0."""
+    """The curve with NaN at log-ratios that no policy can have, because log pi(y|x) <= 0."""
     beyond = curve.logratio > -reference_logps
     cut = [values.masked_fill(beyond, math.nan) for values in (curve.loss, curve.pull)]
     return Curve(curve.logratio, *cut)
@@ -134,10 +134,10 @@ def family_curve(
     tokens: int = 1,
     reference_logps: float = -math.inf,
 ) -> Curve:
-    """Loss and pull of a member of the family; arguments as in `family_loss`.
+    """Loss and pull of a member of the family. Arguments as in `family_loss`.
 
     Args:
-        reference_logps: log pi_ref(y|x) in nats, where the curve ends: at log-ratio -log pi_ref the policy is certain.
+        reference_logps: log pi_ref(y|x) in nats. The curve ends at log-ratio -log pi_ref(y|x), where pi(y|x) = 1.
 
     Returns:
         For score 1 and squared error the pull is `uftlab.losses.rewards.squared_error_gate`: beta / 4 at log-ratio 0.
@@ -149,16 +149,16 @@ def family_curve(
 
 
 def drawn(curve: Callable[[Float[Tensor, "point"]], Curve], low: float, high: float, most: int = 200) -> Curve:
-    """A curve at places such that straight lines between them are the curve to the eye, bends and jumps included.
+    """A curve at log-ratios that are dense enough to draw it with straight lines, bends and jumps included.
 
-    Begins with 25 even places and halves whatever lies beside a point that straight lines would miss by more than
-    0.3 % of the height of the curve, until there is none or `most` places are looked at.
+    It starts with 25 even points. Each round halves the intervals beside points where a straight line would be wrong by
+    more than 0.3 % of the height of the curve. It ends when there are none, or after `most` points.
 
     Args:
-        curve: gives loss and pull at any log-ratios (nats), for instance `family_curve` with the rest filled in.
+        curve: returns loss and pull at any log-ratios (nats), for instance `family_curve` with fixed other arguments.
 
     Returns:
-        The curve from low to high. Of a straight line 25 points; a jump lies between two that are close together.
+        The curve from low to high. A straight line has 25 points. Two close points enclose a jump.
     """
     found = curve(torch.linspace(low, high, 25, dtype=torch.float64))
     while len(found.logratio) < most:
@@ -179,17 +179,17 @@ def drawn(curve: Callable[[Float[Tensor, "point"]], Curve], low: float, high: fl
     return found
 
 
-def factor_between(one: Curve, other: Curve, tolerance: float = 1e-6) -> float | None:
-    """c where the pull of `other` is c times that of `one` at every log-ratio; None where there is no such number.
+def factor_between(one: Curve, other: Curve) -> float | None:
+    """The factor c if the pull of `other` is c times that of `one` at every log-ratio; None if there is no such c.
 
-    1.0 means that both are the same loss (up to a constant, which training does not see).
+    1.0 means that both are the same loss, up to a constant, which has no effect on training.
     """
     both = one.pull.isfinite() & other.pull.isfinite()
     a, b = one.pull[both], other.pull[both]
     if not len(a) or not a.abs().max() > 0:
         return None
     factor = float(a @ b / (a @ a))  # least squares; exact where the curves are proportional
-    return factor if torch.allclose(factor * a, b, rtol=tolerance, atol=tolerance * float(b.abs().max())) else None
+    return factor if torch.allclose(factor * a, b, rtol=1e-6, atol=1e-6 * float(b.abs().max())) else None
 
 
 # ------------------------------------------------------------------------------ the registry, drawn
@@ -207,9 +207,9 @@ def _loss_of_one(
     tokens: int,
     baseline: float,
 ) -> Float[Tensor, ""]:
-    """What an objective says to a batch of one example, through its own `counts` and `loss`.
+    """The loss of an objective on a batch of one example, from its own `counts` and `loss`.
 
-    The only place that knows how a batch looks. One example at a time, since an objective may look across its batch.
+    The batch has one example, because an objective may compare the rows of a batch.
     """
     roles = SIDES.get(kind, (kind,)) + (("mismatched",) if objective.mismatched else ())
     moving = "rejected" if kind == "preference" and score <= 0.5 else roles[0]
@@ -245,18 +245,19 @@ def registered_curve(
     """Loss and pull of a registered objective on one example, by autograd through `Objective.loss`.
 
     Args:
-        kind: which of the objective's kinds of examples; None: its first.
-        score: what a scored completion got; a label above one half is good; of a pair the chosen completion moves
-            above one half, else the rejected one, and the other side stays at its reference. Demonstrations have none.
-        beta: for objectives that have this setting; other settings keep their defaults.
+        kind: one of the kinds of examples of the objective. None means the first.
+        score: the score of a scored completion. For a label, above one half means good. For a pair, above one half the
+            chosen completion moves, else the rejected one; the other side stays at its reference. Demonstrations
+            ignore it.
+        beta: for objectives with this setting. Other settings keep their defaults.
         reference_logps: log pi_ref(y|x) in nats, spread evenly over `tokens`.
-        baseline: mean log-ratio of mismatched completions in nats, for objectives that look at them (KTO).
+        baseline: mean log-ratio of mismatched completions in nats, for objectives that use them (KTO).
 
     Returns:
-        Token-averaged SFT on 10 tokens: pull 0.1 at every log-ratio.
+        Loss and pull. For token-averaged SFT on 10 tokens the pull is 0.1 at every log-ratio.
 
     Raises:
-        InputError: for a name or a kind that is not there, or an example that this objective cannot be drawn on.
+        InputError: for an unknown name or kind, or if one example is not enough for this objective.
     """
     objective = objective_named(name)
     kind = objective.kinds[0] if kind is None else kind
@@ -270,15 +271,15 @@ def registered_curve(
         try:
             own = torch.stack([_loss_of_one(objective, kind, x, *given) for x in points])
             slopes = torch.autograd.grad(own.sum(), points, allow_unused=True, materialize_grads=True)
-        except Exception as error:  # whatever a loss to come may need that one completion cannot give
+        except Exception as error:  # a future loss may need more than one completion, and raise any error
             what, remedy = f"{type(error).__name__}: {error}", "See `why_not`"
-            raise InputError(f"To be drawn, {name}", "be content with one example", what, remedy) from error
+            raise InputError(f"The loss of {name}", "be computable on one example", what, remedy) from error
         losses[possible], pulls[possible] = own.detach(), -torch.stack(slopes)
     return Curve(logratio, losses, pulls)
 
 
 def why_not(name: str, kind: str | None = None) -> str:
-    """Why an objective cannot be drawn on a single example, in words; empty where it can."""
+    """The reason why one example is not enough for the curve of an objective. Empty if it is enough."""
     points = torch.tensor([-3.0, -0.5, 2.0], dtype=torch.float64)
     try:
         drawn = registered_curve(name, points, kind)
@@ -289,4 +290,4 @@ def why_not(name: str, kind: str | None = None) -> str:
         return f"one completion and its log-probability are not enough ({type(cause).__name__}: {cause})"
     if not (drawn.loss.isfinite().all() and drawn.pull.isfinite().all()):
         return "its loss on a single completion is no finite number"
-    return "" if drawn.pull.any() else "a single completion feels no pull"
+    return "" if drawn.pull.any() else "a single completion gets no pull"

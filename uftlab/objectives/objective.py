@@ -1,8 +1,8 @@
-"""What a loss may look at and how a batch becomes one number: objectives are weighted sums of terms.
+"""Objectives are weighted sums of terms. This module says what a loss may read, and how a batch becomes one number.
 
-A term eats one kind of example, applies one function of `uftlab.losses` and divides the sum of its losses by
-a count that is known before the forward pass (examples or completion tokens of that kind in the whole
-optimiser step). So eight accumulated micro-batches give exactly the loss of one batch eight times as large.
+A term takes one kind of example, applies one function of `uftlab.losses` and divides the sum of the losses by a count.
+The count is the number of examples, or of completion tokens, of that kind in the whole optimiser step. It is known
+before the forward pass. So eight accumulated micro-batches give exactly the loss of one batch eight times as large.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ VERIFIED = {
 
 @dataclass(frozen=True)
 class Positions:
-    """What losses on single tokens may look at, column by column. Logits are there only for objectives that ask."""
+    """What losses on single tokens may read, column by column. Only some objectives need the logits."""
 
     ids: Int[Tensor, "completion pos"]
     mask: Bool[Tensor, "completion pos"]
@@ -44,22 +44,22 @@ class Positions:
 
     @classmethod
     def even(cls, policy_logps: Float[Tensor, "completion"], tokens: int) -> Positions:
-        """Sums spread evenly over `tokens` positions, for looking at a loss without a model; no full distributions.
+        """Sums spread evenly over `tokens` positions, to evaluate a loss without a model. There are no logits.
 
-        No two completions have a token in common, so no prefix is shared.
+        No two completions have a token in common, so they share no prefix.
         """
         shape = (len(policy_logps), tokens)
         ids = torch.arange(len(policy_logps))[:, None].expand(shape)
         return cls(ids, torch.ones(shape, dtype=torch.bool), (policy_logps / tokens)[:, None].expand(shape))
 
     def of(self, here: Bool[Tensor, "completion"] | slice) -> Positions:
-        """The rows where `here` is True, or of a slice."""
+        """The rows where `here` is True, or the rows of a slice."""
         logits = (None if x is None else x[here] for x in (self.policy_logits, self.reference_logits))
         return Positions(self.ids[here], self.mask[here], self.logps[here], *logits)
 
     @property
     def lengths(self) -> Float[Tensor, "completion"]:
-        """Tokens of each completion, the end token included. From the mask, never from values."""
+        """Number of tokens of each completion, the end token included. Counted from the mask, never from values."""
         return self.mask.sum(-1).to(self.logps.dtype)
 
     def _distributions(self) -> tuple[Tensor, Tensor]:
@@ -69,22 +69,22 @@ class Positions:
         return self.policy_logits, self.reference_logits
 
     def kl_from_reference(self) -> Float[Tensor, "completion"]:
-        """Sum over the completion's positions of KL(pi_ref || pi), in nats. 0 where policy equals reference."""
+        """KL(pi_ref || pi) in nats, summed over the positions of the completion. 0 where policy equals reference."""
         policy, reference = self._distributions()
         return token_kl(reference, policy, self.mask).sum(-1)
 
     def kl_to_reference(self) -> Float[Tensor, "completion"]:
-        """Sum over the completion's positions of KL(pi || pi_ref), in nats. 0 where policy equals reference."""
+        """KL(pi || pi_ref) in nats, summed over the positions of the completion. 0 where policy equals reference."""
         policy, reference = self._distributions()
         return token_kl(policy, reference, self.mask).sum(-1)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a loss may look at: one entry per completion of the batch.
+    """What a loss may read: one entry per completion of the batch.
 
-    `spans` says where each role stands, if that is known beforehand. Then no value of a tensor is looked at: under
-    `torch.func.vmap` that is forbidden, and on a GPU the program would have to wait for the value.
+    `spans` has the places of each role, if they are known beforehand. Then the code does not read values of `role`.
+    `torch.func.vmap` forbids reading values, and on a GPU the CPU would have to wait for them.
     """
 
     policy_logps: Float[Tensor, "*step completion"]
@@ -95,7 +95,7 @@ class Rows:
     spans: Mapping[str, slice] | None = None
 
     def of(self, role: str) -> Rows:
-        """The completions of one role, in order: the n-th chosen one belongs to the n-th rejected one."""
+        """The completions of one role, in order. The n-th chosen one belongs to the n-th rejected one."""
         here = self.role == ROLE_INDEX[role] if self.spans is None else self.spans[role]
         positions = None if self.positions is None else self.positions.of(here)
         return Rows(self.policy_logps[here], self.reference_logps[here], self.scores[here], self.role[here], positions)
@@ -105,7 +105,7 @@ class Rows:
         """The positions, for objectives that declare `tokens`.
 
         Raises:
-            InputError: when these rows were made without them.
+            InputError: when these rows have no positions.
         """
         if self.positions is None:
             remedy = "Declare tokens=True in the objective, or give Rows their positions"
@@ -119,31 +119,31 @@ TermLoss = Callable[[Rows, Settings], Tensor]
 
 @dataclass(frozen=True)
 class Term:
-    """One loss on one kind of example; `per` says what its sum is divided by: "example" or "token"."""
+    """One loss on one kind of example. `per` is the unit of the count that divides the sum: "example" or "token"."""
 
     kind: str
     loss: TermLoss
     per: str = "example"
-    weight: str | None = None  # the setting that multiplies this term; None: 1
+    weight: str | None = None  # name of the setting that multiplies this term; None means 1
     equation: Callable | None = None  # the function of `uftlab.losses` whose docstring explains it
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A named sum of terms, with what it needs, where it comes from and the settings a user may change.
+    """A named sum of terms, with its needs, its source and the settings that a user may change.
 
     Args:
-        reference: reads log pi_ref of each completion, computed once before training.
-        mismatched: needs a second completion of another prompt with each row, forward pass included (KTO).
-        tokens: reads single tokens, not only sums.
-        distributions: needs the reference's full distribution at each position: a forward pass of the reference in
-            every step, and its weights in memory.
-        quantiles: scores are replaced by their quantiles in the table before training (QRPO).
-        across_batch: the loss of a row depends on the other rows, so accumulated micro-batches are not one big batch.
-        verified: letters of `VERIFIED`; `note` says what could not be verified, or where we depart.
-        failure: how it is known to go wrong.
-        learning_rate: what an untuned run uses on the tiny world.
-        axis: a setting and its four values for the sweep, where that is not beta in nats of the reference.
+        reference: it reads log pi_ref of each completion, which is computed once before training.
+        mismatched: each row needs a second completion, from another prompt, with its own forward pass (KTO).
+        tokens: it reads single tokens, not only sums.
+        distributions: it needs the full distribution of the reference at each position. So every step has a forward
+            pass of the reference, whose weights stay in memory.
+        quantiles: before training, each score is replaced by its quantile in the table (QRPO).
+        across_batch: the loss of a row depends on other rows, so accumulated micro-batches differ from one big batch.
+        verified: letters of `VERIFIED`. `note` says what could not be verified, or what we do differently.
+        failure: the known way in which it fails.
+        learning_rate: the value for an untuned run in the tiny world.
+        axis: the setting that the sweep varies, with its four values. None: beta, in nats of the reference.
     """
 
     name: str
@@ -165,7 +165,7 @@ class Objective:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of examples it eats, in the order of its terms."""
+        """Kinds of examples that it learns from, in the order of its terms."""
         return tuple(dict.fromkeys(term.kind for term in self.terms))
 
     @property
@@ -175,10 +175,10 @@ class Objective:
         return {k for k in self.kinds if k != "preference"} | pairs | ({"mismatched"} if self.mismatched else set())
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Refuse examples of other kinds, or without what this objective reads: the loss would be 0 or NaN.
+        """Refuse examples of other kinds, or without the inputs of this objective. Their loss would be 0 or NaN.
 
         Raises:
-            InputError: naming what is there instead.
+            InputError: the message says what the examples have instead.
         """
         roles = {c.role for example in examples for c in example}
         if roles != self.roles:
@@ -189,10 +189,10 @@ class Objective:
             raise InputError(f"Examples for {self.name}", "carry reference log-probabilities", "NaN", remedy)
 
     def with_defaults(self, settings: Mapping[str, float]) -> dict[str, float]:
-        """The settings over this objective's defaults; what the user set is never replaced.
+        """The defaults of this objective, replaced by the given settings where there are any.
 
         Raises:
-            InputError: for a setting this objective does not have.
+            InputError: for a setting that this objective does not have.
         """
         unknown = sorted(set(settings) - set(self.settings))
         if unknown:
@@ -201,7 +201,7 @@ class Objective:
         return {**self.settings, **settings}
 
     def counts(self, batch: Mapping[str, Tensor]) -> Float[Tensor, "term"]:
-        """What each term's sum will be divided by: examples or completion tokens of its kind in this batch."""
+        """The count that divides the sum of each term: examples or completion tokens of its kind in this batch."""
         tokens = batch["completion_mask"].sum(-1)
         numbers = []
         for term in self.terms:
@@ -210,7 +210,7 @@ class Objective:
         return torch.stack(numbers).float()
 
     def loss(self, rows: Rows, settings: Settings, counts: Float[Tensor, "term"]) -> Float[Tensor, ""]:
-        """The scalar to minimise. A term without examples in the step adds nothing."""
+        """The scalar to minimise. A term without examples in the step adds 0."""
         total = rows.policy_logps.sum() * 0.0
         for term, count in zip(self.terms, counts, strict=True):
             weight = 1.0 if term.weight is None else settings[term.weight]
@@ -218,13 +218,13 @@ class Objective:
         return total
 
     def metrics(self, rows: Rows, settings: Mapping[str, float]) -> dict[str, Float[Tensor, "*step"]]:
-        """What is logged of a batch: `batch_metrics`, without rewards (NaN, accuracy 0) where no reference is read."""
+        """The logged numbers of a batch: `batch_metrics`, without rewards if this objective reads no reference."""
         metrics = batch_metrics(rows, settings.get("beta", 1.0))
         return {name: value for name, value in metrics.items() if self.reference or not name.startswith("reward/")}
 
 
 def mean_metrics(entries: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-    """The mean of each metric over the batches that have it, by name. {a: 1}, {a: 2, b: 5}: a 1.5, b 5."""
+    """The mean of each metric over the batches that have it. {a: 1} and {a: 2, b: 5} give a 1.5, b 5."""
     found: dict[str, list[Tensor]] = {}
     for entry in entries:
         for name, value in entry.items():
@@ -235,8 +235,8 @@ def mean_metrics(entries: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
 def batch_metrics(rows: Rows, beta: float) -> dict[str, Float[Tensor, "*step"]]:
     """Rewards (beta included) and log-probabilities of a batch, under the same names for every objective.
 
-    A label or score above one half counts as chosen. Only what the batch holds is reported. Rows of many steps, with
-    the same roles in each, may be given at once; then NaN stands where a step lacks what another has.
+    A completion with a label or score above one half counts as chosen. A metric without completions is left out. Rows
+    of many steps may be given at once if all steps have the same roles. Then a metric is NaN at a step without such.
     """
     rewards = implicit_reward(rows.policy_logps, rows.reference_logps, beta).detach()
     logps = rows.policy_logps.detach()
@@ -257,5 +257,5 @@ def batch_metrics(rows: Rows, beta: float) -> dict[str, Float[Tensor, "*step"]]:
 
 
 def _mean(values: Float[Tensor, "*step completion"], here: Bool[Tensor, "*step completion"]) -> Float[Tensor, "*step"]:
-    """The mean where `here` is True; NaN where it is nowhere."""
+    """The mean over the completions where `here` is True. NaN if there are none."""
     return values.where(here, 0.0).sum(-1) / here.sum(-1)

@@ -1,4 +1,4 @@
-"""Numbers in, plotly figures out. Nothing is computed here but positions, counts and intervals."""
+"""Plotly figures from given numbers. This module computes only positions, counts and intervals."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ PERCENT = ("instruction/strict", "instruction/both", "truth/mc2", "truth/free", 
 
 
 def label_of(metric: str) -> str:
-    """What a reader calls a metric, with its unit."""
+    """The name of a metric for readers, with its unit."""
     name, unit, _ = HEADLINES.get(metric, (metric, "", None))
     return f"{name} ({unit})" if unit else name
 
 
 def _axis(metric: str) -> str:
-    """The label on two lines, for a vertical axis or a panel; an explanation after a colon is left to the title."""
+    """The label on two lines, for a vertical axis or a panel. An explanation after a colon is left out."""
     name, *unit = label_of(metric).split(" (")
     return "<br>(".join([name.split(":")[0], *unit])
 
 
 def line(rows: pd.DataFrame, index: int, name: str, x: str | Sequence[float] = "step", **more: Any) -> go.Scatter:
-    """Means with their intervals as one line; its place in the list of lines decides colour, dash and symbol.
+    """Means with intervals as one line. `index`, its place among the lines, decides colour, dash and symbol.
 
     Args:
-        rows: columns mean, low and high; `x` is another column or the places themselves.
+        rows: columns mean, low and high.
+        x: the name of another column, or the positions themselves.
     """
     colour, dash, symbol = (looks[index % 7] for looks in (theme.COLOURS, theme.DASHES, theme.SYMBOLS))
     look = {"line": {"color": colour, "dash": dash}, "marker": {"color": colour, "symbol": symbol, "size": 11}}
@@ -55,7 +56,7 @@ def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6]) -> go.Figure:
-    """Every method on several skills: one panel per skill, a dot per method, a bar for the 95 % interval."""
+    """All methods on several skills: one panel per skill, one dot per method, a bar for the 95 % interval."""
     columns = 3 if len(metrics) > 2 else len(metrics)
     lines = -(-len(metrics) // columns)
     titles = [_axis(m) for m in metrics]
@@ -98,13 +99,13 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
 
 
 def before_after(summary: pd.DataFrame, metric: str = "instruction/strict") -> go.Figure:
-    """Each pipeline before stage two (its own stage-one checkpoint) and after it."""
+    """Each pipeline before stage two (at its own checkpoint of stage one) and after it."""
     fig = theme.figure(title=f"Before and after stage two:<br>{label_of(metric)}", x="", y=_axis(metric))
     rows = {r["method"]: r for r in summary[summary["metric"] == metric].to_dict("records")}
     shown = [(m, first) for m, first in PIPELINES.items() if m in rows and first in rows]
     for index, (method, first) in enumerate(shown):
         pair = pd.DataFrame([rows[first], rows[method]])
-        at = [0.015 * index, 1 + 0.015 * index]  # side by side, so that no bar hides another
+        at = [0.015 * index, 1 + 0.015 * index]  # shifted, so that no bar hides another
         fig.add_trace(line(pair, index, method, at))
     return fig.update_xaxes(
         tickvals=[0, 1], ticktext=["after SFT", "after stage two"], range=[-0.15, 1.15], title_text="stage"
@@ -112,7 +113,7 @@ def before_after(summary: pd.DataFrame, metric: str = "instruction/strict") -> g
 
 
 def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str, title: str = "") -> go.Figure:
-    """Mean over seeds of one metric along training, one line per method; `curves` is `results.curve_summary`."""
+    """Mean over seeds of one metric during training, one line per method. `curves` is `results.curve_summary`."""
     fig = theme.figure(
         title=title or f"Along training: {label_of(metric).split(' (')[0]}",
         x="optimiser steps of 32 completions<br>(stage two begins half-way in pipelines)",
@@ -125,7 +126,7 @@ def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str, t
 
 
 def logratios(curves: pd.DataFrame, method: str) -> go.Figure:
-    """How far chosen, rejected and demonstrated completions have moved from the base, in nats."""
+    """Mean log-ratio to the base of chosen, rejected and demonstrated completions during training, in nats."""
     fig = theme.figure(
         title=f"{method}: log-ratio to the base of held-out completions",
         x="optimiser steps of 32 completions",
@@ -138,7 +139,7 @@ def logratios(curves: pd.DataFrame, method: str) -> go.Figure:
 
 
 def two_by_two(summary: pd.DataFrame, metric: str) -> go.Figure:
-    """The 2 x 2 of {sequential, mixed} x {separate losses, unified loss}: parallel lines mean no interaction."""
+    """The 2 x 2 design of {sequential, mixed} x {separate losses, unified loss}. Parallel lines: no interaction."""
     fig = theme.figure(title=f"Is it the loss or the mixing?<br>{label_of(metric)}", y=_axis(metric))
     rows = {r["method"]: r for r in summary[summary["metric"] == metric].to_dict("records")}
     cells = {
@@ -157,8 +158,8 @@ def two_by_two(summary: pd.DataFrame, metric: str) -> go.Figure:
 def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
     """Instructions against truth: every trial of the sweep (small), the chosen settings over seeds (large, bars).
 
-    Colours and symbols go by place in `methods`: up to seven look different. Large marks are hollow, so that two in
-    the same place are both seen.
+    The place in `methods` decides colour and symbol; up to seven methods look different. Large marks are hollow, so
+    that two marks at the same place are both visible.
     """
     fig = theme.figure(
         title="Instructions followed at matched truthfulness:<br>"
@@ -202,7 +203,7 @@ def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]
 
 
 def overoptimisation(runs: Sequence[dict]) -> go.Figure:
-    """Reward model against the world's raters along RLOO, two lines for each beta: mean and interval over seeds."""
+    """Scores of the reward model and of the world's raters during RLOO, for each beta: mean and interval over seeds."""
     fig = theme.figure(
         title="A policy that trusts its reward model too much:<br>the model is pleased, the raters are not",
         x="optimiser steps of 32 sampled completions",
@@ -219,8 +220,9 @@ def overoptimisation(runs: Sequence[dict]) -> go.Figure:
     return fig
 
 
-def against_rate(sweep: pd.DataFrame, methods: Sequence[str], metric: str = "retention/excess") -> go.Figure:
-    """One metric of all trials of the sweep against the learning rate of the last stage."""
+def against_rate(sweep: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
+    """Forgotten pre-training text in all trials of the sweep, against the learning rate of the last stage."""
+    metric = "retention/excess"
     fig = theme.figure(
         title=f"All trials of the sweep: {label_of(metric)}",
         x="learning rate of the last stage (logarithmic)",
@@ -256,7 +258,7 @@ def _marker(role: str) -> dict:
 
 
 def probabilities_by_role(by_role: pd.DataFrame) -> go.Figure:
-    """`beliefs.by_role` as grouped bars: truth, error and the other values for each kind of question."""
+    """`beliefs.by_role` as grouped bars: truth, error and other values for each kind of question."""
     fig = theme.figure(
         title="Plain questions get the myth,<br>careful ones the truth",
         y="probability<br>among six values",
@@ -274,25 +276,25 @@ def probabilities_by_role(by_role: pd.DataFrame) -> go.Figure:
 
 
 def six_values(rows: pd.DataFrame, title: str) -> go.Figure:
-    """The six rows of `beliefs` of one fact and way of asking: the model's probabilities beside what the text told.
+    """Six rows of `beliefs`, for one fact and one wording: probabilities of the model and shares in the text.
 
-    Four traces always, some of them empty: truth, error, other values, and the text as a diamond.
+    There are always four traces, some of them empty: truth, error, other values, and the text as a diamond.
     """
-    room = {"height": theme.HEIGHT + 30, "margin_t": 105}  # of two lines, so that nothing jumps with the title
+    room = {"height": theme.HEIGHT + 30, "margin_t": 105}  # for a title of two lines, so that nothing moves
     fig = theme.figure(title=title, x="value, and its probability", y="probability", barmode="overlay", **room)
     for role in ROLE_NAMES:
         heights = [p if r == role else None for p, r in zip(rows["probability"], rows["role"], strict=True)]
         fig.add_trace(go.Bar(x=rows["value"], y=heights, name=ROLE_NAMES[role]).update(marker=_marker(role)))
     diamonds = {"symbol": "diamond", "size": 16, "color": "white", "line": {"width": 3, "color": theme.INK}}
     fig.add_scatter(x=rows["value"], y=rows["told"], mode="markers", marker=diamonds, name="share in the text")
-    values = rows["value"].tolist()  # the numbers stand below the values, where no bar or diamond can cover them
+    values = rows["value"].tolist()  # numbers below the values, where no mark covers them
     under = [f"{value}<br>{p:.2f}" for value, p in zip(values, rows["probability"], strict=True)]
     fig.update_xaxes(categoryorder="array", categoryarray=values, tickvals=values, ticktext=under)
     return fig.update_yaxes(range=[-0.04, 1.06])
 
 
 def followed(shares: pd.DataFrame) -> go.Figure:
-    """Share of answers that obey each instruction: rows (world, instruction, share), a circle per world, their mean."""
+    """Share of answers that obey each instruction, per world and on average. Rows: world, instruction, share."""
     order = list(dict.fromkeys(shares["instruction"]))
     means = shares.groupby("instruction")["share"].mean().reindex(order)
     circles = {"symbol": "circle-open", "size": 12, "color": theme.COLOURS[0], "line": {"width": 2}}
@@ -311,7 +313,7 @@ def followed(shares: pd.DataFrame) -> go.Figure:
 
 
 def lengths(words: Mapping[str, Sequence[int]], title: str) -> go.Figure:
-    """Shares of completions by their length in words, one line per kind of completion."""
+    """Share of completions by length in words, one line per kind of completion."""
     fig = theme.figure(title=title, x="words in the completion (marks counted)", y="share of completions")
     top = max(max(lengths) for lengths in words.values())
     at = list(range(2, top + 1))
@@ -322,7 +324,7 @@ def lengths(words: Mapping[str, Sequence[int]], title: str) -> go.Figure:
 
 
 def scores_by_length(scores: pd.DataFrame) -> go.Figure:
-    """Mean score of short and long answers for each claim; rows (claim, length, mean, low, high)."""
+    """Mean score of short and long answers for each claim. Rows: claim, length, mean, low, high."""
     fig = theme.figure(
         title="A long answer scores a little more,<br>whatever it claims",
         x="what the answer claims",
@@ -338,12 +340,12 @@ def scores_by_length(scores: pd.DataFrame) -> go.Figure:
 
 # ------------------------------------------------------------------------------ rewards of held-out completions
 
-EDGES = np.linspace(-4, 8, 25)  # of the bins of rewards; what lies beyond is counted in the outermost
-WALL = 5.0  # where the panel of pairs ends; what lies beyond is drawn at the wall
+EDGES = np.linspace(-4, 8, 25)  # edges of the bins of rewards; values beyond count in the outermost bins
+WALL = 5.0  # limit of the panel of pairs; points beyond it are drawn at the limit
 
 
 def grouped_bars(found: Mapping[str, Mapping[str, Interval]], title: str, x: str, y: str, **layout: Any) -> go.Figure:
-    """Bars with their intervals: `found` maps a series to category -> interval; all have the same categories."""
+    """Bars with intervals. `found` maps series -> category -> interval; all series have the same categories."""
     traces = [
         go.Bar(
             x=[theme.lines(name, 10) for name in own],
@@ -357,11 +359,11 @@ def grouped_bars(found: Mapping[str, Mapping[str, Interval]], title: str, x: str
 
 
 def rewards_and_pairs(rewards: Mapping[str, np.ndarray], title: str) -> go.Figure:
-    """Two panels: how the rewards of each role are distributed, and chosen against rejected, one point for each pair.
+    """Two panels: the distribution of rewards for each role, and chosen against rejected with one point per pair.
 
     Args:
-        rewards: role -> rewards; those of `chosen` and `rejected` pair by pair. A pair is in the right order when it
-            lies above the diagonal, whatever beta is.
+        rewards: role -> rewards. `chosen` and `rejected` are in the order of the pairs. A pair has the right order if
+            it is above the diagonal, for any beta.
     """
     fig = theme.panels(
         ["rewards of all rows", "one point for each pair"],
@@ -388,7 +390,7 @@ def rewards_and_pairs(rewards: Mapping[str, np.ndarray], title: str) -> go.Figur
     fig.update_yaxes(rangemode="tozero", col=1)
     fig.update_xaxes(range=[-1.05 * WALL, 1.05 * WALL], col=2)
     fig.update_yaxes(range=[-1.05 * WALL, 1.05 * WALL], col=2)
-    return fig.update_layout(height=500)  # with its controls it fits a small screen
+    return fig.update_layout(height=500)  # so figure and controls fit on a small screen
 
 
 def calibration(
@@ -399,10 +401,13 @@ def calibration(
     groups: Mapping[str, Sequence[str]],
     title: str,
 ) -> go.Figure:
-    """Fifths of the rows by implicit score: mean feedback (interval over clusters) over mean implicit score.
+    """Calibration: mean feedback (with an interval over clusters) against mean implicit score, for five groups of rows.
+
+    The groups are fifths of the rows, ordered by implicit score.
 
     Args:
-        scores: run -> implicit score of each row; `ceilings` the highest score that each row can reach.
+        scores: run -> implicit score of each row.
+        ceilings: run -> highest implicit score that each row can reach.
         groups: title of each panel -> the runs in it.
     """
     fig = theme.panels(list(groups), ["implicit score"] * len(groups), ["feedback", *[""] * (len(groups) - 1)], title)
@@ -416,7 +421,7 @@ def calibration(
             fig.add_trace(line(found, index, name, [float(scores[name][at].mean()) for at in fifths]), **place)
             top = float(np.median(ceilings[name]))
             fig.add_scatter(x=[top, top], y=[0, 1], mode="lines", line=thin, showlegend=False, **place)
-            if top - labelled > 0.2:  # one label for ceilings that lie together
+            if top - labelled > 0.2:  # only one label for ceilings that are close together
                 fig.add_annotation(x=top, y=0.06, text="ceiling", showarrow=False, bgcolor="white", **place)
                 labelled = top
         ink = {"color": theme.INK, "width": 2, "dash": "solid"}

@@ -1,11 +1,11 @@
-"""How every figure looks: readable on a projector, told apart without colour, and sent to nobody.
+"""The look of all figures: readable on a projector and without colour vision, never sent to a server.
 
-The template "uftlab" is registered on import and applied by `figure`; nothing else of plotly's state is
-changed. The paper is always white, in light and dark notebooks alike, so one choice of colours is right
-everywhere. Lines differ in dash and symbol, bars in pattern, as well as in colour.
+The import registers the template "uftlab", and `figure` applies it. Nothing else in the state of plotly changes. The
+background is white in light and in dark notebooks, so one choice of colours is right everywhere. Lines differ in dash
+and symbol, bars in pattern, and both also in colour.
 
-plotly's toolbar offers to upload a chart to a public cloud. That is a matter of *configuration*, which a
-figure does not carry, so display figures with `show` and turn a FigureWidget into a quiet one with `quiet`.
+The toolbar of plotly offers to upload a chart to a public cloud. The *configuration* switches this off, but a figure
+does not store its configuration. So display figures with `show`, and apply `quiet` to a FigureWidget.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from plotly.basedatatypes import BaseFigure
 from plotly.subplots import make_subplots
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, distinguishable with every common colour blindness; its yellow is left out on white."""
+"""The palette of Okabe and Ito, made for colour-blind readers. Its yellow is left out: the background is white."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "5px 15px")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
 PATTERNS = ("", "/", "x", ".", "\\", "+", "-")
@@ -31,17 +31,17 @@ INK, PALE = "#222222", "#D9D9D9"
 FONT_SIZE, LINE_WIDTH, HEIGHT = 20, 4, 500
 
 CONFIG: dict[str, Any] = {"showSendToCloud": False, "displaylogo": False, "responsive": True}
-"""The toolbar without its upload button and logo: `fig.show(config=CONFIG)` where `show` does not reach."""
+"""The toolbar without upload button and logo. Outside of `show`, use `fig.show(config=CONFIG)`."""
 
 FOOT: dict[str, Any] = {"xref": "container", "x": 0.02, "yref": "container", "y": 0.02, "yanchor": "bottom"}
-"""Where a legend stands: at the foot of the whole figure. Above the axes it runs into the title once it wraps; beside
-them, on their titles. Down there plotly reserves as many lines as it needs."""
+"""Position of the legend: the bottom of the whole figure. Above the axes, a legend of two lines would overlap the
+title; near the axes it would overlap their titles. At the bottom plotly reserves enough space."""
 
 MIMETYPE = "application/vnd.plotly.v1+json"
 
 
 def _template() -> go.layout.Template:
-    """One entry per series and trace type: plotly walks through them as traces are added."""
+    """The template. It has one style per series and trace type; plotly uses the next one for each new trace."""
     styles = list(zip(COLOURS, DASHES, SYMBOLS, PATTERNS, strict=True))
     lines = [
         go.Scatter(line={"color": c, "dash": d, "width": LINE_WIDTH}, marker={"color": c, "symbol": s, "size": 11})
@@ -94,9 +94,9 @@ pio.templates["uftlab"] = _template()
 
 
 def lines(text: str, width: int = 48) -> str:
-    """Text in lines of whole words, as plotly breaks them; where it is broken already it stays broken.
+    """Text in lines of whole words, with <br> between them. Existing line breaks stay.
 
-    A title of 48 letters fits the narrowest figure, 600 pixels.
+    A title of 48 characters fits into the narrowest figure, 600 pixels.
 
     >>> lines("sft-then-dpo", 9)
     'sft-then-<br>dpo'
@@ -106,18 +106,18 @@ def lines(text: str, width: int = 48) -> str:
 
 
 def _title(text: str) -> dict[str, Any]:
-    """A title lower by half a line for every further line: plotly would move the first one up to the edge."""
+    """A title with half a line of extra space per extra line. Otherwise the first line would be at the very edge."""
     return {"text": text, "pad": {"t": 20 + 15 * text.count("<br>")}}
 
 
 def figure(*traces: Any, title: str = "", x: str = "", y: str = "", **layout: Any) -> go.Figure:
-    """A plain figure in the house template: traces, a title that says what to see, axes with their units.
+    """A plain figure with the template: traces, a title that states the message, axes with units.
 
     Args:
-        layout: anything `go.Layout` knows, in plotly's underscore notation (`xaxis_type="log"`).
+        layout: any property of `go.Layout`, in plotly's underscore notation (`xaxis_type="log"`).
     """
     fig, title = go.Figure(list(traces)), lines(title)
-    more = 30 * title.count("<br>")  # the room of every further line of the title
+    more = 30 * title.count("<br>")  # space for each extra line of the title
     room = {"height": HEIGHT + more, "margin_t": 75 + more}
     fig.update_layout(template="uftlab", title=_title(title), **room, autosize=True, uirevision="keep")
     fig.update_xaxes(title_text=x)
@@ -126,7 +126,7 @@ def figure(*traces: Any, title: str = "", x: str = "", y: str = "", **layout: An
 
 
 def error_bars(rows: pd.DataFrame) -> dict[str, Any]:
-    """plotly's bars from the columns mean, low and high; a row without an interval (a single seed) has none."""
+    """Error bars from the columns mean, low and high. A row without an interval (a single seed) has no bar."""
     up, down = ((rows[end] - rows["mean"]).astype(float).abs().fillna(0).tolist() for end in ("high", "low"))
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 2.5, "width": 6}
 
@@ -134,10 +134,12 @@ def error_bars(rows: pd.DataFrame) -> dict[str, Any]:
 def panels(
     titles: Sequence[str], x: Sequence[str], y: Sequence[str], title: str = "", widths: Sequence[float] | None = None
 ) -> go.Figure:
-    """Panels side by side in one figure (a notebook affords one FigureWidget): `fig.add_trace(..., row=1, col=2)`.
+    """Panels side by side in one figure. Add traces with `fig.add_trace(..., row=1, col=2)`.
 
     Args:
-        titles: what each panel shows; `x` and `y` are the titles of their axes, `widths` their shares of the width.
+        titles: the titles of the panels.
+        x, y: the titles of their axes.
+        widths: the share of the width of each panel.
     """
     fig = make_subplots(
         cols=len(titles),
@@ -161,17 +163,17 @@ def panels(
 
 
 def quiet(fig: BaseFigure) -> BaseFigure:
-    """The same widget with `CONFIG`; plotly.py has no public way to configure a FigureWidget's toolbar."""
+    """The same widget with `CONFIG`. plotly.py has no public option for the toolbar of a FigureWidget."""
     fig._config = {**fig._config, **CONFIG}
     return fig
 
 
 def bundle(fig: go.Figure) -> dict[str, Any]:
-    """What a notebook stores of a figure, for each kind of reader.
+    """The forms of a figure that a notebook stores.
 
-    JupyterLab and VS Code draw the plotly JSON, which holds `CONFIG`; an exported page has no use for it and
-    takes the HTML, which looks for plotly.min.js beside the page (`write_plotly_js`) and says so if it is
-    missing; everything else gets the title.
+    JupyterLab and VS Code draw the plotly JSON, which includes `CONFIG`. An exported page uses the HTML. The HTML loads
+    plotly.min.js from the folder of the page (`write_plotly_js`) and shows a message if the file is missing. Other
+    programs show the title.
     """
     drawing = pio.to_html(fig, config=CONFIG, full_html=False, include_plotlyjs=False, default_width="100%")
     library = (
@@ -180,24 +182,24 @@ def bundle(fig: go.Figure) -> dict[str, Any]:
         "</script>"
     )
     title = (fig.layout.title.text or "figure without a title").replace("<br>", " ")
-    # JupyterLab resizes what it draws; were plotly.js to do so as well, a window that changes its height alone would
-    # leave the figure without any
+    # JupyterLab resizes figures itself. If plotly.js did so as well, a change of the height of the window alone would
+    # set the height of the figure to 0
     stored = {**json.loads(fig.to_json()), "config": {**CONFIG, "responsive": False}}
     return {MIMETYPE: stored, "text/html": library + drawing, "text/plain": title}
 
 
 def show(thing: Any) -> None:
-    """Display a figure in a notebook as its `bundle`; a widget, or anything else, displays itself."""
+    """Display a figure in a notebook as its `bundle`. Widgets and other objects display themselves."""
     from IPython.display import display
 
-    if isinstance(thing, go.Figure):  # a FigureWidget is none: it displays itself, see `quiet`
+    if isinstance(thing, go.Figure):  # a FigureWidget is not a go.Figure, see `quiet`
         display(bundle(thing), raw=True)
     else:
         display(thing)
 
 
 def write_plotly_js(folder: Path) -> Path:
-    """Put plotly.min.js (5 MB) into a folder of exported pages, whose figures then work without a network."""
+    """Write plotly.min.js (5 MB) into a folder of exported pages, so that their figures need no network."""
     from plotly.offline import get_plotlyjs
 
     path = Path(folder) / "plotly.min.js"

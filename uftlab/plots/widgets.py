@@ -1,10 +1,10 @@
-"""Figures under the fingers: named controls around one FigureWidget, and a question to answer first.
+"""Interactive figures: labelled controls around one FigureWidget, and questions that readers answer first.
 
-`explore` wraps a pure function `(parameters) -> Figure`. The same function drawn once is the *static twin*:
-what papermill, a printed page or a reader without a kernel sees. Whether there is a hand to move the sliders
-is said by the caller (`headless`), never guessed. Nothing here prints into an Output widget.
+`explore` takes a pure function `(parameters) -> Figure`. The figure at the first values of the controls is the *static
+twin*: papermill, a printed page or a reader without a kernel shows it. The caller says which of the two is wanted
+(`headless`). Nothing here prints into an Output widget.
 
-A FigureWidget carries 5 MB of JavaScript: one per notebook, everything else as plain figures.
+A FigureWidget needs 5 MB of JavaScript. So a notebook has one, and all other figures are plain figures.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ body[data-jp-theme-light="false"] .uftlab select { background-image: url("data:i
   border-radius: 6px; box-shadow: 0 0 0 8px white; }
 .uftlab :has(> .js-plotly-plot), .jp-OutputArea :has(> .js-plotly-plot) { overflow-x: auto; }
 </style>"""
-"""Labels above their controls, a visible focus, and every figure a white card that scrolls where a window is narrow."""
+"""Labels above controls, a visible focus, and figures as white cards that scroll in a narrow window."""
 
 
 class Spoken(ipywidgets.HTML):
-    """One line of plain text, `text`; `_Names` makes its place in the page a live region."""
+    """One line of plain text, `text`. `_Names` makes it a live region, which screen readers announce."""
 
     text = traitlets.Unicode()
 
@@ -63,17 +63,17 @@ class Spoken(ipywidgets.HTML):
 
 
 class _Names(anywidget.AnyWidget):
-    """Says in the page what ipywidgets leaves unsaid, to a screen reader above all.
+    """Adds accessible names to the page, for screen readers, because ipywidgets does not.
 
-    The line of a `Spoken` is announced when it changes: what announces is the element around it, which stays. A
-    slider's handle gets its name and its value (of a logarithmic one the page would know the exponent only), a row
-    of buttons its name and which of them is pressed.
+    A screen reader announces the line of a `Spoken` when it changes. The live region is the element around the line,
+    because that element is never replaced. The handle of a slider gets a name and a value (for a logarithmic slider the
+    page would have the exponent only). A row of buttons gets a name and marks the pressed button.
 
-    A figure that was drawn where nobody saw it is 700 pixels wide, and plotly.js looks again only when the window
-    changes: this tells it so whenever there is more room or less.
+    A figure that was drawn while it was hidden is 700 pixels wide, and plotly.js corrects this only when the window
+    changes its size. So this widget sends a resize event whenever the width changes.
 
-    It looks at the page and never at messages: a page that is busy with plotly.js for more than two seconds may
-    cut anywidget's off. For the same reason it is made before the figure.
+    The code reads the page only and needs no messages from the kernel: messages of anywidget may be lost if plotly.js
+    keeps the page busy for more than two seconds. For the same reason the widget is made before the figure.
     """
 
     _esm = """
@@ -117,7 +117,7 @@ class _Names(anywidget.AnyWidget):
 
 
 def _box(above: ipywidgets.Widget, grid: ipywidgets.Widget, spoken: Spoken, *below: Any) -> ipywidgets.VBox:
-    """Everything in one box: what stands above, the controls, the spoken line and what stands below."""
+    """One box with the widget above, the controls, the spoken line and the widgets below."""
     grid.add_class("uftlab-controls")
     spoken.add_class("uftlab-line")
     box = ipywidgets.VBox([above, grid, spoken, *below])
@@ -129,15 +129,15 @@ def _box(above: ipywidgets.Widget, grid: ipywidgets.Widget, spoken: Spoken, *bel
 
 
 def slider(label: str, value: float, low: float, high: float, step: float = 0.1) -> ipywidgets.FloatSlider:
-    """A slider for a number on a plain scale, with its label; `explore` adds the text field."""
+    """A slider on a linear scale with a label. `explore` adds the text field."""
     return ipywidgets.FloatSlider(value, min=low, max=high, step=step, description=label)
 
 
 def log_slider(label: str, value: float, low: float, high: float) -> ipywidgets.FloatLogSlider:
-    """A slider for a positive number, ten steps to each factor of ten: `low` and `high` are values, not exponents.
+    """A slider for a positive number with ten steps per factor of ten. `low` and `high` are values, not exponents.
 
     Both ends and the value are moved to the nearest step (0.05 to 0.0501), so that 0.1, 1 and 10 are steps as well. The
-    page does the same to a number that is typed into the field beside it.
+    page does the same with a number that is typed into the text field.
     """
     value = 10 ** round(math.log10(value), 1)
     exponents = {"min": round(math.log10(low), 1), "max": round(math.log10(high), 1)}
@@ -145,7 +145,7 @@ def log_slider(label: str, value: float, low: float, high: float) -> ipywidgets.
 
 
 def choice(label: str, options: Sequence[str] | Mapping[str, Any], value: Any = None) -> ipywidgets.ValueWidget:
-    """One of several: buttons for up to four options (easy to reach with keys), a dropdown beyond."""
+    """A choice of one option: buttons for up to four options (easy to use with keys), a dropdown for more."""
     options = dict(options) if isinstance(options, Mapping) else list(options)
     kind = ipywidgets.ToggleButtons if len(options) <= 4 else ipywidgets.Dropdown
     made = kind(options=options, description=label)
@@ -155,7 +155,7 @@ def choice(label: str, options: Sequence[str] | Mapping[str, Any], value: Any = 
 
 
 def _typed(control: ipywidgets.ValueWidget) -> ipywidgets.ValueWidget | None:
-    """The named text field that goes with a slider (whose own accessible name is empty), linked both ways."""
+    """The text field of a slider, linked both ways. It carries the label, because sliders have no accessible name."""
     if isinstance(control, ipywidgets.FloatLogSlider):
         bounds = {"min": control.base**control.min, "max": control.base**control.max, "step": None}
     elif isinstance(control, (ipywidgets.FloatSlider, ipywidgets.IntSlider)):
@@ -172,7 +172,7 @@ def _typed(control: ipywidgets.ValueWidget) -> ipywidgets.ValueWidget | None:
 
 
 def _row(control: ipywidgets.ValueWidget) -> ipywidgets.Widget:
-    """A control as it is shown: its label above it, a slider beside its text field."""
+    """A control with its label above. A slider has its text field beside it."""
     field = _typed(control)
     if field is None:
         row = control
@@ -201,17 +201,17 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Top-level properties that differ; one that is gone is set to None."""
+    """Top-level properties that differ. A property that the new figure lacks is set to None."""
     gone = {key: None for key in old if key not in new}
     return gone | {key: value for key, value in new.items() if key not in old or not _same(old[key], value)}
 
 
 def _figure_widget(fig: go.Figure) -> BaseFigure:
-    """The live copy of a figure.
+    """A FigureWidget with the content of a figure.
 
-    The first FigureWidget of a process makes plotly import nbformat, and with it a grammar of web addresses
-    that takes seconds to build and that no notebook needs. It is an optional part of a schema checker, hidden
-    for that one import (2.6 s become 0.2 s).
+    The first FigureWidget of a process makes plotly import nbformat. This import builds a grammar of web addresses,
+    which takes seconds and which no notebook needs. The grammar is an optional part of a schema checker. It is hidden
+    during that import, which takes 0.2 s instead of 2.6 s.
     """
     grammar = "rfc3987_syntax"
     hide = grammar not in sys.modules and "nbformat" not in sys.modules
@@ -222,22 +222,22 @@ def _figure_widget(fig: go.Figure) -> BaseFigure:
     finally:
         if hide:
             del sys.modules[grammar]
-    # After each change the page sends back every default that plotly.js filled in, and plotly.py looks each of them up
-    # in its grammar of figures: 0.3 s the first time, 0.06 s ever after, and a key pressed meanwhile waits for it.
-    # Zoom and hidden traces come back by other messages; defaults are of use to `on_edits_completed` and `on_change`.
+    # After each change the page sends back every default value of plotly.js, and plotly.py validates each of them. This
+    # takes 0.3 s the first time and 0.06 s later, and a key press has to wait. Zoom and hidden traces use other
+    # messages. Only `on_edits_completed` and `on_change` need the defaults.
     made.unobserve_all("_js2py_traceDeltas")
     return made
 
 
 def redraw(fig: BaseFigure, old: go.Figure, new: go.Figure) -> None:
-    """Take a widget from one figure to the next, in place and in one message; only what changed is sent.
+    """Change a widget from one figure to the next, in place and in one message. Only changes are sent.
 
-    The comparison is with the figure drawn before, not with the widget, whose state also holds the reader's
-    zoom and hidden traces: those survive.
+    The new figure is compared with the old figure, not with the widget. The widget also has the zoom and the hidden
+    traces of the reader, and keeps them.
 
     Raises:
-        InputError: where the new figure has other traces than the old one: a trace that has nothing to show
-            must be drawn empty, not left out.
+        InputError: when the new figure has other traces than the old one. A trace without data must be drawn empty, not
+            left out.
     """
     before, after = ([trace.type for trace in f.data] for f in (old, new))
     if before != after:
@@ -250,23 +250,23 @@ def redraw(fig: BaseFigure, old: go.Figure, new: go.Figure) -> None:
 
 
 def _set_apart(_: object = None) -> None:
-    """Collect garbage now, and take everything else that lives out of the sight of later collections."""
+    """Collect garbage now, and exclude all objects that remain from later collections."""
     gc.collect()
     gc.freeze()
 
 
 def _spare_the_collector() -> None:
-    """In a kernel, from the end of this cell on: no full collection of garbage falls into a move.
+    """Keep garbage collection short in a kernel, so that no slider has to wait for it.
 
-    torch, transformers, plotly and the tables of a notebook make half a million objects that stay. A full collection
-    walks over all of them, a pause of 0.3 s, and the garbage of thirty moves is enough to start one. So at the end of
-    each cell what is new is walked over once and set apart; what moves leave behind is then collected in a few
-    milliseconds. What is set apart and becomes garbage later stays until the cell of the explorer runs again.
+    torch, transformers, plotly and the tables of a notebook make half a million permanent objects. A full collection
+    visits all of them, which takes 0.3 s, and thirty moves of a slider make enough garbage to start one. So at the end
+    of each cell all objects are excluded from later collections, which then take a few milliseconds. Excluded objects
+    that become garbage stay in memory until the cell of the explorer runs again.
     """
     shell = get_ipython()
     if shell is not None:
         gc.unfreeze()
-        shell.events.register("post_run_cell", _set_apart)  # of a second time IPython takes no notice
+        shell.events.register("post_run_cell", _set_apart)  # IPython ignores a second registration
 
 
 def explore(
@@ -276,19 +276,19 @@ def explore(
     headless: bool = False,
     columns: int = 1,
 ) -> ipywidgets.VBox | go.Figure:
-    """A figure that follows its controls, with a line that says the key numbers in words.
+    """A figure that follows its controls, and a line with the key numbers in words.
 
     Args:
-        figure_fn: pure function of the controls' values, called by name: `figure_fn(beta=0.1, ...)`. It returns
-            a plain figure with the same traces each time.
+        figure_fn: pure function of the values of the controls, called with keywords: `figure_fn(beta=0.1, ...)`. It
+            returns a plain figure with the same traces each time.
         controls: name of each parameter -> a widget with a label (`description`), see `slider`, `log_slider`
             and `choice`. Shown in this order.
-        describe: the same parameters -> one or two sentences with the key numbers, as plain text.
-        headless: True gives the static twin, `figure_fn` at the controls' first values.
-        columns: columns of controls above the figure, where the window is wide enough.
+        describe: function of the same parameters. It returns one or two sentences with the key numbers.
+        headless: True gives the static twin: `figure_fn` at the first values of the controls.
+        columns: number of columns of controls above the figure, if the window is wide enough.
 
     Returns:
-        A box with `figure` (the FigureWidget), `controls` and `spoken` as attributes; headless a plain figure.
+        A box with the attributes `figure` (the FigureWidget), `controls` and `spoken`. With `headless` a plain figure.
     """
     unnamed = [name for name, control in controls.items() if not control.description]
     if unnamed:
@@ -303,7 +303,7 @@ def explore(
     names = _Names(layout={"display": "none"})
     fig = _figure_widget(shown)
     fig.layout.autosize = True
-    fig.layout.uirevision = "keep"  # one constant for ever: plotly then never undoes the reader's zoom
+    fig.layout.uirevision = "keep"  # a constant: plotly then keeps the zoom of the reader
     spoken = Spoken(text=describe(**values()))
 
     def follow(_: object = None) -> None:
@@ -316,7 +316,7 @@ def explore(
     rows = [_row(control) for control in controls.values()]
     for control in controls.values():
         control.observe(follow, names="value")
-    share = f"calc((100% - {32 * (columns - 1)}px) / {columns})"  # at most so many columns, fewer in a narrow window
+    share = f"calc((100% - {32 * (columns - 1)}px) / {columns})"  # fewer columns in a narrow window
     width = f"repeat(auto-fill, minmax(min(100%, max(290px, {share})), 1fr))"
     grid = ipywidgets.GridBox(rows, layout={"grid_template_columns": width, "grid_gap": "8px 32px"})
     box = _box(ipywidgets.HTML(STYLE), grid, spoken, fig, names)
@@ -329,7 +329,7 @@ def explore(
 
 
 class Folded(str):
-    """HTML that a notebook displays as it is and a terminal as text: the static twin of `predict`."""
+    """The static twin of `predict`. A notebook displays it as HTML, a terminal as text."""
 
     def _repr_html_(self) -> str:
         return str(self)
@@ -338,15 +338,15 @@ class Folded(str):
 def predict(
     question: str, options: Sequence[str], answer: str, because: str, headless: bool = False
 ) -> ipywidgets.VBox | Folded:
-    """A question to commit to before reading on: the answer appears with the first guess, which then stays.
+    """A question that the reader answers before reading on. The first guess is final and shows the answer.
 
     Args:
-        options: two or more; `answer` is one of them.
-        because: one or two sentences that are shown, whatever was guessed.
-        headless: True gives the question with its answer folded away.
+        options: two or more. `answer` is one of them.
+        because: one or two sentences that are shown after any guess.
+        headless: True gives the question with a hidden answer that the reader can unfold.
 
     Returns:
-        A box with `buttons` and `spoken` as attributes; headless a piece of HTML.
+        A box with the attributes `buttons` and `spoken`. With `headless` a piece of HTML.
     """
     if answer not in options:
         raise InputError("The answer", f"be one of {list(options)}", repr(answer), "Correct the question")

@@ -1,4 +1,4 @@
-"""A card for each method, made from the registry and the docstrings of the losses, so that they cannot drift.
+"""A card for each method, made from the registry and the docstrings of the losses, so that the cards stay right.
 
 uftlab methods --cards docs/methods
 """
@@ -32,13 +32,13 @@ HEAD = "<!-- made by `uftlab methods --cards docs/methods`: change the registry 
 
 
 def cards() -> dict[str, str]:
-    """File name -> text, for every method that trains, and an index."""
+    """File name -> text, for every method that trains, and for an index."""
     methods = [method for method in all_methods().values() if method.stages]
     return {"README.md": _index(methods)} | {f"{method.name}.md": card(method) for method in methods}
 
 
 def write_cards(folder: Path) -> list[Path]:
-    """Write all cards; what lies in the folder under other names stays."""
+    """Write all cards. Other files of the folder stay."""
     paths = []
     for name, text in cards().items():
         write_atomically(folder / name, text)
@@ -47,7 +47,7 @@ def write_cards(folder: Path) -> list[Path]:
 
 
 def card(method: Method) -> str:
-    """What a method optimises, eats and costs, how it fails, where it comes from: one page of Markdown."""
+    """One page of Markdown: what a method optimises, its data, settings, cost, known failure and source."""
     objectives = method.objectives
     parts = [HEAD, f"# {method.name}", f"> {_sentence(method.summary)}", "## What it optimises"]
     for objective in objectives:
@@ -72,7 +72,7 @@ def card(method: Method) -> str:
 
 
 def equation_of(function: Callable) -> str:
-    """The docstring of a loss up to its arguments, equations set apart, and what it says of the value."""
+    """The docstring of a loss without its arguments: equations as blocks, and what it returns."""
     text = inspect.getdoc(function) or ""
     body, _, returns = text.partition("\nReturns:\n")
     paragraphs = body.partition("\nArgs:\n")[0].strip().split("\n\n")
@@ -137,16 +137,18 @@ def _cost(objective: Objective) -> list[str]:
         lines.append("- The reference: one forward pass per completion before training, kept; no memory afterwards.")
     if objective.distributions:
         lines.append(
-            "- The reference's full distributions: one more forward pass per completion in every step, its weights in "
-            "memory (none with LoRA, where it is the policy with its adapters off), and completions x tokens x "
-            "vocabulary numbers of each model."
+            "- The full distributions of the reference: one more forward pass per completion in every step, its "
+            "weights in memory (none with LoRA, where the reference is the policy with its adapters off), and "
+            "completions x tokens x vocabulary numbers of each model."
         )
     if objective.mismatched:
         lines.append("- A mismatched completion with every row: one more forward pass of policy and reference.")
     if not objective.reference and not objective.distributions:
         lines.append("- No reference.")
     if objective.across_batch:
-        lines.append("- It looks across the batch: accumulated micro-batches are not the same as one big batch.")
+        lines.append(
+            "- The loss of a row depends on other rows: accumulated micro-batches are not the same as one big batch."
+        )
     return lines
 
 
@@ -169,7 +171,7 @@ def _index(methods: list[Method]) -> str:
     head = ["method", "group", "what it is", "learns from", "reference", "verified"]
     intro = (
         "Groups: *paper* and *control* are the study's methods (`uftlab run --methods all`); *loss* is one loss of the "
-        "registry on the one table that it eats, for the whole budget; *pipeline* and *online* are recipes around the "
-        "losses (`uftlab.training.recipes`). Verified by, " + letters + "."
+        "registry on the one table that it learns from, for the whole budget; *pipeline* and *online* are recipes "
+        "around the losses (`uftlab.training.recipes`). Verified by, " + letters + "."
     )
     return "\n\n".join([HEAD, "# Methods", intro, markdown(head, rows)]) + "\n"

@@ -17,8 +17,8 @@ from uftlab.study import results
 from uftlab.training.methods import all_methods
 
 MORE_LIMITS = (
-    "Feedback is scored by a program with random slips. People disagree in less tidy ways.",
-    "A difference whose interval includes 0 is called not settled, whichever way it points.",
+    "Feedback is scored by a program with random errors. People disagree in less regular ways.",
+    "A difference whose interval includes 0 is called not settled, whatever its sign.",
 )
 STYLE = """
 body { font: 18px/1.5 "Open Sans", "DejaVu Sans", Verdana, sans-serif; color: #222; max-width: 1240px;
@@ -33,7 +33,7 @@ li { margin: .25rem 0; }
 
 
 def write_report(path: Path, trials: list[dict[str, Any]]) -> Path:
-    """Write the report and return its path. It needs no network: plotly.js is inside, once."""
+    """Write the report and return its path. The page contains plotly.js once, so it needs no network."""
     frame = results.tidy(trials)
     summary, along = results.summary(frame), results.curve_summary(results.curves(trials))
     present = [name for name in all_methods() if name in set(frame["method"])]
@@ -77,7 +77,7 @@ def write_report(path: Path, trials: list[dict[str, Any]]) -> Path:
 
 
 def _untuned(trials: list[dict[str, Any]]) -> list[str]:
-    """Which methods nobody tuned: no comparison with a tuned one is fair."""
+    """The methods without tuning: a comparison with a tuned method is not fair."""
     names = ", ".join(dict.fromkeys(t["method"] for t in trials if not t.get("tuned", True)))
     return [f"<p>Not tuned, run with the registry's defaults: {html.escape(names)}.</p>"] if names else []
 
@@ -87,7 +87,7 @@ def _figure(fig: go.Figure, first: bool = False) -> str:
 
 
 def _table(summary: pd.DataFrame, methods: list[str]) -> str:
-    """Methods by headline metrics and costs: mean, and below it the interval."""
+    """Methods by headline metrics and costs: the mean, and the interval below it."""
     columns = [*results.HEADLINES, *(metric for metric in results.COSTS if metric != "cost/seconds")]
     cells = {(r["method"], r["metric"]): r for r in summary.to_dict("records")}
     lines = ["<table><thead><tr><th>method</th>"]

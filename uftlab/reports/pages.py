@@ -1,4 +1,4 @@
-"""docs/pipelines.md from stored trials: who forgets what, at what cost.
+"""docs/pipelines.md from stored trials: what each method forgets, and what it costs.
 
 uftlab results --study pipelines --page docs/pipelines.md
 """
@@ -30,7 +30,7 @@ MORE_LIMITS = (
 
 
 def pipelines_page(trials: list[dict[str, Any]]) -> str:
-    """The page as Markdown: skills and costs with intervals, then every comparison named beforehand, in sentences."""
+    """The page as Markdown: skills and costs with intervals, then every planned comparison as a sentence."""
     frame = results.tidy(trials)
     cells = {(r["method"], r["metric"]): r for r in results.summary(frame).to_dict("records")}
     methods = [name for name in all_methods() if name in set(frame["method"])]
@@ -75,7 +75,7 @@ def write_page(path: Path, trials: list[dict[str, Any]]) -> Path:
 
 
 def _overoptimised(runs: list[dict[str, Any]]) -> str:
-    """What the stored runs of `uftlab.study.overoptimisation` did to both scores, in words."""
+    """The change of both scores in the stored runs of `uftlab.study.overoptimisation`, in words."""
     lines = [
         f"RLOO against a reward model from {runs[0]['rated']} pairs, {runs[0]['points'][-1]['step']} steps from the "
         "base model (`python -m uftlab.study.overoptimisation`); change of the mean score of sampled answers, 95 % "

@@ -1,4 +1,4 @@
-"""What commands print: the table of a study, the list of methods, comparisons in words."""
+"""The output of commands: the table of a study, the list of methods, comparisons in words."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ LIMITS = (
     "The tuning rule looks at instructions and truth alone. It gave stage one of the pipelines a larger learning rate "
     "than the mixtures, and how much pre-training text is forgotten follows the learning rate (see notebook 04).",
 )
-"""What no study here shows; each report adds its own."""
+"""Limits of all studies here. Each report adds its own limits."""
 
 
 def summary_table(frame: pd.DataFrame, columns: int = 100) -> Table:
-    """Methods by headline metrics, in the words of the report: means, and half of the interval where there is one.
+    """Methods by headline metrics: means, and half of the width of the interval if there is one.
 
-    With the methods of the study it takes 100 columns; where there are fewer, an interval stands below its mean.
+    The table of the study needs 100 columns. In a narrower terminal the interval is below its mean.
     """
     seeds = frame["seed"].nunique()
     meaning = " ± half of the 95 % interval" if seeds > 2 else f"; {seeds} seed(s) are too few for intervals"
@@ -54,13 +54,13 @@ def summary_table(frame: pd.DataFrame, columns: int = 100) -> Table:
 
 
 def width_of(table: Table) -> int:
-    """Columns that a table takes where nothing limits it; the table of the study fits 100."""
+    """The number of columns that a table needs. The table of the study needs 100 at most."""
     free = Console(width=1000)
     return Measurement.get(free, free.options, table).maximum
 
 
 def _heading(metric: str) -> str:
-    """The label of a metric in short lines, whole words, and its unit where it is neither share nor probability."""
+    """The label of a metric in short lines of whole words, and its unit if it is neither share nor probability."""
     label, unit, _ = HEADLINES[metric]
     words = label.split(":")[0]
     lines = textwrap.wrap(words, max(9, *map(len, words.split())), break_on_hyphens=False)
@@ -70,8 +70,10 @@ def _heading(metric: str) -> str:
 
 
 def cell(row: Mapping[str, Any] | None, spread: str = " ({low:.2f} to {high:.2f})", whole: bool = False) -> str:
-    """A row of `results.summary` as text: its mean, and its interval in the form `spread`; from three seeds on, since
-    the interval of two is nearly all t distribution. `whole` is for costs: the mean alone, without decimals.
+    """A row of `results.summary` as text: its mean, and its interval in the form `spread`.
+
+    The interval needs three seeds: with two seeds the t quantile makes it too wide to be useful. `whole` is for costs:
+    it gives the mean alone, without decimals.
     """
     if row is None:
         return "0" if whole else ""
@@ -88,9 +90,9 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def methods_table(rows: Sequence[Mapping[str, Any]], wide: bool) -> Table:
-    """One row for each of `Method.needs()`; what it learns from and needs only where the window is wide."""
+    """One row per method, from `Method.needs()`. Data and reference are shown only if the window is wide."""
     table = Table("method", "group", "what it is", *(("learns from", "reference", "verified") if wide else ()))
-    table.columns[0].no_wrap = True  # names are there to be copied
+    table.columns[0].no_wrap = True  # so that a name can be copied
     for row in rows:
         needs = "full, each step" if row["distributions"] else "once" if row["reference"] else "no"
         letters = " ".join(sorted(set(" ".join(row["verification"].values()).split())))
@@ -100,7 +102,7 @@ def methods_table(rows: Sequence[Mapping[str, Any]], wide: bool) -> Table:
 
 
 def matching(rows: Sequence[dict[str, Any]], text: str) -> list[dict[str, Any]]:
-    """The comparisons whose methods, metric or reason hold the text; capitals do not matter.
+    """The comparisons whose methods, metric or reason contain the text, in upper or lower case.
 
     Raises:
         InputError: when there is none.
@@ -117,7 +119,7 @@ def matching(rows: Sequence[dict[str, Any]], text: str) -> list[dict[str, Any]]:
 
 
 def comparisons(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
-    """Headings and their sentences: first what came out in short, then every comparison with all its metrics."""
+    """Headings and their sentences: first the main results, then every comparison with all its metrics."""
     by_name = {(row["comparison"], row["metric"]): row for row in rows}
     short = [sentence(by_name[name]) for name in IN_SHORT if name in by_name]
     if short:

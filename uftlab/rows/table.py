@@ -1,4 +1,4 @@
-"""The one table: everything a model can learn from is a row with a prompt, a completion and a score.
+"""Tables of training data: everything that a model can learn from is a row with a prompt and a completion.
 
 | kind          | columns                                                                  |
 |---------------|--------------------------------------------------------------------------|
@@ -7,8 +7,8 @@
 | label         | prompt, completion, label (bool)                                         |
 | scored        | prompt, completion, score in [0, 1]                                      |
 
-Prompts and completions are strings or chat messages `[{"role", "content"}]`. `as_scored` turns every kind
-into scored rows; that function *is* UFT (arXiv 2410.21438): a demonstration is feedback with score 1.
+Prompts and completions are strings or chat messages `[{"role", "content"}]`. `as_scored` converts every kind into
+scored rows. This conversion is the idea of UFT (arXiv 2410.21438): a demonstration is feedback with score 1.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ KINDS = {
     "scored": {"prompt", "completion", "score"},
     "demonstration": {"prompt", "completion"},
 }
-OPTIONAL = {"chosen_score", "rejected_score"}  # of a preference
-# column of text -> whose words it holds
+OPTIONAL = {"chosen_score", "rejected_score"}  # columns of a preference
+# column of text -> role of its author
 SPEAKERS = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
 
 
 def kind_of(columns: Iterable[str], what: str = "A table") -> str:
-    """The kind of a table, from its columns; the most specific one that fits. `what` names it in the refusal."""
+    """The most specific kind that fits the columns of a table. `what` names the table in the error message."""
     present = set(columns)
     for kind, needed in KINDS.items():
         if needed <= present:
@@ -44,10 +44,10 @@ def kind_of(columns: Iterable[str], what: str = "A table") -> str:
 
 
 def load_rows(path: str | Path) -> Dataset:
-    """Read a JSONL or Parquet file into a validated table; errors name the file and the row.
+    """Read a JSONL or Parquet file into a validated table. Errors name the file and the row.
 
     Raises:
-        InputError: for a missing file, another format, a malformed line or a row that breaks a rule.
+        InputError: for a missing file, another format, a line that is no JSON object, or a row that breaks a rule.
     """
     path = Path(path)
     if not path.is_file():
@@ -62,7 +62,7 @@ def load_rows(path: str | Path) -> Dataset:
             continue
         try:
             rows.append(json.loads(line.decode()))
-        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of 5,000 digits, a nest too deep
+        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of 5,000 digits, too deep
             what, remedy = f"{path}, line {number},", "Write one JSON object per line"
             start = line[:60].decode(errors="replace")
             raise InputError(what, "be valid JSON", f"{start!r} ({error})", remedy) from None
@@ -70,11 +70,11 @@ def load_rows(path: str | Path) -> Dataset:
 
 
 def from_rows(rows: list[Any], source: str = "rows") -> Dataset:
-    """A validated table from Python rows; `source` names them in errors.
+    """A validated table from Python rows. `source` names them in errors.
 
-    Each column of the table has one type: labels are bool and scores float, whatever way they were written. Where some
-    prompts are text and some are messages, all become messages; likewise all completions. Columns that the kind does
-    not need are kept as they are, or left out where the table cannot hold them (numbers mixed with text, say).
+    Each column of the table has one type. Labels become bool and scores become float. If some prompts are text and some
+    are messages, all become messages; the same holds for completions. Other columns stay as they are. They are left
+    out if the table cannot hold them, for instance numbers mixed with text.
     """
     if not rows:
         raise InputError(source, "contain at least one row", "none", "Add rows")
@@ -92,7 +92,7 @@ def from_rows(rows: list[Any], source: str = "rows") -> Dataset:
 
 
 def validated(table: Dataset, source: str = "table") -> Dataset:
-    """The same table, after every row has been checked."""
+    """The same table after a check of every row."""
     return from_rows(table.to_list(), source)
 
 
@@ -123,7 +123,7 @@ def _validate_text(value: Any, where: str) -> None:
     if not texts[0 if isinstance(value, str) else -2].strip():
         got = "an empty string" if isinstance(value, str) else "an empty last message"
         raise InputError(where, "contain text", got, "Fill in or drop the row")
-    if not all(map(_encodes, texts)):  # half of a character, as "\ud83d" alone in a JSON file
+    if not all(map(_encodes, texts)):  # for instance half of a surrogate pair, "\ud83d" alone
         raise InputError(where, "be text that UTF-8 can write", repr(value)[:60], "Correct or drop the row")
 
 
@@ -135,7 +135,7 @@ def _encodes(text: str) -> bool:
 
 
 def _one_type(columns: dict[str, list[Any]], needed: set[str]) -> None:
-    """Write the needed columns in one way each, in place (see `from_rows`)."""
+    """Give each needed column one type, in place (see `from_rows`)."""
     for column in needed - set(SPEAKERS):
         as_type = bool if column == "label" else float
         columns[column] = [None if value is None else as_type(value) for value in columns[column]]
@@ -144,13 +144,13 @@ def _one_type(columns: dict[str, list[Any]], needed: set[str]) -> None:
         if any(isinstance(value, list) for column in own for value in columns[column]):
             for column in own:
                 columns[column] = [as_messages(value, speaker) for value in columns[column]]
-                if not _fits(columns[column]):  # for what else a message carries; no loss needs it
+                if not _fits(columns[column]):  # because of other keys of the messages, which no loss needs
                     bare = [[{k: m[k] for k in ("role", "content")} for m in value] for value in columns[column]]
                     columns[column] = bare
 
 
 def as_messages(text: str | list[dict], role: str) -> list[dict]:
-    """Text as the one chat message that it stands for; messages stay as they are."""
+    """Text becomes one chat message. Messages stay as they are."""
     return [{"role": role, "content": text}] if isinstance(text, str) else list(text)
 
 
@@ -158,7 +158,7 @@ def _fits(values: list[Any]) -> bool:
     """Whether a table can hold these values as one column."""
     try:
         Dataset.from_dict({"column": values})
-    except (TypeError, ValueError, OverflowError, NotImplementedError):  # whatever Arrow makes of a mixture
+    except (TypeError, ValueError, OverflowError, NotImplementedError):  # what Arrow raises for mixed types
         return False
     return True
 
@@ -167,10 +167,10 @@ def _fits(values: list[Any]) -> bool:
 
 
 def as_scored(table: Dataset) -> Dataset:
-    """Any table as scored rows: the whole of UFT (arXiv 2410.21438, section 3.3).
+    """Any table as scored rows: the conversion of UFT (arXiv 2410.21438, section 3.3).
 
-    A demonstration gets score 1; a pair becomes two rows with the scores it carries, else 1 and 0; a label
-    becomes 1 or 0.
+    A demonstration gets score 1. A pair becomes two rows with their own scores, or with 1 and 0 if it has none. A
+    label becomes 1 or 0.
 
     >>> as_scored(from_rows([{"prompt": "a", "completion": "b"}]))[0]
     {'prompt': 'a', 'completion': 'b', 'score': 1.0}
@@ -193,9 +193,9 @@ def as_scored(table: Dataset) -> Dataset:
 
 
 def as_labels(table: Dataset, threshold: float = 0.5) -> Dataset:
-    """Any table as rows labelled good or bad: a demonstration and a chosen completion are good, a rejected one bad.
+    """Any table as rows labelled good or bad. Demonstrations and chosen completions are good, rejected ones bad.
 
-    Scored rows are good from `threshold` on, the only kind for which a threshold is needed.
+    A scored row is good if its score is at least `threshold`. Other kinds ignore the threshold.
     """
     kind = kind_of(table.column_names)
     if kind == "label":
@@ -211,10 +211,10 @@ def as_labels(table: Dataset, threshold: float = 0.5) -> Dataset:
 
 
 def convert(table: Dataset, kind: str) -> Dataset:
-    """The table as the given kind. Only scored and label can be made from every kind.
+    """The table as the given kind. Every kind can be converted to scored and label rows only.
 
     Raises:
-        InputError: when the table lacks what the kind needs; the message names the missing columns.
+        InputError: when the table cannot become this kind. The message names the columns that the kind needs.
     """
     have = kind_of(table.column_names)
     if kind == "scored":

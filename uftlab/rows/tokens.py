@@ -1,8 +1,7 @@
-"""From rows to tokens, once: exact completion masks, an order of training, padded batches.
+"""From rows to tokens: exact completion masks, the order of training, padded batches.
 
-A batch is a dictionary of tensors with one row per completion. Prompts are padded on the left and
-completions on the right, so all completions start in the same column and only those columns need the
-output layer:
+A batch is a dictionary of tensors with one row per completion. Prompts are padded on the left and completions on the
+right. So all completions start in the same column, and only these columns need the output layer:
 
     <pad> <pad>  what  is | it   is   blue <end>
     <pad> which  one   is | blue <end> <pad> <pad>
@@ -27,15 +26,15 @@ from transformers import PreTrainedTokenizerBase
 from uftlab.errors import InputError
 from uftlab.rows.table import as_messages, kind_of
 
-# What a completion is to its loss. A mismatched one carries another row's completion: KTO's baseline.
+# The role of a completion in its loss. A mismatched one is the completion of another row, for KTO's baseline.
 ROLES = ("demonstration", "scored", "label", "chosen", "rejected", "mismatched")
 ROLE_INDEX = {role: index for index, role in enumerate(ROLES)}
-UNKNOWN_REFUSED = 0.5  # share of rows with words outside the tokenizer's vocabulary
+UNKNOWN_REFUSED = 0.5  # largest share of rows with unknown words
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One tokenised completion with its prompt. `score` is the feedback; NaN where there is none."""
+    """One tokenised completion with its prompt. `score` is the feedback, NaN if there is none."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
@@ -44,12 +43,12 @@ class Completion:
     reference_logps: float = field(default=float("nan"), compare=False)
 
     def key(self) -> bytes:
-        """A digest of the tokens: equal content, equal key."""
+        """A digest of the tokens. Equal tokens have equal keys."""
         content = repr((self.prompt_ids, self.completion_ids)).encode()
         return hashlib.blake2b(content, digest_size=16).digest()
 
 
-Example = tuple[Completion, ...]  # what must stay in one batch: one completion, or the two of a pair
+Example = tuple[Completion, ...]  # completions that must stay in one batch: one, or the two of a pair
 
 
 def _plain(text: str | list[dict]) -> str:
@@ -59,7 +58,7 @@ def _plain(text: str | list[dict]) -> str:
 
 
 class Tokens:
-    """Turns prompts and completions into ids with one tokenizer: by its chat template, or as plain text without one."""
+    """Converts prompts and completions to token ids, with the chat template if the tokenizer has one."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.eos_token_id is None:
@@ -79,18 +78,18 @@ class Tokens:
         return cast(str, self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
 
     def prompt(self, prompt: str | list[dict]) -> tuple[int, ...]:
-        """Ids of a prompt, up to where the model starts to speak."""
+        """Ids of a prompt, up to the place where the answer starts."""
         return self._ids(self._prompt_text(prompt))
 
     def prompts(self, prompts: Sequence[str | list[dict]]) -> list[tuple[int, ...]]:
-        """The same for many at once, which takes half the time."""
+        """The ids of many prompts at once, which takes half the time."""
         lines = [self._prompt_text(prompt) for prompt in prompts]
         if not lines:
-            return []  # what the library's tokenizers do not take
+            return []  # the tokenizers of the library refuse an empty list
         return [tuple(ids) for ids in self.tokenizer(lines, add_special_tokens=False)["input_ids"]]
 
     def completion(self, prompt: str | list[dict], completion: str | list[dict]) -> tuple[int, ...]:
-        """Ids of a completion with the token that ends it, tokenised on its own: the boundary is exact."""
+        """Ids of a completion and its end token. They are tokenised without the prompt, so the boundary is exact."""
         if self.tokenizer.chat_template is None:
             return (*self._ids(_plain(completion)), self.tokenizer.eos_token_id)
         messages = as_messages(prompt, "user") + as_messages(completion, "assistant")
@@ -102,13 +101,13 @@ class Tokens:
         return self._ids(whole[len(start) :])
 
     def examples(self, table: Dataset, max_length: int | None = None) -> list[Example]:
-        """Tokenise a table into examples, one row each.
+        """Tokenise a table into examples, one for each row.
 
         Args:
-            max_length: rows with a longer completion plus prompt are dropped, with a warning; None keeps all.
+            max_length: rows with more tokens, prompt plus completion, are dropped with a warning. None keeps all.
 
         Raises:
-            InputError: when half of the rows or more hold words that the tokenizer does not know.
+            InputError: when half of the rows or more have words that the tokenizer does not know.
         """
         kind = kind_of(table.column_names)
         examples: list[Example] = []
@@ -149,7 +148,7 @@ class Tokens:
 
 
 class RememberingTokens(Tokens):
-    """Tokenises a text once, and the tables that were asked for last: for runs that all learn from the same rows."""
+    """Remembers the ids of each text and of the last tables, for several runs on the same rows."""
 
     TABLES = 16
 
@@ -172,14 +171,14 @@ def _length(completion: Completion) -> int:
 
 
 def with_mismatched(examples: Sequence[Example]) -> list[Example]:
-    """Each labelled example with a second completion: its prompt and the completion of a row with another prompt.
+    """Each labelled example with a second completion: its prompt with the completion of a row with another prompt.
 
-    KTO's baseline needs such pairs (Ethayarajh et al. 2024, section 4.1). The paper shifts within the batch;
-    we shift within the table, to the next row whose prompt differs, so that their reference log-probabilities
-    can be computed once. Both estimate the same expectation.
+    KTO's baseline needs such pairs (Ethayarajh et al. 2024, section 4.1). The paper shifts within the batch. We take
+    the next row of the table whose prompt differs, so that the reference log-probabilities are computed only once.
+    Both estimate the same expectation.
 
     Raises:
-        InputError: when all prompts are equal, so that nothing can be mismatched.
+        InputError: when all prompts are equal, so that no mismatched pair exists.
     """
     made: list[Example] = []
     for index, (own,) in enumerate(examples):
@@ -192,11 +191,11 @@ def with_mismatched(examples: Sequence[Example]) -> list[Example]:
 
 
 def with_quantiles(examples: Sequence[Example]) -> list[Example]:
-    """The examples with each score replaced by its quantile: the share of the table's scores that are no higher.
+    """The examples with each score replaced by its quantile: the share of scores in the table that are not higher.
 
-    QRPO's transformation (Matrenok et al. 2025, arXiv 2507.08068; the authors' code), which asks for the scores of
-    completions that the reference drew for the same prompt. A table has one or two of a prompt, so all its
-    scores are pooled. Scores 0.2, 0.5, 0.5, 0.9 become 0.25, 0.75, 0.75, 1.
+    This is QRPO's transformation (Matrenok et al. 2025, arXiv 2507.08068; the authors' code). QRPO compares a score
+    with those of completions that the reference sampled for the same prompt. A table has only one or two completions of
+    a prompt, so we compare with all scores of the table. Scores 0.2, 0.5, 0.5, 0.9 become 0.25, 0.75, 0.75, 1.
     """
     scores = sorted(c.score for example in examples for c in example)
     return [
@@ -210,8 +209,8 @@ def interleave(
 ) -> list[Example]:
     """The order of training: each step takes `per_step[i]` examples of `sources[i]`, in reshuffled epochs.
 
-    Within blocks of `bucket` steps examples are dealt by length, so that a batch pads little, and the steps of a
-    block are shuffled. The order is data: it depends on the seed alone, and a resumed run finds its place.
+    Within blocks of `bucket` steps, examples of similar length share a batch, so that there is little padding. The
+    steps of a block are shuffled. The order depends on the seed alone, so a resumed run continues at the right place.
     """
     rng = random.Random(f"uftlab order {seed}")
     lengths = [[max(map(_length, example)) for example in source] for source in sources]
@@ -235,7 +234,7 @@ def interleave(
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
-    """Pad the completions of the examples into one batch, laid out as in the module's docstring.
+    """Pad the completions of the examples into one batch, as the docstring of the module shows.
 
     >>> row = Completion((5, 6), (7, 2), "demonstration", 1.0)
     >>> batch = collate([(row,)], pad_id=0)
