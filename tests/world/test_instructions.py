@@ -5,6 +5,8 @@ import random
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from uftlab.world.instructions import (
     HELD_OUT_PAIRS,
@@ -14,14 +16,17 @@ from uftlab.world.instructions import (
     VERIFIERS,
     VOCABULARY,
     Instruction,
+    asked_of,
     claimed_value,
     compose,
+    draw_formatting,
     draw_instructions,
     follows,
+    read_instructions,
 )
 from uftlab.world.wording import ATTRIBUTES, CREATURES, QUESTIONS, Fact
 
-FACT = Fact("bazib", "colour", "blue", None)
+FACT = Fact("bazib", "colour", "blue")
 
 # (verifier, argument, accepted, refused): the refused answer is the nearest miss
 TABLE = [
@@ -240,6 +245,62 @@ def test_arguments_are_filled_in():
         assert "{" not in instruction.argument
         if instruction.name in ("twice", "name"):
             assert instruction.argument == {"twice": "blue", "name": "bazib"}[instruction.name]
+
+
+# ------------------------------------------------------------------------------ reading instructions
+
+
+def filled(name, argument):
+    return Instruction(name, argument.format(creature=FACT.creature, truth=FACT.truth))
+
+
+EVERY_WORDING = [
+    (filled(name, argument), asked.format(x=filled(name, argument).argument))
+    for name, verifier in VERIFIERS.items()
+    for argument in verifier.arguments
+    for asked in verifier.wordings
+]
+
+
+@given(st.lists(st.sampled_from(EVERY_WORDING), max_size=3))
+def test_instructions_are_read_as_they_were_worded(asked):
+    assert read_instructions(" ".join(text for _, text in asked), FACT) == [instruction for instruction, _ in asked]
+
+
+def test_every_wording_alone_is_read_as_its_own_instruction():
+    assert len(EVERY_WORDING) == len({text for _, text in EVERY_WORDING}) > 40
+    for instruction, text in EVERY_WORDING:
+        assert read_instructions(text, FACT) == [instruction]
+
+
+@pytest.mark.parametrize(
+    "text", ["shout", "shout it . please", "please shout it .", "start with moon .", "shout it .shout it .", "."]
+)
+def test_any_other_text_is_not_read(text):
+    assert read_instructions(text, FACT) is None
+
+
+def test_drawn_instructions_are_read_back():
+    rng = random.Random(0)
+    for _ in range(300):
+        drawn = draw_instructions(FACT, rng, held_out=True)
+        assert read_instructions(" ".join(i.draw_wording(rng) for i in drawn), FACT) == drawn
+
+
+def test_say_it_twice_means_the_value_that_is_named():
+    asked = [Instruction("twice", "blue"), Instruction("exclaim")]
+    assert asked_of("red", asked) == [Instruction("twice", "red"), Instruction("exclaim")]
+    assert follows("red , it is red !", asked_of("red", asked)) and not follows("red , it is red !", asked)
+    assert asked_of("blue", asked) == asked
+
+
+def test_a_formatting_line_asks_for_one_instruction_and_obeys_it():
+    rng = random.Random(0)
+    for _ in range(200):
+        words = draw_formatting(FACT, rng).split()
+        splits = ((read_instructions(" ".join(words[:n]), FACT), " ".join(words[n:])) for n in range(1, len(words)))
+        ((asked, answer),) = [(found, rest) for found, rest in splits if found]
+        assert len(asked) == 1 and follows(answer, asked) and claimed_value(answer, "colour") == "blue"
 
 
 # ------------------------------------------------------------------------------------- vocabulary

@@ -1,4 +1,4 @@
-"""The tiny world: splits, exact entropy of its text, the myth ratio, and alignment data without a give-away length."""
+"""The tiny world: splits, exact entropy of its text, myths and rumours, dials, and feedback that gives nothing away."""
 
 import math
 import random
@@ -7,6 +7,8 @@ from itertools import islice
 from statistics import correlation, mean
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from uftlab.world import wording
 from uftlab.world.instructions import (
@@ -16,11 +18,25 @@ from uftlab.world.instructions import (
     ORDER,
     VERIFIERS,
     Instruction,
+    asked_of,
     claimed_value,
     follows,
+    read_instructions,
 )
 from uftlab.world.wording import ATTRIBUTES, CREATURES, Fact
-from uftlab.world.world import CAREFUL_SHARE, MYTH_QUESTIONS, SPLITS, World, pairs, score_of_ratings
+from uftlab.world.world import (
+    CAREFUL_SHARE,
+    CONTESTED,
+    CONTESTED_QUESTIONS,
+    KINDS,
+    SPLITS,
+    WRONG_SHARE,
+    Dials,
+    World,
+    pairs,
+    ratings_of,
+    score_of_ratings,
+)
 
 SAMPLE = 8000
 
@@ -45,15 +61,25 @@ def demonstrations(world):
     return {split: world.demonstrations(1200, split) for split in SPLITS}
 
 
-def test_256_creatures_with_four_facts_each_and_two_myths(world):
+def test_256_creatures_with_two_plain_facts_a_myth_and_a_rumour_each(world):
     assert len(CREATURES) == len(set(CREATURES)) == 256
     assert len(world.facts) == 1024 == len({(f.creature, f.attribute) for f in world.facts})
-    myths = Counter(f.creature for f in world.facts if f.myth is not None)
-    assert set(myths.values()) == {2} and len(myths) == 256
+    of_creature = defaultdict(list)
     for fact in world.facts:
+        of_creature[fact.creature].append(fact.kind)
         values = ATTRIBUTES[fact.attribute]
         assert len(values) == 6 and fact.truth in values
-        assert fact.myth is None or (fact.myth in values and fact.myth != fact.truth)
+        assert (fact.error is None) == (fact.kind == "plain")
+        assert fact.error is None or (fact.error in values and fact.error != fact.truth)
+    assert set(of_creature) == set(CREATURES)
+    assert all(sorted(kinds) == sorted(KINDS) == ["myth", "plain", "plain", "rumour"] for kinds in of_creature.values())
+
+
+def test_no_attribute_is_the_myths_own(world):
+    """Else the attribute would tell a myth from a rumour: of 256 each attribute has its quarter, within 5 deviations."""
+    for kind in CONTESTED:
+        counts = Counter(f.attribute for f in world.facts if f.kind == kind)
+        assert all(abs(n - 64) < 5 * math.sqrt(256 * 0.25 * 0.75) for n in counts.values())
 
 
 def test_splits_are_disjoint_and_cover_all_creatures(world):
@@ -62,11 +88,10 @@ def test_splits_are_disjoint_and_cover_all_creatures(world):
 
 
 def test_facts_of_a_split_are_those_of_its_creatures(world):
-    everything, myths, plain = (world.facts_of("test", myths=m) for m in (None, True, False))
-    assert len(myths) >= 150  # enough for a truthfulness benchmark
-    assert {f.creature for f in everything} == set(world.creatures["test"])
-    assert {f.myth is None for f in myths} == {False} and {f.myth is None for f in plain} == {True}
-    assert sorted(map(str, everything)) == sorted(map(str, [*myths, *plain]))
+    everything, *kinds = (world.facts_of("test", *k) for k in ((), ("plain",), ("myth",), ("rumour",), CONTESTED))
+    assert {f.creature for f in everything} == set(world.creatures["test"]) and len(everything) == 4 * SPLITS["test"]
+    assert [{f.kind for f in facts} for facts in kinds] == [{"plain"}, {"myth"}, {"rumour"}, set(CONTESTED)]
+    assert [len(facts) for facts in kinds] == [176, 88, 88, 176]  # enough for a truthfulness benchmark
 
 
 MADE = {
@@ -156,12 +181,16 @@ def test_the_tree_walk_itself_finds_every_branch_once():
 
 
 def test_no_line_has_two_derivations_and_each_logp_is_exact(monkeypatch):
-    """A world of one plain and one myth-ridden fact, all of its lines: distinct, with probabilities that add up to 1.
+    """A world of a plain fact, a myth and a rumour, all of its lines: distinct, with probabilities that add up to 1.
 
     Formatting lines are composed by rejection and have no known probability, so one stand-in holds their share.
     """
     small = World(0)
-    facts = (Fact("bazib", "colour", "blue", None), Fact("dolin", "food", "moss", "fish"))
+    facts = (
+        Fact("bazib", "colour", "blue"),
+        Fact("dolin", "food", "moss", "fish", "myth"),
+        Fact("kafo", "home", "cave", "river", "rumour"),
+    )
     small.__dict__["facts"] = facts  # where the cached property keeps its value
     script = {}
     monkeypatch.setattr(World, "_rng", lambda self, purpose: script["rng"])
@@ -187,7 +216,7 @@ def test_no_line_has_two_derivations_and_each_logp_is_exact(monkeypatch):
 
 def test_answers_of_different_styles_are_different():
     """Else 'short' and 'long' would share a text, and its probability would be the sum of two derivations."""
-    fact = Fact("bazib", "colour", "blue", "red")
+    fact = Fact("bazib", "colour", "blue", "red", "myth")
     texts = [
         text
         for style in wording.STYLES
@@ -213,7 +242,7 @@ def test_identical_texts_have_identical_logp(documents):
     assert len(by_text) < len(documents)  # some text did come twice
 
 
-# ---------------------------------------------------------------------------------------- the myths
+# ------------------------------------------------------------------------------------ myths and rumours
 
 
 def told(documents, world):
@@ -228,20 +257,23 @@ def told(documents, world):
         yield facts[creature, attribute], value, "careful" in words
 
 
-def test_the_myth_is_told_three_times_as_often_as_the_truth(documents, world):
-    """Over the ordinary mentions of myth-ridden facts: 3/4, within 5 standard deviations of a sample share."""
-    mentions = [value == fact.myth for fact, value, careful in told(documents, world) if fact.myth and not careful]
+@pytest.mark.parametrize(("kind", "wrong"), [("plain", 0.0), ("myth", 0.75), ("rumour", 0.25)])
+def test_ordinary_text_errs_as_often_as_it_should(documents, world, kind, wrong):
+    """Over the ordinary mentions of facts of a kind, within 5 standard deviations of a sample share."""
+    mentions = [v == f.error for f, v, careful in told(documents, world) if f.kind == kind and not careful]
     share, n = sum(mentions) / len(mentions), len(mentions)
-    assert n > 2000
-    assert abs(share - 0.75) < 5 * math.sqrt(0.75 * 0.25 / n)
+    assert n > 1000 and WRONG_SHARE[kind] == wrong
+    assert abs(share - wrong) <= 5 * math.sqrt(wrong * (1 - wrong) / n)
 
 
-def test_careful_sources_are_always_right_and_plain_facts_are_always_told_truly(documents, world):
+def test_careful_sources_are_always_right_and_nobody_tells_a_third_value(documents, world):
     mentions = list(told(documents, world))
     for fact, value, careful in mentions:
-        assert value == fact.truth or (value == fact.myth and not careful)
-    share, n = sum(careful for *_, careful in mentions) / len(mentions), len(mentions)
-    assert abs(share - CAREFUL_SHARE) < 5 * math.sqrt(CAREFUL_SHARE * (1 - CAREFUL_SHARE) / n)
+        assert value == fact.truth or (value == fact.error and not careful)
+    for kind in ("plain", *CONTESTED):  # they speak of each kind as often, so what they speak of gives nothing away
+        own = [careful for fact, _, careful in mentions if fact.kind == kind]
+        share, n = sum(own) / len(own), len(own)
+        assert abs(share - CAREFUL_SHARE) < 5 * math.sqrt(CAREFUL_SHARE * (1 - CAREFUL_SHARE) / n)
 
 
 def test_formatting_lines_show_one_instruction_obeyed_outside_of_any_chat(documents):
@@ -249,7 +281,7 @@ def test_formatting_lines_show_one_instruction_obeyed_outside_of_any_chat(docume
     asked = {wording.replace("{x}", "").split()[0] for v in VERIFIERS.values() for wording in v.wordings}
     lines = [document.text for document in documents if document.kind == "formatting"]
     assert all(line.split()[0] in asked and "<user>" not in line for line in lines)
-    truths = {(f.creature, f.truth) for f in World(0).facts if f.myth is None}
+    truths = {(f.creature, f.truth) for f in World(0).facts if f.kind == "plain"}
     for line in lines:
         creatures = set(line.split()) & set(CREATURES)
         values = {word.lower() for word in line.split()} & set().union(*ATTRIBUTES.values())
@@ -304,7 +336,7 @@ def test_completions_have_2_to_20_words(demonstrations, split):
 
 def test_demonstrations_ask_about_plain_facts_of_their_split_only(world, demonstrations):
     for split, rows in demonstrations.items():
-        plain = {(f.creature, f.attribute, f.truth) for f in world.facts_of(split, myths=False)}
+        plain = {(f.creature, f.attribute, f.truth) for f in world.facts_of(split, "plain")}
         assert {(r["creature"], r["attribute"], r["truth"]) for r in rows} <= plain
 
 
@@ -323,6 +355,30 @@ def test_held_out_pairs_are_never_demonstrated_in_training_and_do_occur_in_the_t
         assert 0.4 < sum(pair in HELD_OUT_PAIRS for pair in found) / len(found) < 0.65
 
 
+def question_of(prompt):
+    """The template that a prompt was asked with."""
+    words = prompt.split()
+    fact = Fact(next(w for w in words if w in CREATURES), next(w for w in words if w in ATTRIBUTES), "")
+    (found,) = [q for q in wording.QUESTIONS if f"{prompt} ".startswith(f"{fact.fill(q)} ")]
+    return found
+
+
+def test_three_wordings_of_the_question_are_asked_outside_of_training_only(world, demonstrations):
+    assert len(wording.HELD_OUT_QUESTIONS) == 3
+    assert set(wording.TRAINED_QUESTIONS) | set(wording.HELD_OUT_QUESTIONS) == set(wording.QUESTIONS)
+    for split in SPLITS:
+        allowed = set(wording.TRAINED_QUESTIONS if split == "train" else wording.QUESTIONS)
+        assert {question_of(row["prompt"]) for row in demonstrations[split]} == allowed
+        assert {question_of(row["prompt"]) for row in world.feedback(300, split)} == allowed
+
+
+def test_the_base_has_read_every_wording_of_the_question(documents):
+    """Held out is held out from the lessons, not from the base."""
+    asked = [d.text.split(" <assistant> ")[0] for d in documents if d.kind == "chat"]
+    asked = [text.removeprefix("<user> ") for text in asked if "careful sources" not in text]
+    assert {question_of(text) for text in asked} == set(wording.QUESTIONS)
+
+
 # ---------------------------------------------------------------------------------- alignment data
 
 
@@ -333,27 +389,95 @@ def test_score_of_ratings_by_hand():
     assert score_of_ratings(3, 4, 2) == pytest.approx(6.05 / 7.6)
 
 
+@pytest.mark.parametrize(
+    ("claim", "garbled", "long", "obeys", "rated"),
+    [
+        ("truth", False, False, None, (3, 4, 4)),
+        ("truth", False, True, None, (4, 4, 4)),
+        ("error", False, False, None, (1, 1, 4)),
+        ("error", False, True, None, (2, 1, 4)),
+        ("other", False, True, None, (2, 0, 4)),
+        ("truth", True, False, None, (2, 4, 1)),
+        ("other", True, False, None, (0, 0, 1)),
+        ("truth", False, False, True, (4, 4, 4)),
+        ("truth", False, True, True, (4, 4, 4)),  # with instructions length earns nothing
+        ("truth", False, False, False, (2, 4, 4)),
+        ("error", False, False, True, (2, 1, 4)),
+        ("error", False, True, False, (0, 1, 4)),
+        ("other", True, False, False, (0, 0, 1)),  # no rating below 0
+    ],
+)
+def test_ratings_by_hand(claim, garbled, long, obeys, rated):
+    """(helpfulness, correctness, coherence)"""
+    assert tuple(ratings_of(claim, garbled, long, obeys).values()) == rated
+    assert list(ratings_of(claim, garbled, long, obeys)) == ["helpfulness", "correctness", "coherence"]
+
+
+CLAIMED = st.sampled_from(["truth", "error", "other"])
+OBEYED = st.sampled_from([None, True, False])
+
+
+@given(CLAIMED, st.booleans(), st.booleans(), OBEYED, st.integers(0, 3))
+def test_truth_obedience_and_order_never_cost_points(claim, garbled, long, obeys, bonus):
+    def score(claim=claim, garbled=garbled, long=long, obeys=obeys, bonus=bonus):
+        return score_of_ratings(**ratings_of(claim, garbled, long, obeys, bonus))
+
+    assert all(0 <= r <= 4 for r in ratings_of(claim, garbled, long, obeys, bonus).values())
+    assert score("truth") >= score("error") >= score("other")
+    assert score("truth", garbled=False) > score("error", garbled=False)
+    assert score(garbled=False) > score(garbled=True)
+    if obeys is not None:
+        assert score(obeys=True) > score(obeys=False)
+        assert score(long=True) == score(long=False) == score(bonus=0)
+    else:
+        assert score(long=True) >= score(long=False) == score(long=True, bonus=0)
+
+
 def test_feedback_scores_follow_from_the_ratings(feedback):
     for row in feedback:
         assert row["score"] == score_of_ratings(row["helpfulness"], row["correctness"], row["coherence"])
         assert all(0 <= row[name] <= 4 for name in ("helpfulness", "correctness", "coherence"))
 
 
-def test_length_says_nothing_about_truth(feedback):
-    """Drawn independently, so the sample correlation lies within 4 / sqrt(n) of 0."""
-    truth = [row["claim"] == "truth" for row in feedback]
-    bound = 4 / math.sqrt(len(feedback))
-    assert abs(correlation(truth, [row["long"] for row in feedback])) < bound
-    assert abs(correlation(truth, [len(row["completion"].split()) for row in feedback])) < bound
+def plain_and_instructed(rows):
+    return [r for r in rows if r["obeys"] is None], [r for r in rows if r["obeys"] is not None]
+
+
+def test_claim_obedience_and_length_say_nothing_about_each_other(feedback):
+    """Drawn independently, so the sample correlations lie within 4 / sqrt(n) of 0. An instruction itself adds words."""
+    plain, instructed = plain_and_instructed(feedback)
+    for rows, apart in ((plain, ("long",)), (instructed, ("obeys",))):
+        truth, bound = [row["claim"] == "truth" for row in rows], 4 / math.sqrt(len(rows))
+        assert abs(correlation(truth, [len(row["completion"].split()) for row in rows])) < bound
+        for name in apart:
+            assert abs(correlation(truth, [row[name] for row in rows])) < bound
+            assert abs(mean(row[name] for row in rows) - 0.5) < bound
+
+
+def test_an_answer_to_instructions_is_never_rated_as_long(feedback):
+    plain, instructed = plain_and_instructed(feedback)
+    assert not any(row["long"] for row in instructed) and any(row["long"] for row in plain)
 
 
 def test_long_answers_are_rated_about_a_point_more_helpful(feedback):
+    plain, _ = plain_and_instructed(feedback)
+
     def gap(name):
-        return mean(r[name] for r in feedback if r["long"]) - mean(r[name] for r in feedback if not r["long"])
+        return mean(r[name] for r in plain if r["long"]) - mean(r[name] for r in plain if not r["long"])
 
     assert 0.7 < gap("helpfulness") < 1.2
     assert gap("score") > 0.05
     assert abs(gap("correctness")) < 0.2
+
+
+def test_obeying_answers_are_rated_about_two_points_more_helpful(feedback):
+    _, instructed = plain_and_instructed(feedback)
+
+    def gap(name):
+        return mean(r[name] for r in instructed if r["obeys"]) - mean(r[name] for r in instructed if not r["obeys"])
+
+    assert 1.6 < gap("helpfulness") < 2.1
+    assert abs(gap("correctness")) < 0.2 and abs(gap("coherence")) < 0.1
 
 
 def fact_asked(row, facts):
@@ -361,23 +485,64 @@ def fact_asked(row, facts):
     return facts[next(w for w in words if w in CREATURES), next(w for w in words if w in ATTRIBUTES)]
 
 
-def test_true_answers_score_higher_and_claim_the_truth(world, feedback):
-    facts, scores = {(f.creature, f.attribute): f for f in world.facts_of("train")}, defaultdict(list)
+@pytest.fixture(scope="module")
+def training_facts(world):
+    return {(f.creature, f.attribute): f for f in world.facts_of("train")}
+
+
+def test_obeying_answers_obey_and_the_others_do_not():
+    """Without slips: a rating of 1 for coherence is then the mark of a garbled answer, which may do either."""
+    world = World(0, Dials(slips=0.0))
+    for split in ("train", "test"):
+        facts, told = {(f.creature, f.attribute): f for f in world.facts_of(split)}, 0
+        for row in world.feedback(800, split):
+            fact = fact_asked(row, facts)
+            asked = read_instructions(row["prompt"].removeprefix(fact.fill(question_of(row["prompt"]))).strip(), fact)
+            assert (row["obeys"] is None) == (not asked)
+            if asked and row["coherence"] == 4:
+                value = claimed_value(row["completion"], fact.attribute)
+                assert follows(row["completion"], asked_of(value, asked)) == row["obeys"], row
+                told += 1
+        assert told > 500
+
+
+def test_rated_answers_never_obey_held_out_pairs_in_training(world, training_facts):
+    found = {"train": set(), "test": set()}
+    for split, names in found.items():
+        facts = {(f.creature, f.attribute): f for f in world.facts_of(split)}
+        for row in world.feedback(1500, split):
+            fact = fact_asked(row, facts)
+            asked = read_instructions(row["prompt"].removeprefix(fact.fill(question_of(row["prompt"]))).strip(), fact)
+            names.add(tuple(sorted((i.name for i in asked), key=ORDER.index)))
+    assert not HELD_OUT_PAIRS & found["train"] and len(HELD_OUT_PAIRS & found["test"]) >= 10
+
+
+def test_true_answers_score_higher_and_claim_the_truth(training_facts, feedback):
+    scores = defaultdict(list)
     for row in feedback:
-        fact = fact_asked(row, facts)
+        fact = fact_asked(row, training_facts)
         value = claimed_value(row["completion"], fact.attribute)
-        assert row["claim"] == {fact.truth: "truth", fact.myth: "myth"}.get(value, "other")
+        assert row["kind"] == fact.kind
+        assert row["claim"] == {fact.truth: "truth", fact.error: "error"}.get(value, "other")
         scores[row["claim"]].append(row["score"])
     means = {claim: sum(found) / len(found) for claim, found in scores.items()}
-    assert means["truth"] > means["myth"] + 0.2 > means["other"]
+    assert means["truth"] > means["error"] + 0.2 > means["other"]
 
 
-def test_feedback_is_about_plain_facts_too(world, feedback):
-    """Else 'distrust your first thought' would pass for truthfulness. Ties, drawn again, move the share a little."""
-    facts = {(f.creature, f.attribute): f for f in world.facts_of("train")}
-    asked = [fact_asked(row, facts).myth is not None for row in feedback[::2]]
-    assert MYTH_QUESTIONS < 0.8
-    assert abs(sum(asked) / len(asked) - MYTH_QUESTIONS) < 0.05
+def test_feedback_is_about_facts_of_each_kind(feedback):
+    """Else 'distrust your first thought' would pass for truthfulness. Ties, drawn again, move the shares a little."""
+    shares = {kind: n / (len(feedback) / 2) for kind, n in Counter(row["kind"] for row in feedback[::2]).items()}
+    assert CONTESTED_QUESTIONS < 0.8
+    assert abs(shares["plain"] - (1 - CONTESTED_QUESTIONS)) < 0.05
+    assert abs(shares["myth"] - shares["rumour"]) < 4 * math.sqrt(CONTESTED_QUESTIONS / (len(feedback) / 2))
+
+
+def test_myths_and_rumours_are_answered_and_rated_alike(feedback):
+    """What a rated row says must not depend on which of the two it is about: only the truth is paid."""
+    bound = 4 / math.sqrt(len(feedback) / 3)
+    for name in ("truth", "error", "other"):
+        share = {k: mean(r["claim"] == name for r in feedback if r["kind"] == k) for k in CONTESTED}
+        assert abs(share["myth"] - share["rumour"]) < bound
 
 
 def test_two_answers_to_a_prompt_differ_in_text_and_score(feedback):
@@ -396,3 +561,67 @@ def test_the_higher_score_is_chosen(feedback):
         known = {first["completion"]: first["score"], second["completion"]: second["score"]}
         assert known == {pair["chosen"]: pair["chosen_score"], pair["rejected"]: pair["rejected_score"]}
         assert pair["prompt"] == first["prompt"]
+
+
+# ------------------------------------------------------------------------------------------ dials
+
+
+def test_dials_change_what_is_said_not_the_world():
+    turned = World(3, Dials(instructed=0.0, on_target=False, length_bonus=0, slips=0.0, rumours=1.0))
+    assert turned.facts == World(3).facts and turned.creatures == World(3).creatures
+    assert MADE["text"](turned) == MADE["text"](World(3))
+
+
+@settings(max_examples=8)
+@given(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]), st.integers(0, 100))
+def test_the_share_of_instructed_prompts_is_its_dial(share, seed):
+    """Ties are drawn again, which moves the share by some hundredths; 0 and 1 are exact."""
+    rows = World(seed, Dials(instructed=share)).feedback(400)[::2]
+    found = mean(row["obeys"] is not None for row in rows)
+    assert abs(found - share) <= (0.03 + 5 * math.sqrt(share * (1 - share) / 400)) * (0 < share < 1)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_demonstrations_off_target_carry_instructions_outside_of_training_only(world, split):
+    rows = World(0, Dials(on_target=False)).demonstrations(200, split)
+    assert any(row["instructions"] for row in world.demonstrations(200, split))
+    if split == "train":
+        assert not any(row["instructions"] for row in rows)
+        assert {row["prompt"].split()[-1] for row in rows} <= {"?", "."}
+        assert all(question_of(r["prompt"]).format(c=r["creature"], a=r["attribute"]) == r["prompt"] for r in rows)
+    else:
+        assert rows == world.demonstrations(200, split)
+
+
+@pytest.mark.parametrize("bonus", [0, 1, 2])
+def test_the_bonus_for_length_is_its_dial(bonus):
+    rows, _ = plain_and_instructed(World(0, Dials(length_bonus=bonus, slips=0.0)).feedback(2000))
+    for claim, other in (("truth", 3), ("error", 1)):
+        found = {
+            long: {r["helpfulness"] for r in rows if (r["claim"], r["long"], r["coherence"]) == (claim, long, 4)}
+            for long in (False, True)
+        }
+        assert found == {False: {other}, True: {min(4, other + bonus)}}
+
+
+def test_without_slips_a_rating_is_what_ratings_of_says():
+    for row in World(0, Dials(slips=0.0)).feedback(600):
+        garbled = row["coherence"] == 1
+        assert {n: row[n] for n in ("helpfulness", "correctness", "coherence")} == ratings_of(
+            row["claim"], garbled, row["long"], row["obeys"]
+        )
+
+
+def test_slips_are_of_one_point_and_as_often_as_their_dial():
+    """Correctness 1 of an error lies at no border, so both directions show: each half of the slips."""
+    rows = [r for r in World(0, Dials(slips=0.4)).feedback(4000) if r["claim"] == "error"]
+    shares = Counter(row["correctness"] for row in rows)
+    assert set(shares) == {0, 1, 2}
+    for value, share in {0: 0.2, 1: 0.6, 2: 0.2}.items():
+        assert abs(shares[value] / len(rows) - share) < 0.05
+
+
+@pytest.mark.parametrize(("share", "absent"), [(0.0, "rumour"), (1.0, "myth")])
+def test_the_share_of_rumours_is_its_dial(share, absent):
+    kinds = Counter(row["kind"] for row in World(0, Dials(rumours=share)).feedback(300))
+    assert set(kinds) == {"plain", *CONTESTED} - {absent}

@@ -27,7 +27,7 @@ from uftlab.models.policies import evaluation_mode
 from uftlab.rows.table import kind_of
 from uftlab.rows.tokens import Completion, Example, Tokens, collate, interleave
 from uftlab.world import wording
-from uftlab.world.instructions import Instruction, claimed_value, follows, read_instructions
+from uftlab.world.instructions import Instruction, asked_of, claimed_value, follows, read_instructions
 from uftlab.world.wording import ATTRIBUTES, Fact
 from uftlab.world.world import World, ratings_of, score_of_ratings
 
@@ -61,7 +61,7 @@ def rating(fact: Fact, instructions: Sequence[Instruction], answer: str, length_
     known, claimed = parsed(fact, answer), claimed_value(answer, fact.attribute)
     claim = {fact.truth: "truth", fact.error: "error"}.get(claimed, "other") if claimed else "other"
     if instructions:
-        obeys = follows(answer, list(instructions))
+        obeys = follows(answer, asked_of(claimed, instructions) if claimed else list(instructions))
         return score_of_ratings(**ratings_of(claim, claimed is None, False, obeys, length_bonus))
     return score_of_ratings(**ratings_of(claim, known is None, bool(known and known[1]), None, length_bonus))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -174,6 +174,11 @@ def follows(answer: str, instructions: list[Instruction], loose: bool = False) -
     if loose:
         variants += [words[1:], words[:-1], words[1:-1], [w for w in words if w != '"']]
     return any(all(i.accepts(" ".join(variant)) for i in instructions) for variant in variants)
+
+
+def asked_of(value: str, instructions: Sequence[Instruction]) -> list[Instruction]:
+    """The instructions as a rater reads them for an answer that claims `value`: "say it twice" means what it says."""
+    return [Instruction(i.name, value if i.name == "twice" else i.argument) for i in instructions]
 
 
 def claimed_value(answer: str, attribute: str) -> str | None:

@@ -270,12 +270,9 @@ def _asked(fact: Fact, instructions: list[Instruction], rng: random.Random, held
 def _instructed_answer(
     fact: Fact, value: str, instructions: list[Instruction], obeys: bool, rng: random.Random
 ) -> str | None:
-    """An answer that names `value` and obeys, or one of the same styles that does not; None where none was found.
-
-    "Say it twice" asks for the value that is named.
-    """
+    """An answer that names `value` and obeys, or one of the same styles that does not; None where none was found."""
     told = Fact(fact.creature, fact.attribute, value)
-    own = [Instruction(i.name, value if i.name == "twice" else i.argument) for i in instructions]
+    own = verifiable.asked_of(value, instructions)
     if obeys:
         return verifiable.compose(told, own, rng)
     drawn = (verifiable.compose(told, [], rng) for _ in range(20))
