@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import frozen_copy, load_base, tiny_tokenizer
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import RememberingTokens
-from uftlab.study.trials import SCHEMA, Profile, Trial, is_done, read_trial
+from uftlab.study.trials import SCHEMA, Profile, Trial, is_done, plan_digest, read_trial
 from uftlab.training.methods import SAMPLING, Stage, data_kinds, is_tuned, method_named, plan
 from uftlab.training.reward_functions import world_reward
 from uftlab.training.stages import Job, Trained, layout, run, usual_device
@@ -241,6 +242,8 @@ def _result(own: _Progress, metrics: dict[str, float], samples: list, seconds: f
     totals = ("completions", "extra_forwards", "sampled", "extra_runs")
     return {
         "schema": SCHEMA,
+        "plan": plan_digest(),
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "method": trial.method,
         "seed": trial.seed,
         "profile": trial.profile.name,

@@ -14,11 +14,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from uftlab.errors import InputError
 from uftlab.evals.sizes import Sizes, metric_names
+from uftlab.files import home
 from uftlab.training.methods import method_named, settings_of
 from uftlab.world.world import Dials
 
@@ -50,8 +52,8 @@ class Profile:
 
 PROFILES = {
     "smoke": Profile("smoke", 8, 2, 240, 120, Sizes(48, 60, 8, 40), 2),
-    "class": Profile("class", 240, 5, curve_points=4),
-    "research": Profile("research", 240, 16, curve_points=4),
+    "class": Profile("class", 200, 5, curve_points=4),
+    "research": Profile("research", 200, 16, curve_points=4),
 }
 
 
@@ -60,6 +62,13 @@ def profile_named(name: str) -> Profile:
     if name not in PROFILES:
         raise InputError("A profile", f"be one of {', '.join(PROFILES)}", name, "Choose one of them")
     return PROFILES[name]
+
+
+@cache
+def plan_digest() -> str | None:
+    """Of the written plan, docs/plan.md, that a trial was run under; None for an installed package, which has none."""
+    plan = home() / "docs" / "plan.md"
+    return hashlib.blake2b(plan.read_bytes(), digest_size=8).hexdigest() if plan.is_file() else None
 
 
 @dataclass(frozen=True)

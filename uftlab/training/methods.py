@@ -174,20 +174,6 @@ METHODS: dict[str, Method] = {
         ),
         Method("una-alone", (Stage("una-score", 0.0),), "UNA on scores alone, the full budget", group="control"),
         Method("dpo-alone", (Stage("dpo", 0.0),), "DPO on pairs alone, the full budget", group="control"),
-        Method(
-            "dpo-then-sft",
-            (Stage("dpo", 0.0, 0.5), _SFT_HALF),
-            "the pipeline in the other order: DPO on pairs, then SFT",
-            ("learning_rate",),
-            "control",
-        ),
-        Method(
-            "una-then-sft",
-            (Stage("una-score", 0.0, 0.5), _SFT_HALF),
-            "the pipeline in the other order: UNA on scores, then SFT",
-            ("learning_rate",),
-            "control",
-        ),
     )
 }
 
@@ -201,6 +187,20 @@ _BOTH = ("learning_rate", "beta")
 PIPELINE_METHODS: dict[str, Method] = {
     m.name: m
     for m in (
+        Method(
+            "dpo-then-sft",
+            (Stage("dpo", 0.0, 0.5), _SFT_HALF),
+            "the pipeline in the other order: DPO on pairs, then SFT",
+            ("learning_rate",),
+            "pipeline",
+        ),
+        Method(
+            "una-then-sft",
+            (Stage("una-score", 0.0, 0.5), _SFT_HALF),
+            "the pipeline in the other order: UNA on scores, then SFT",
+            ("learning_rate",),
+            "pipeline",
+        ),
         Method(
             "sdpo",
             (_SFT_HALF, Stage("dpo", 0.0, 0.5, "parts", (("parts", 3.0),))),
