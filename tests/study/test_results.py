@@ -15,7 +15,7 @@ from uftlab.cli import app
 from uftlab.errors import InputError
 from uftlab.files import write_atomically
 from uftlab.reports.html import write_report
-from uftlab.study import results, tuning
+from uftlab.study import comparisons, results, tuning
 from uftlab.study import trials as study
 from uftlab.study.results import COMPARISONS, HEADLINES, Interval, interval, resampled_interval
 from uftlab.training import methods
@@ -148,7 +148,7 @@ def test_differences_are_paired_over_the_seeds_that_both_methods_have():
 def test_methods_without_a_common_seed_are_not_compared():
     frame = results.tidy([made_up("sft", 0), made_up("sft-then-dpo", 1)])
     assert results.difference(frame, "sft-then-dpo", "sft", "instruction/strict") is None
-    assert results.compare(frame) == []
+    assert comparisons.compare(frame) == []
 
 
 def test_compare_gives_verdicts_from_paired_seeds():
@@ -157,7 +157,7 @@ def test_compare_gives_verdicts_from_paired_seeds():
         rows.append(made_up("sft", seed, strict=0.5 + noise, mc2=0.2 + noise))
         rows.append(made_up("sft-then-dpo", seed, strict=0.3 + noise + 0.01 * seed, mc2=0.5 + 0.9 * noise))
         rows.append(made_up("uft", seed, strict=(0.0, 0.9, 0.4)[seed], mc2=0.5 + 0.9 * noise))
-    found = {(r["comparison"], r["metric"]): r for r in results.compare(results.tidy(rows))}
+    found = {(r["comparison"], r["metric"]): r for r in comparisons.compare(results.tidy(rows))}
     assert found["sft-then-dpo minus sft", "instruction/strict"]["verdict"] == "lower"
     assert found["sft-then-dpo minus sft", "truth/mc2"]["verdict"] == "higher"
     assert found["uft minus sft-then-dpo", "instruction/strict"]["verdict"] == "not settled"
@@ -165,7 +165,7 @@ def test_compare_gives_verdicts_from_paired_seeds():
 
 
 def test_every_named_comparison_is_made_on_every_headline(frame):
-    found = [(r["comparison"], r["metric"]) for r in results.compare(frame)]
+    found = [(r["comparison"], r["metric"]) for r in comparisons.compare(frame)]
     named = [(f"{a} minus {b}", metric) for a, b, _ in COMPARISONS for metric in HEADLINES]
     assert found[: len(named)] == named and len(found) == len(named) + len(HEADLINES)  # the interactions last
 
@@ -178,9 +178,9 @@ def test_interaction_by_hand():
     """Mixing adds 0.7 - 0.4 = 0.3 under the unified loss, 0.6 - 0.5 = 0.1 under separate losses: 0.2; then 0.4."""
     cells = {"uft": (0.7, 0.9), "uft-then-una": (0.4, 0.4), "sft-plus-dpo": (0.6, 0.6), "sft-then-dpo": (0.5, 0.5)}
     rows = [made_up(name, seed, strict=v) for name, values in cells.items() for seed, v in enumerate(values)]
-    found = results.interaction(results.tidy(rows), "instruction/strict")
+    found = comparisons.interaction(results.tidy(rows), "instruction/strict")
     assert (found.mean, found.seeds) == (pytest.approx(0.3), 2)
-    assert results.interaction(results.tidy(rows[2:]), "instruction/strict") is None
+    assert comparisons.interaction(results.tidy(rows[2:]), "instruction/strict") is None
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_interaction_by_hand():
 def test_a_sentence_says_its_numbers_and_no_more(numbers, text):
     row = dict(zip(("mean", "low", "high", "seeds", "verdict"), numbers, strict=True))
     row |= {"comparison": "a minus b", "metric": "instruction/strict"}
-    assert results.sentence(row) == f"instructions followed: {text}"
+    assert comparisons.sentence(row) == f"instructions followed: {text}"
 
 
 @pytest.mark.parametrize(
@@ -214,29 +214,31 @@ def test_a_sentence_says_its_numbers_and_no_more(numbers, text):
 )
 def test_the_interaction_has_a_wording_of_its_own(numbers, text):
     row = dict(zip(("mean", "low", "high", "seeds", "verdict"), numbers, strict=True))
-    row |= {"comparison": results.INTERACTION, "metric": "truth/mc2"}
+    row |= {"comparison": comparisons.INTERACTION, "metric": "truth/mc2"}
     mean, low, high = numbers[:3]
     wanted = f"truth despite the myth: {text} ({mean:+.2f}, 95 % interval {low:.2f} to {high:.2f}, 5 seeds)."
-    assert results.sentence(row) == wanted
+    assert comparisons.sentence(row) == wanted
 
 
 def test_what_rounding_leaves_is_said_to_be_zero():
     row = {"comparison": "a minus b", "metric": "truth/mc2", "mean": -2e-17, "low": -0.003, "high": 4e-5, "seeds": 5}
     wanted = "a against b is not settled (+0.00, 95 % interval -0.003 to 0.00, 5 seeds)."
-    assert results.sentence({**row, "verdict": "not settled"}) == f"truth despite the myth: {wanted}"
+    assert comparisons.sentence({**row, "verdict": "not settled"}) == f"truth despite the myth: {wanted}"
 
 
 def test_a_table_of_comparisons_says_what_the_comparisons_say(frame):
-    found = {(r["comparison"], r["metric"]): r for r in results.compare(frame)}
-    table = results.comparison_table(frame, ("truth/mc2", "balance"), ("uft minus sft-then-dpo", results.INTERACTION))
+    found = {(r["comparison"], r["metric"]): r for r in comparisons.compare(frame)}
+    table = comparisons.comparison_table(
+        frame, ("truth/mc2", "balance"), ("uft minus sft-then-dpo", comparisons.INTERACTION)
+    )
     assert list(table.columns) == ["truth despite the myth (probability)", "balance (share of ceiling)"]
     assert table.index[0] == "uft minus sft-then-dpo" and len(table) == 2
     row = found["uft minus sft-then-dpo", "truth/mc2"]
     assert table.iloc[0, 0] == f"{row['mean']:+.2f} [{row['low']:.2f}, {row['high']:.2f}] {row['verdict']}"
     assert table.iloc[1, 0].split("] ")[1] in ("larger", "smaller", "not settled")
-    assert len(results.comparison_table(frame, ("truth/mc2",))) == len({name for name, _ in found})
+    assert len(comparisons.comparison_table(frame, ("truth/mc2",))) == len({name for name, _ in found})
     with pytest.raises(InputError, match="A comparison must be one of those"):
-        results.comparison_table(frame, ("truth/mc2",), ("base minus uft",))
+        comparisons.comparison_table(frame, ("truth/mc2",), ("base minus uft",))
 
 
 def test_matched_takes_the_best_of_the_trials_that_are_truthful_enough():
@@ -353,7 +355,7 @@ def test_the_report_names_every_method_with_its_numbers(page, summary):
 
 def test_the_findings_of_the_report_are_the_sentences_of_the_results(page, frame):
     listed = [html.unescape(item) for item in re.findall(r"<li>(.*?)</li>", page)]
-    sentences = results.findings(frame, ("instruction/strict", "truth/mc2", "balance"))
+    sentences = comparisons.findings(frame, ("instruction/strict", "truth/mc2", "balance"))
     assert listed[: len(sentences)] == sentences and len(sentences) == 3 * (len(COMPARISONS) + 1)
 
 
