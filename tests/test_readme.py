@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from uftlab.cli import app
-from uftlab.study import results
+from uftlab.study import comparisons, results
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -31,7 +31,7 @@ def test_every_link_to_a_file_exists():
 
 def test_what_came_out_is_what_the_stored_results_say():
     frame = results.tidy(results.load(results.results_folder("class")))
-    known = {results.sentence(row) for row in results.compare(frame)}
+    known = {comparisons.sentence(row) for row in comparisons.compare(frame)}
     section = README.split("## What came out")[1].split("\n## ")[0]
     stated = re.findall(r"^- (.*\))\.$", section, flags=re.M)
     assert len(stated) == section.count("\n- ") >= 6

@@ -10,6 +10,7 @@ from typing import Any
 
 HOMES = {
     "bandit": "uftlab.course.bandit",
+    "comparisons": "uftlab.study.comparisons",
     "losses": "uftlab.losses",
     "results": "uftlab.study.results",
     "rewards": "uftlab.losses.rewards",

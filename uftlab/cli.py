@@ -106,7 +106,7 @@ def run(
     """
     from uftlab.models.policies import check_worlds
     from uftlab.reports import tables
-    from uftlab.study import results
+    from uftlab.study import comparisons, results
     from uftlab.study import trials as study
     from uftlab.study.workers import check_folder
     from uftlab.training.methods import METHODS, method_named
@@ -132,7 +132,7 @@ def run(
             {
                 "profile": profile,
                 "summary": results.summary(frame).to_dict("records"),
-                "comparisons": results.compare(frame),
+                "comparisons": comparisons.compare(frame),
             },
             indent=1,
         ),
@@ -236,6 +236,7 @@ def results(
 ) -> None:
     """The comparisons that were named before anything was run, from stored results. Those of the README come first."""
     from uftlab.reports import tables
+    from uftlab.study import comparisons
     from uftlab.study import results as stored
 
     trials = stored.load(stored.results_folder(study))
@@ -244,7 +245,7 @@ def results(
 
         _say(f"wrote {write_page(page, trials)}")
         return
-    rows = tables.matching(stored.compare(stored.tidy(trials)), only)
+    rows = tables.matching(comparisons.compare(stored.tidy(trials)), only)
     if as_json:
         print(json.dumps(rows, indent=1))
         return
@@ -329,6 +330,23 @@ def map(
     _run_with_progress(trials, out, workers, None)
     maps.table([read_trial(t.path(out)) for t in trials]).to_csv(out / "map.csv", index=False)
     _say(f"wrote {out / 'map.csv'}: {len(trials)} trials")
+
+
+@command(example="uftlab forgetting results/map results/sweep --json")
+def forgetting(
+    folders: Annotated[list[str], typer.Argument(help="Stored studies or results folders.")], as_json: As_json = False
+) -> None:
+    """What predicts forgetting: rank correlations and cross-validated R^2 of each candidate over stored trials."""
+    from uftlab.reports.tables import markdown
+    from uftlab.study.forgetting import predictions, table
+    from uftlab.study.results import load, results_folder
+
+    found = predictions(table([trial for folder in folders for trial in load(results_folder(folder))]))
+    if as_json:
+        print(found.to_json(orient="records", indent=1))
+        return
+    numbers = found.round({"rho": 2, "r2": 2}).astype(str).replace("nan", "-")
+    _say(markdown(list(numbers.columns), numbers.to_numpy().tolist()))
 
 
 @command(example="uftlab pretrain --world 7")

@@ -8,7 +8,7 @@ import pytest
 
 from uftlab.course.notebooks import NOTEBOOKS, notebook_paths, run_all, run_one
 from uftlab.errors import InputError
-from uftlab.study import results
+from uftlab.study import comparisons, results
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_all_notebooks_run_with_solutions(executed):
 def test_the_sentences_of_the_forgetting_notebook_are_those_of_the_stored_results(executed):
     frame = results.tidy(results.load(results.RESULTS / "class"))
     printed = texts(executed["04_forgetting.ipynb"])
-    wanted = results.findings(frame, ("instruction/strict", "truth/mc2"))
+    wanted = comparisons.findings(frame, ("instruction/strict", "truth/mc2"))
     assert len(wanted) >= 30
     for sentence in wanted:
         assert sentence in printed

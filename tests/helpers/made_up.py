@@ -1,7 +1,7 @@
 """Trials as a study stores them, with numbers that are made up, for the tests of what is read from them."""
 
 from uftlab.study import trials
-from uftlab.study.results import HEADLINES
+from uftlab.study.results import HEADLINES, PIPELINES
 from uftlab.training.methods import METHODS
 
 
@@ -16,6 +16,8 @@ def made_up(method, seed, strict=0.5, mc2=0.4, cued=0.8, **more):
         "method": method,
         "seed": seed,
         "profile": "class",
+        "draw": 0,
+        "stages": [{"metrics": {name: 0.9 * value for name, value in metrics.items()}}, {}] * (method in PIPELINES),
         "settings": {"learning_rate": 1e-3},
         "metrics": metrics,
         "curves": [{"stage": 0, "step": 0, **point}, {"stage": 1, "step": 200, **point, "truth/mc2": mc2 + 0.1}],

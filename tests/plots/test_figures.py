@@ -51,7 +51,8 @@ def test_before_after_joins_each_pipeline_to_its_own_stage_one(summary):
     fig = figures.before_after(summary, "truth/mc2")
     assert [t.name for t in fig.data] == list(results.PIPELINES) and titled(fig)
     for trace in fig.data:
-        before, after = (values_of(summary, name, "truth/mc2") for name in (results.PIPELINES[trace.name], trace.name))
+        names = (results.at_stage_end(1, "truth/mc2"), "truth/mc2")
+        before, after = (values_of(summary, trace.name, metric) for metric in names)
         assert [before, after] == drawn(trace)
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from uftlab.cli import app
 from uftlab.files import write_atomically
 from uftlab.reports import pages
-from uftlab.study import results, tuning
+from uftlab.study import comparisons, results, tuning
 from uftlab.study import trials as study
 from uftlab.training import methods
 from uftlab.training.methods import METHODS, PIPELINE_METHODS
@@ -47,19 +47,19 @@ def test_the_page_has_a_row_per_method_in_each_table_and_its_costs(trials):
 def test_every_comparison_named_beforehand_is_in_one_of_the_two_lists(trials):
     page = pages.pipelines_page(trials)
     settled, unsettled = (page.split(f"## What is {word}settled")[1].split("\n## ")[0] for word in ("", "not "))
-    rows = [r for r in results.compare(results.tidy(trials)) if r["metric"] in pages.TOLD]
-    rows = rows[-len(results.PIPELINE_COMPARISONS) * len(pages.TOLD) :]
+    rows = [r for r in comparisons.compare(results.tidy(trials)) if r["metric"] in pages.TOLD]
+    rows = rows[-len(comparisons.PIPELINE_COMPARISONS) * len(pages.TOLD) :]
     assert len(lines_of(settled)) + len(lines_of(unsettled)) == len(rows)
     for row in rows:
         here = unsettled if row["verdict"] == "not settled" else settled
-        assert results.sentence(row).split(": ", 1)[1] in here
+        assert comparisons.sentence(row).split(": ", 1)[1] in here
 
 
 def test_comparisons_are_between_registered_methods_and_include_the_three_controls():
-    named = {name for a, b, _ in results.PIPELINE_COMPARISONS for name in (a, b)}
+    named = {name for a, b, _ in comparisons.PIPELINE_COMPARISONS for name in (a, b)}
     assert set(PIPELINE_METHODS) <= named <= {*METHODS, *PIPELINE_METHODS}
-    assert {"uft", "sft-plus-dpo", "sft-then-dpo"} <= {b for _, b, _ in results.PIPELINE_COMPARISONS}
-    assert len(set(results.PIPELINE_COMPARISONS)) == len(results.PIPELINE_COMPARISONS)
+    assert {"uft", "sft-plus-dpo", "sft-then-dpo"} <= {b for _, b, _ in comparisons.PIPELINE_COMPARISONS}
+    assert len(set(comparisons.PIPELINE_COMPARISONS)) == len(comparisons.PIPELINE_COMPARISONS)
 
 
 def test_the_command_writes_the_page(trials, tmp_path):

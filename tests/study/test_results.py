@@ -15,9 +15,10 @@ from uftlab.cli import app
 from uftlab.errors import InputError
 from uftlab.files import write_atomically
 from uftlab.reports.html import write_report
-from uftlab.study import results, tuning
+from uftlab.study import comparisons, results, tuning
 from uftlab.study import trials as study
-from uftlab.study.results import COMPARISONS, HEADLINES, Interval, interval, resampled_interval
+from uftlab.study.comparisons import COMPARISONS, ITSELF, PRIMARY
+from uftlab.study.results import HEADLINES, Interval, interval, resampled_interval
 from uftlab.training import methods
 from uftlab.training.methods import METHODS
 
@@ -124,9 +125,11 @@ def test_the_interval_over_clusters_by_hand():
 
 
 def test_tidy_has_one_row_per_method_seed_and_metric(frame, trials):
-    assert list(frame.columns) == ["method", "seed", "metric", "value"]
+    assert list(frame.columns) == ["method", "seed", "draw", "metric", "value"]
     assert not frame.duplicated(["method", "seed", "metric"]).any()
-    assert len(frame) == len(trials) * (len(trials[0]["metrics"]) + 4)  # balance and three costs
+    metrics = len(trials[0]["metrics"])
+    ends = metrics * len(results.PIPELINES) * 3  # of stage one, on three seeds
+    assert len(frame) == len(trials) * (metrics + 4) + ends  # balance and three costs
 
 
 def test_balance_is_the_weaker_skill_over_its_ceiling():
@@ -141,64 +144,71 @@ def test_balance_is_the_weaker_skill_over_its_ceiling():
 def test_differences_are_paired_over_the_seeds_that_both_methods_have():
     rows = [made_up("sft", seed, strict=value) for seed, value in enumerate((0.9, 0.5, 0.4))]
     rows += [made_up("sft-then-dpo", seed, strict=value) for seed, value in ((1, 0.2), (2, 0.2), (3, 0.0))]
-    found = results.difference(results.tidy(rows), "sft-then-dpo", "sft", "instruction/strict")
-    assert found == interval([0.2 - 0.5, 0.2 - 0.4])
+    found = comparisons.contrast(results.tidy(rows), {"sft-then-dpo": 1, "sft": -1}, "instruction/strict")
+    wanted = interval([0.2 - 0.5, 0.2 - 0.4])
+    assert (found.mean, found.low, found.p) == pytest.approx((wanted.mean, wanted.low, wanted.p))
 
 
 def test_methods_without_a_common_seed_are_not_compared():
     frame = results.tidy([made_up("sft", 0), made_up("sft-then-dpo", 1)])
-    assert results.difference(frame, "sft-then-dpo", "sft", "instruction/strict") is None
-    assert results.compare(frame) == []
+    assert comparisons.contrast(frame, {"sft-then-dpo": 1, "sft": -1}, "instruction/strict") is None
+    assert comparisons.compare(frame) == []
 
 
-def test_compare_gives_verdicts_from_paired_seeds():
+def test_a_verdict_follows_the_corrected_p():
     rows = []
     for seed, noise in enumerate((0.0, 0.2, 0.4)):  # seeds differ a lot, the difference hardly
-        rows.append(made_up("sft", seed, strict=0.5 + noise, mc2=0.2 + noise))
-        rows.append(made_up("sft-then-dpo", seed, strict=0.3 + noise + 0.01 * seed, mc2=0.5 + 0.9 * noise))
-        rows.append(made_up("uft", seed, strict=(0.0, 0.9, 0.4)[seed], mc2=0.5 + 0.9 * noise))
-    found = {(r["comparison"], r["metric"]): r for r in results.compare(results.tidy(rows))}
-    assert found["sft-then-dpo minus sft", "instruction/strict"]["verdict"] == "lower"
-    assert found["sft-then-dpo minus sft", "truth/mc2"]["verdict"] == "higher"
-    assert found["uft minus sft-then-dpo", "instruction/strict"]["verdict"] == "not settled"
-    assert found["sft-then-dpo minus sft", "instruction/strict"]["mean"] == pytest.approx(-0.19)
+        rows.append(made_up("sft-plus-dpo", seed, strict=0.5 + noise, mc2=0.2 + noise))
+        rows.append(made_up("sft-then-dpo", seed, strict=(0.9, 0.1, 0.7)[seed], mc2=0.2 + noise + 0.1 + 1e-4 * seed))
+    found = {(r["comparison"], r["metric"]): r for r in comparisons.compare(results.tidy(rows))}
+    truth = found["sft-plus-dpo minus sft-then-dpo", "truth/mc2"]
+    assert truth["verdict"] == "lower" and truth["p"] < truth["holm"] < 0.05
+    assert truth["mean"] == pytest.approx(-0.1001)
+    assert found["sft-plus-dpo minus sft-then-dpo", "instruction/strict"]["verdict"] == "not settled"
 
 
 def test_every_named_comparison_is_made_on_every_headline(frame):
-    found = [(r["comparison"], r["metric"]) for r in results.compare(frame)]
-    named = [(f"{a} minus {b}", metric) for a, b, _ in COMPARISONS for metric in HEADLINES]
-    assert found[: len(named)] == named and len(found) == len(named) + len(HEADLINES)  # the interactions last
+    found = {(r["comparison"], r["metric"]) for r in comparisons.compare(frame)}
+    named = {(f"{a} minus {b}", m) for a, b, _ in COMPARISONS if b != ITSELF for m in HEADLINES}
+    assert named | {(comparisons.INTERACTION, m) for m in HEADLINES} <= found
 
 
 def test_every_comparison_is_between_registered_methods():
-    assert {name for a, b, _ in COMPARISONS for name in (a, b)} <= set(METHODS)
+    named = {name for a, b, _ in (*PRIMARY, *COMPARISONS) for name in (a, b)}
+    assert named - {ITSELF} <= set(METHODS)
 
 
 def test_interaction_by_hand():
     """Mixing adds 0.7 - 0.4 = 0.3 under the unified loss, 0.6 - 0.5 = 0.1 under separate losses: 0.2; then 0.4."""
     cells = {"uft": (0.7, 0.9), "uft-then-una": (0.4, 0.4), "sft-plus-dpo": (0.6, 0.6), "sft-then-dpo": (0.5, 0.5)}
     rows = [made_up(name, seed, strict=v) for name, values in cells.items() for seed, v in enumerate(values)]
-    found = results.interaction(results.tidy(rows), "instruction/strict")
+    found = comparisons.interaction(results.tidy(rows), "instruction/strict")
     assert (found.mean, found.seeds) == (pytest.approx(0.3), 2)
-    assert results.interaction(results.tidy(rows[2:]), "instruction/strict") is None
+    assert comparisons.interaction(results.tidy(rows[2:]), "instruction/strict") is None
 
 
 @pytest.mark.parametrize(
     ("numbers", "text"),
     [
-        ((-0.456, -0.5, -0.4, 5, "lower"), "a is lower than b (-0.46, 95 % interval -0.50 to -0.40, 5 seeds)."),
-        ((0.2, 0.1, 0.3, 5, "higher"), "a is higher than b (+0.20, 95 % interval 0.10 to 0.30, 5 seeds)."),
+        (
+            (-0.456, -0.5, -0.4, 5, "lower"),
+            "a is lower than b (-0.46, 95 % interval -0.50 to -0.40, 5 seeds, corrected p 0.03).",
+        ),
+        (
+            (0.2, 0.1, 0.3, 5, "higher"),
+            "a is higher than b (+0.20, 95 % interval 0.10 to 0.30, 5 seeds, corrected p 0.03).",
+        ),
         (
             (0.1, -0.1, 0.3, 3, "not settled"),
-            "a against b is not settled (+0.10, 95 % interval -0.10 to 0.30, 3 seeds).",
+            "a against b is not settled (+0.10, 95 % interval -0.10 to 0.30, 3 seeds, corrected p 0.03).",
         ),
         ((-0.1, None, None, 1, "not settled"), "a minus b is -0.10 (one seed, no interval, nothing settled)."),
     ],
 )
 def test_a_sentence_says_its_numbers_and_no_more(numbers, text):
     row = dict(zip(("mean", "low", "high", "seeds", "verdict"), numbers, strict=True))
-    row |= {"comparison": "a minus b", "metric": "instruction/strict"}
-    assert results.sentence(row) == f"instructions followed: {text}"
+    row |= {"comparison": "a minus b", "metric": "instruction/strict", "holm": 0.03}
+    assert comparisons.sentence(row) == f"instructions followed: {text}"
 
 
 @pytest.mark.parametrize(
@@ -214,29 +224,40 @@ def test_a_sentence_says_its_numbers_and_no_more(numbers, text):
 )
 def test_the_interaction_has_a_wording_of_its_own(numbers, text):
     row = dict(zip(("mean", "low", "high", "seeds", "verdict"), numbers, strict=True))
-    row |= {"comparison": results.INTERACTION, "metric": "truth/mc2"}
+    row |= {"comparison": comparisons.INTERACTION, "metric": "truth/mc2", "holm": 0.03}
     mean, low, high = numbers[:3]
-    wanted = f"truth despite the myth: {text} ({mean:+.2f}, 95 % interval {low:.2f} to {high:.2f}, 5 seeds)."
-    assert results.sentence(row) == wanted
+    numbers = f"{mean:+.2f}, 95 % interval {low:.2f} to {high:.2f}, 5 seeds, corrected p 0.03"
+    wanted = f"truth despite the myth: {text} ({numbers})."
+    assert comparisons.sentence(row) == wanted
 
 
 def test_what_rounding_leaves_is_said_to_be_zero():
-    row = {"comparison": "a minus b", "metric": "truth/mc2", "mean": -2e-17, "low": -0.003, "high": 4e-5, "seeds": 5}
-    wanted = "a against b is not settled (+0.00, 95 % interval -0.003 to 0.00, 5 seeds)."
-    assert results.sentence({**row, "verdict": "not settled"}) == f"truth despite the myth: {wanted}"
+    row = {
+        "comparison": "a minus b",
+        "metric": "truth/mc2",
+        "mean": -2e-17,
+        "low": -0.003,
+        "high": 4e-5,
+        "seeds": 5,
+        "holm": 0.03,
+    }
+    wanted = "a against b is not settled (+0.00, 95 % interval -0.003 to 0.00, 5 seeds, corrected p 0.03)."
+    assert comparisons.sentence({**row, "verdict": "not settled"}) == f"truth despite the myth: {wanted}"
 
 
 def test_a_table_of_comparisons_says_what_the_comparisons_say(frame):
-    found = {(r["comparison"], r["metric"]): r for r in results.compare(frame)}
-    table = results.comparison_table(frame, ("truth/mc2", "balance"), ("uft minus sft-then-dpo", results.INTERACTION))
+    found = {(r["comparison"], r["metric"]): r for r in comparisons.compare(frame)}
+    table = comparisons.comparison_table(
+        frame, ("truth/mc2", "balance"), ("uft minus sft-then-dpo", comparisons.INTERACTION)
+    )
     assert list(table.columns) == ["truth despite the myth (probability)", "balance (share of ceiling)"]
     assert table.index[0] == "uft minus sft-then-dpo" and len(table) == 2
     row = found["uft minus sft-then-dpo", "truth/mc2"]
     assert table.iloc[0, 0] == f"{row['mean']:+.2f} [{row['low']:.2f}, {row['high']:.2f}] {row['verdict']}"
     assert table.iloc[1, 0].split("] ")[1] in ("larger", "smaller", "not settled")
-    assert len(results.comparison_table(frame, ("truth/mc2",))) == len({name for name, _ in found})
+    assert len(comparisons.comparison_table(frame, ("truth/mc2",))) == len({name for name, _ in found})
     with pytest.raises(InputError, match="A comparison must be one of those"):
-        results.comparison_table(frame, ("truth/mc2",), ("base minus uft",))
+        comparisons.comparison_table(frame, ("truth/mc2",), ("base minus uft",))
 
 
 def test_matched_takes_the_best_of_the_trials_that_are_truthful_enough():
@@ -253,10 +274,10 @@ def test_load_sorts_trials_and_refuses_an_empty_folder(tmp_path):
         results.load(tmp_path / "none")
 
 
-@pytest.mark.parametrize("content", ['{"schema": 0, "method": "uft", "seed": 0}', '{"schema": 1, "meth'])
+@pytest.mark.parametrize("content", ['{"schema": 0, "method": "uft", "seed": 0}', '{"schema": 2, "meth'])
 def test_results_of_another_version_or_half_a_file_are_refused(tmp_path, content):
     write_atomically(tmp_path / "trials" / "a.json", content)
-    with pytest.raises(InputError, match=r"schema 1; got 0|whole trial file"):
+    with pytest.raises(InputError, match=r"schema 2; got 0|whole trial file"):
         results.load(tmp_path)
 
 
@@ -323,9 +344,13 @@ def test_tuned_settings_are_what_the_rule_chooses_from_the_committed_sweep(tmp_p
     assert json.loads(tuning.TUNED.read_text())["settings"] == {name: committed[name] for name in tuned}
 
 
-def test_the_sweep_has_twelve_trials_for_every_tuned_method():
-    counts = results.sweep_points(results.load(results.RESULTS / "sweep"))["method"].value_counts().to_dict()
-    assert counts == {name: 12 if method.tuned else 1 for name, method in METHODS.items()}
+def test_the_sweep_has_eighteen_trials_of_every_tuned_method_in_each_draw():
+    stored = results.load(results.RESULTS / "sweep")
+    counts = {(name, k): 0 for name in METHODS for k in range(study.DRAWS)}
+    for trial in stored:
+        counts[trial["method"], trial["draw"]] += 1
+    wanted = tuning.FIRST + tuning.SECOND
+    assert counts == {(name, k): wanted if METHODS[name].tuned else 1 for name, k in counts}
 
 
 # ------------------------------------------------------------------------------------------ the report
@@ -353,7 +378,7 @@ def test_the_report_names_every_method_with_its_numbers(page, summary):
 
 def test_the_findings_of_the_report_are_the_sentences_of_the_results(page, frame):
     listed = [html.unescape(item) for item in re.findall(r"<li>(.*?)</li>", page)]
-    sentences = results.findings(frame, ("instruction/strict", "truth/mc2", "balance"))
+    sentences = comparisons.findings(frame, ("instruction/strict", "truth/mc2", "balance"))
     assert listed[: len(sentences)] == sentences and len(sentences) == 3 * (len(COMPARISONS) + 1)
 
 

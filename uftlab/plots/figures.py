@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from uftlab.plots import theme
-from uftlab.study.results import HEADLINES, PIPELINES, Interval, interval
+from uftlab.study.results import HEADLINES, PIPELINES, Interval, at_stage_end, interval
 from uftlab.training.methods import all_methods
 
 GROUP_STYLE = {
@@ -102,10 +102,10 @@ def before_after(summary: pd.DataFrame, metric: str = "instruction/strict") -> g
     """Each pipeline before stage two (at its own checkpoint of stage one) and after it."""
     fig = theme.figure(title=f"Before and after stage two:<br>{label_of(metric)}", x="", y=_axis(metric))
     rows = {r["method"]: r for r in summary[summary["metric"] == metric].to_dict("records")}
-    shown = [(m, first) for m, first in PIPELINES.items() if m in rows and first in rows]
-    for index, (method, first) in enumerate(shown):
-        pair = pd.DataFrame([rows[first], rows[method]])
-        at = [0.015 * index, 1 + 0.015 * index]  # shifted, so that no bar hides another
+    ends = {r["method"]: r for r in summary[summary["metric"] == at_stage_end(1, metric)].to_dict("records")}
+    for index, method in enumerate(m for m in PIPELINES if m in rows and m in ends):
+        pair = pd.DataFrame([ends[method], rows[method]])
+        at = [0.015 * index, 1 + 0.015 * index]  # side by side, so that no bar hides another
         fig.add_trace(line(pair, index, method, at))
     return fig.update_xaxes(
         tickvals=[0, 1], ticktext=["after SFT", "after stage two"], range=[-0.15, 1.15], title_text="stage"

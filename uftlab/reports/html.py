@@ -13,7 +13,7 @@ import plotly.io as pio
 from uftlab.files import write_atomically
 from uftlab.plots import figures, theme
 from uftlab.reports.tables import LIMITS, cell
-from uftlab.study import results
+from uftlab.study import comparisons, results
 from uftlab.training.methods import all_methods
 
 MORE_LIMITS = (
@@ -49,7 +49,7 @@ def write_report(path: Path, trials: list[dict[str, Any]]) -> Path:
         "<h2>Numbers</h2>",
         _table(summary, present),
     ]
-    if "sft" in present and any(m in present for m in results.PIPELINES):
+    if results.at_stage_end(1, "instruction/strict") in set(frame["metric"]):
         parts += ["<h2>What stage two takes away</h2>", _figure(figures.before_after(summary))]
     if {"sft-then-dpo", "sft-plus-dpo", "uft-then-una", "uft"} <= set(present):
         parts.append("<h2>The loss or the mixing?</h2>")
@@ -59,7 +59,7 @@ def write_report(path: Path, trials: list[dict[str, Any]]) -> Path:
         shown = [m for m in present if m in wanted] or [m for m in present if m != "base"]
         parts.append("<h2>Along training</h2>")
         parts += [_figure(figures.learning_curves(along, shown, m)) for m in ("instruction/strict", "truth/mc2")]
-    sentences = results.findings(frame, ("instruction/strict", "truth/mc2", "balance"))
+    sentences = comparisons.findings(frame, ("instruction/strict", "truth/mc2", "balance"))
     if sentences:
         parts.append("<h2>Comparisons named beforehand</h2>")
         parts += ["<ul>", *(f"<li>{html.escape(s)}</li>" for s in sentences), "</ul>"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from uftlab.files import write_atomically
 from uftlab.reports.tables import LIMITS, cell, markdown
-from uftlab.study import results
+from uftlab.study import comparisons, results
 from uftlab.study.overoptimisation import STORED
 from uftlab.training.methods import all_methods
 
@@ -35,8 +35,8 @@ def pipelines_page(trials: list[dict[str, Any]]) -> str:
     cells = {(r["method"], r["metric"]): r for r in results.summary(frame).to_dict("records")}
     methods = [name for name in all_methods() if name in set(frame["method"])]
     seeds = sorted({t["seed"] for t in trials})
-    named = {f"{a} minus {b}" for a, b, _ in results.PIPELINE_COMPARISONS}
-    rows = [r for r in results.compare(frame) if r["comparison"] in named and r["metric"] in TOLD]
+    named = {f"{a} minus {b}" for a, b, _ in comparisons.PIPELINE_COMPARISONS}
+    rows = [r for r in comparisons.compare(frame) if r["comparison"] in named and r["metric"] in TOLD]
     settled = [r for r in rows if r["verdict"] != "not settled"]
     unsettled = [r for r in rows if r["verdict"] == "not settled"]
     skills = [f"{results.HEADLINES[m][0]} ({results.HEADLINES[m][1]})" for m in SHOWN]
@@ -100,7 +100,7 @@ def _sentences(rows: list[dict[str, Any]]) -> str:
     """One list for each skill."""
     parts = []
     for metric in TOLD:
-        own = [results.sentence(r).split(": ", 1)[1] for r in rows if r["metric"] == metric]
+        own = [comparisons.sentence(r).split(": ", 1)[1] for r in rows if r["metric"] == metric]
         if own:
             more = results.HEADLINES[metric][2]
             note = "" if more is None else ", more is better" if more else ", less is better"

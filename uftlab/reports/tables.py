@@ -14,7 +14,8 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from uftlab.errors import InputError
-from uftlab.study.results import HEADLINES, IN_SHORT, sentence, summary
+from uftlab.study.comparisons import IN_SHORT, sentence
+from uftlab.study.results import HEADLINES, summary
 from uftlab.training.methods import all_methods
 
 LIMITS = (

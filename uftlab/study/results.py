@@ -1,4 +1,4 @@
-"""Stored trials -> tidy frame -> intervals, the comparisons named beforehand, and sentences made from them.
+"""Stored trials -> tidy frame -> intervals over worlds and tuning draws.
 
 Nothing here trains or draws: notebooks, the report and `uftlab results` all read the same files through it.
 """
@@ -26,85 +26,15 @@ HEADLINES: dict[str, tuple[str, str, bool | None]] = {
     "instruction/strict": ("instructions followed", "share", True),
     "instruction/both": ("followed and correct", "share", True),
     "truth/mc2": ("truth despite the myth", "probability", True),
+    "truth/knowledge": ("truth above distrust", "probability", True),
     "truth/free": ("truth, freely answered", "share", True),
     "plain/mc1": ("plain facts", "share", True),
     "retention/excess": ("pre-training text forgotten", "nats per token", False),
     "length/words": ("length of an answer", "words", None),
     "balance": ("balance: the weaker of instructions and truth", "share of ceiling", True),
 }
-PIPELINES = {"sft-then-dpo": "sft", "sft-then-kto": "sft", "sft-then-una": "sft", "replay": "sft"}
+PIPELINES = ("sft-then-dpo", "sft-then-kto", "sft-then-una", "replay")
 
-# Named before anything was run: (method, minus which, why). Each is made on every headline metric.
-COMPARISONS: tuple[tuple[str, str, str], ...] = (
-    ("sft-then-dpo", "sft", "what stage two takes away: against its own stage-one checkpoint"),
-    ("sft-then-kto", "sft", "what stage two takes away"),
-    ("sft-then-una", "sft", "what stage two takes away"),
-    ("replay", "sft", "what stage two takes away when demonstrations are kept"),
-    ("uft", "sft-then-dpo", "the paper's claim: one stage beats two"),
-    ("uft", "sft-then-kto", "the paper's claim"),
-    ("uft", "sft-then-una", "the paper's claim, same alignment loss"),
-    ("uft-demonstrations", "sft-full", "the paper's claim on demonstrations alone"),
-    ("uft-demonstrations", "sft-sum", "the same, against SFT on sums, as UFT sums"),
-    ("sft-plus-dpo", "sft-then-dpo", "mixing, with separate losses"),
-    ("uft", "uft-then-una", "mixing, with the unified loss"),
-    ("uft", "sft-plus-dpo", "the unified loss, when both mix"),
-    ("uft-then-una", "sft-then-dpo", "the unified loss, when neither mixes"),
-    ("replay", "sft-then-dpo", "rehearsal"),
-    ("uft-cross-entropy", "uft", "cross-entropy for squared error"),
-    ("uft-binary", "uft", "labels for scores"),
-    ("uft-cross-entropy", "sft-plus-dpo", "the unified loss with cross-entropy, when both mix"),
-)
-
-# What came out, in short: comparison and metric of each sentence in the README, in its order.
-IN_SHORT: tuple[tuple[str, str], ...] = (
-    ("sft-then-dpo minus sft", "instruction/strict"),
-    ("sft-then-dpo minus sft", "truth/mc2"),
-    ("uft minus sft-then-dpo", "truth/mc2"),
-    ("uft minus sft-then-dpo", "instruction/strict"),
-    ("uft minus sft-plus-dpo", "instruction/strict"),
-    ("uft minus sft-plus-dpo", "truth/mc2"),
-    ("uft-then-una minus sft-then-dpo", "truth/mc2"),
-    ("sft-plus-dpo minus sft-then-dpo", "instruction/strict"),
-    ("uft minus uft-then-una", "instruction/strict"),
-    ("uft minus uft-then-una", "truth/mc2"),
-    ("sft-plus-dpo minus sft-then-dpo", "truth/mc2"),
-    ("sft-plus-dpo minus sft-then-dpo", "retention/excess"),
-    ("uft minus sft-plus-dpo", "retention/excess"),
-)
-
-# Of the 2 x 2, beside the comparisons above: the name that the stored summaries carry, and what a table calls it.
-INTERACTION_OF = ("mixing under uft", "mixing under sft and dpo", "interaction of the 2 x 2")
-INTERACTION = "mixing under uft minus mixing under sft and dpo"
-_INTERACTION_IN_WORDS = "what mixing adds: unified loss minus separate losses"
-_SIZES = {"higher": "larger", "lower": "smaller", "not settled": "not settled"}
-
-# The same for the study "pipelines", named before it was run; the methods above that it needs are part of it.
-_TAKES = "what stage two takes away: against its own stage-one checkpoint"
-PIPELINE_COMPARISONS: tuple[tuple[str, str, str], ...] = (
-    *((name, "sft", _TAKES) for name in ("sdpo", "rs-dpo", "una-online", "una-online-rollout", "rloo")),
-    ("sdpo", "sft-then-dpo", "a reference that moves along"),
-    ("rs-dpo", "sft-then-dpo", "pairs of its own samples for the table's"),
-    ("alright", "sft-then-dpo", "alternation for sequence"),
-    ("maxright", "sft-then-dpo", "alternation for sequence"),
-    ("paft", "sft-then-dpo", "merging for sequence"),
-    ("alright", "sft-plus-dpo", "alternation for both losses in each step"),
-    (
-        "maxright",
-        "alright",
-        "the loss that is further from its optimum, not a random one; three times the training",
-    ),
-    ("paft", "sft-plus-dpo", "merging for mixing"),
-    ("paft-ties", "paft", "TIES for task arithmetic"),
-    ("una-online", "sft-then-una", "its own samples for the table's, same loss"),
-    ("una-online-rollout", "una-online", "the ratio of the authors' script for the paper's"),
-    ("uft-online", "uft", "its own samples for the table's"),
-    ("uft-online", "una-online", "mixing, when both sample"),
-    ("rloo", "una-online", "policy gradient for regression on scores"),
-    ("rloo", "sft-then-dpo", "policy gradient on samples for DPO on pairs"),
-    *((name, "uft", "against the paper's method") for name in ("sdpo", "alright", "maxright", "paft", "paft-ties")),
-    *((name, "uft", "against the paper's method") for name in ("rs-dpo", "una-online", "rloo")),
-    *((name, "sft-plus-dpo", "against the plain mixture") for name in ("sdpo", "maxright", "rs-dpo", "uft-online")),
-)
 COSTS = {  # metric -> (what the trial file calls it, what a reader does)
     "cost/completions": ("completions", "completions back-propagated"),
     "cost/extra-forwards": ("extra_forwards", "extra forward passes"),
@@ -122,6 +52,7 @@ class Interval:
     low: float | None
     high: float | None
     seeds: int
+    p: float | None = None  # of a mean of 0, two-sided, not corrected
 
     @property
     def verdict(self) -> str:
@@ -158,7 +89,64 @@ def interval(
         return Interval(mean, None, None, 1)
     error = math.sqrt(count / (count - 1) * float((residuals**2).sum())) / n
     spread = error * float(stats.t.ppf(0.5 + level / 2, count - 1))
-    return Interval(mean, mean - spread, mean + spread, count)
+    p = float(2 * stats.t.sf(abs(mean) / error, count - 1)) if error > 0 else float(mean == 0)
+    return Interval(mean, mean - spread, mean + spread, count, p)
+
+
+def crossed_interval(
+    values: Sequence[float] | np.ndarray,
+    worlds: Sequence[Any] | np.ndarray,
+    draws: Sequence[Any] | np.ndarray,
+    level: float = 0.95,
+) -> Interval:
+    """The mean of values that share worlds and tuning draws, with Student's t interval and p value against 0.
+
+    value = mean + effect of the world + effect of the draw + rest, all random. With n values,
+
+    V_world = variance of the mean if only worlds were clusters, V_draw if only draws were, and V_rest = MS_rest / n,
+    V = max(V_world + V_draw - V_rest, V_world, V_draw)
+
+    Where every world has every draw, these are the mean squares of a two-way layout: V_world = MS_world / (W K), V_draw
+    = MS_draw / (W K), and the sum is unbiased; its degrees of freedom are Satterthwaite's. Where every world has
+    one draw, the rest cannot be told from the world: V_rest = V_world, and V = max(V_world, V_draw), with W - 1 or
+    K - 1 degrees of freedom. The maximum keeps V from falling below what either source alone would give; it makes the
+    interval a little too wide where tuning has no variance. Draws count only where there are at least two.
+
+    Raises:
+        InputError: for no values, or labels of another number.
+    """
+    y = np.asarray(values, dtype=float)
+    if not len(y) or not len(y) == len(worlds) == len(draws):
+        got = f"{len(y)} values, {len(worlds)} worlds, {len(draws)} draws"
+        raise InputError("Values with their worlds and draws", "be equally many, at least one", got, "Run more seeds")
+    world, draw = (np.unique(np.asarray(own), return_inverse=True)[1] for own in (worlds, draws))
+    mean, count = float(y.mean()), int(world.max()) + 1
+    if count < 2:
+        return Interval(mean, None, None, count)
+    of_world, of_draw = _clustered(y - mean, world), _clustered(y - mean, draw)
+    terms = [(of_world, count - 1.0), (of_draw, float(draw.max()))]
+    if len(y) > count and draw.max() > 0:
+        both = np.concatenate([np.eye(count)[world], np.eye(int(draw.max()) + 1)[draw]], axis=1)
+        freedom = len(y) - int(np.linalg.matrix_rank(both))
+        if freedom > 0:
+            rest = float(((y - both @ np.linalg.lstsq(both, y, rcond=None)[0]) ** 2).sum()) / freedom / len(y)
+            total = of_world + of_draw - rest
+            parts = of_world**2 / (count - 1) + of_draw**2 / draw.max() + rest**2 / freedom
+            if total > 0:
+                terms.append((total, total**2 / parts))
+    variance, freedom_of = max(terms, key=lambda term: term[0])
+    if variance <= 0:
+        return Interval(mean, mean, mean, count, 1.0 if mean == 0 else 0.0)
+    error = math.sqrt(variance)
+    spread = error * float(stats.t.ppf(0.5 + level / 2, freedom_of))
+    return Interval(mean, mean - spread, mean + spread, count, float(2 * stats.t.sf(abs(mean) / error, freedom_of)))
+
+
+def _clustered(residuals: np.ndarray, clusters: np.ndarray) -> float:
+    """Variance of the mean with clusters: G / (G - 1) * sum of (sum of residuals)^2 / n^2; 0 for a single cluster."""
+    sums = np.bincount(clusters, weights=residuals)
+    count = len(sums)
+    return 0.0 if count < 2 else count / (count - 1) * float((sums**2).sum()) / len(residuals) ** 2
 
 
 def resampled_interval(
@@ -192,8 +180,15 @@ def load(folder: Path) -> list[dict[str, Any]]:
     return sorted(trials, key=lambda t: (t["method"], t["seed"]))
 
 
+def at_stage_end(stage: int, metric: str) -> str:
+    """What `tidy` calls a metric at the end of a stage that is not the last."""
+    return f"stage-{stage}/{metric}"
+
+
 def tidy(trials: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row per method, seed and metric: the columns of results.csv.
+    """One row per method, seed, tuning draw and metric: the columns of results.csv.
+
+    Metrics at the end of earlier stages are there under the names of `at_stage_end`.
 
     `balance` is added: the smaller of instruction/strict and truth/mc2, each over its ceiling (1, and what the
     base model answers when the question asks for careful sources): the rule by which settings were chosen.
@@ -206,10 +201,10 @@ def tidy(trials: list[dict[str, Any]]) -> pd.DataFrame:
             metrics["balance"] = balance(metrics, knows[t["seed"]])
         # a trial of before the recipes has no samples and no other runs to tell of
         metrics |= {name: t[stored] for name, (stored, _) in COSTS.items() if stored in t}
-        rows += [
-            {"method": t["method"], "seed": t["seed"], "metric": name, "value": float(value)}
-            for name, value in metrics.items()
-        ]
+        for number, stage in enumerate(t.get("stages", []), start=1):
+            metrics |= {at_stage_end(number, name): value for name, value in stage.get("metrics", {}).items()}
+        place = {"method": t["method"], "seed": t["seed"], "draw": t.get("draw", 0)}
+        rows += [{**place, "metric": name, "value": float(value)} for name, value in metrics.items()]
     return pd.DataFrame(rows)
 
 
@@ -225,9 +220,10 @@ def curves(trials: list[dict[str, Any]]) -> pd.DataFrame:
         for point in t["curves"]:
             for name, value in point.items():
                 if name not in ("stage", "step"):
-                    place = {"method": t["method"], "seed": t["seed"], "stage": point["stage"], "step": point["step"]}
+                    place = {"method": t["method"], "seed": t["seed"], "draw": t.get("draw", 0)}
+                    place |= {"stage": point["stage"], "step": point["step"]}
                     rows.append({**place, "metric": name, "value": value})
-    return pd.DataFrame(rows, columns=["method", "seed", "stage", "step", "metric", "value"])
+    return pd.DataFrame(rows, columns=["method", "seed", "draw", "stage", "step", "metric", "value"])
 
 
 def curve_summary(frame: pd.DataFrame) -> pd.DataFrame:
@@ -268,114 +264,12 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _intervals(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    groups = frame.groupby(by, sort=False)["value"]
-    return pd.DataFrame([dict(zip(by, at, strict=True)) | asdict(interval(own.tolist())) for at, own in groups])
-
-
-def difference(frame: pd.DataFrame, method: str, minus: str, metric: str) -> Interval | None:
-    """Paired over the seeds that both methods have; None when there is none."""
-    return _paired(frame, metric, {method: 1, minus: -1})
-
-
-def interaction(frame: pd.DataFrame, metric: str) -> Interval | None:
-    """Of the 2 x 2: what mixing adds under the unified loss minus what it adds under separate losses."""
-    return _paired(frame, metric, {"uft": 1, "uft-then-una": -1, "sft-plus-dpo": -1, "sft-then-dpo": 1})
-
-
-def _paired(frame: pd.DataFrame, metric: str, signs: dict[str, int]) -> Interval | None:
-    """Sum of signed methods within each seed that has them all, then the interval over seeds."""
-    wide = frame[frame["metric"] == metric].pivot(index="seed", columns="method", values="value")
-    if not set(signs) <= set(wide):
-        return None
-    values = sum(sign * wide[method] for method, sign in signs.items()).dropna().tolist()  # type: ignore[union-attr]
-    return interval(values) if values else None
-
-
-def compare(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Every named comparison on every headline metric: what `uftlab results --json` prints."""
-    rows = []
-    for method, minus, why in (*COMPARISONS, INTERACTION_OF, *PIPELINE_COMPARISONS):
-        name = f"{method} minus {minus}"
-        for metric in HEADLINES:
-            same = name == INTERACTION
-            found = interaction(frame, metric) if same else difference(frame, method, minus, metric)
-            if found is not None:
-                row = {"comparison": name, "metric": metric, **asdict(found), "verdict": found.verdict, "why": why}
-                rows.append(row)
-    return rows
-
-
-def comparison_table(
-    frame: pd.DataFrame, metrics: tuple[str, ...], comparisons: tuple[str, ...] | None = None
-) -> pd.DataFrame:
-    """The named comparisons as rows, metrics as columns: mean difference, 95 % interval and verdict in each cell.
-
-    `comparisons` chooses rows by the names that `compare` gives and orders them; without it all are shown. A cell
-    is for instance "+0.04 [0.02, 0.07] higher"; one without a common seed is empty.
-
-    Raises:
-        InputError: for a comparison that was not named beforehand or that the frame cannot make.
-    """
-    rows = {(row["comparison"], row["metric"]): row for row in compare(frame)}
-    names = list(dict.fromkeys(name for name, _ in rows))
-    wanted = names if comparisons is None else list(comparisons)
-    for name in wanted:
-        if name not in names:
-            raise InputError("A comparison", "be one of those that were named and run", name, f"Have: {names}")
-    cells = {
-        f"{HEADLINES[metric][0].split(':')[0]} ({HEADLINES[metric][1]})": [
-            _difference_in_words(rows.get((n, metric))) for n in wanted
-        ]
-        for metric in metrics
-    }
-    return pd.DataFrame(cells, index=[_INTERACTION_IN_WORDS if n == INTERACTION else n for n in wanted])
-
-
-def _difference_in_words(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return ""
-    mean = _digits(row["mean"], "+")
-    if row["low"] is None:
-        return f"{mean} (one seed) not settled"
-    verdict = _SIZES[row["verdict"]] if row["comparison"] == INTERACTION else row["verdict"]
-    return f"{mean} [{_digits(row['low'])}, {_digits(row['high'])}] {verdict}"
-
-
-def sentence(row: dict[str, Any]) -> str:
-    """One comparison in words, from its numbers alone.
-
-    >>> sentence({"comparison": "a minus b", "metric": "truth/mc2", "mean": 0.2, "low": 0.1, "high": 0.3,
-    ...           "seeds": 5, "verdict": "higher"})
-    'truth despite the myth: a is higher than b (+0.20, 95 % interval 0.10 to 0.30, 5 seeds).'
-    """
-    label = HEADLINES[row["metric"]][0]
-    mean = _digits(row["mean"], "+")
-    first, second = row["comparison"].split(" minus ")
-    if row["low"] is None:
-        return f"{label}: {first} minus {second} is {mean} (one seed, no interval, nothing settled)."
-    numbers = f"{mean}, 95 % interval {_digits(row['low'])} to {_digits(row['high'])}, {row['seeds']} seeds"
-    if row["comparison"] == INTERACTION:
-        if row["verdict"] == "not settled":
-            return f"{label}: whether mixing adds more under the unified loss is not settled ({numbers})."
-        size = _SIZES[row["verdict"]]
-        return f"{label}: what mixing adds is {size} under the unified loss than under separate losses ({numbers})."
-    if row["verdict"] == "not settled":
-        return f"{label}: {first} against {second} is not settled ({numbers})."
-    return f"{label}: {first} is {row['verdict']} than {second} ({numbers})."
-
-
-def _digits(value: float, sign: str = "") -> str:
-    """Two decimals; one significant digit where those would hide on which side of 0 the value lies.
-
-    Below 0.00005 only rounding is left of a value: 0.
-    """
-    value = 0.0 if abs(value) < 5e-5 else value
-    return f"{value:{sign}.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:{sign}.1g}"
-
-
-def findings(frame: pd.DataFrame, metrics: tuple[str, ...] = ("instruction/strict", "truth/mc2")) -> list[str]:
-    """The sentences of the named comparisons on the given metrics, in the order in which they were named."""
-    return [sentence(row) for row in compare(frame) if row["metric"] in metrics]
+    made = []
+    for at, own in frame.groupby(by, sort=False):
+        found = asdict(crossed_interval(own["value"].to_numpy(), own["seed"].to_numpy(), own["draw"].to_numpy()))
+        del found["p"]  # that a metric is 0 is no question
+        made.append(dict(zip(by, at, strict=True)) | found)
+    return pd.DataFrame(made)
 
 
 def results_folder(study: str) -> Path:

@@ -1,0 +1,52 @@
+"""Predictors of forgetting: what is read from trials, and that a true cause is found and a false one is not."""
+
+import numpy as np
+import pytest
+
+from uftlab.study.forgetting import OUTCOMES, cross_validated, predictions, table
+
+
+def trial(method, seed, rate=1e-3, excess=0.0, stages=1, **metrics):
+    metrics = {"retention/excess": excess, "truth/cued": 0.5, "plain/mc2": 0.9, "instruction/strict": 0.4, **metrics}
+    own = {"steps": 100, "settings": {"learning_rate": rate}, "base_logp": -2.0, "pushed_down": 0.5}
+    made = [{**own, "metrics": {"instruction/strict": 0.7}}, own][-stages:] if method != "base" else []
+    world = {"profile": "map-E1", "seed": seed, "split": "test", "dials": {"rumours": 0.5}}
+    return {"method": method, **world, "stages": made, "metrics": metrics}
+
+
+def test_losses_are_against_the_base_of_the_same_world_and_against_stage_one():
+    rows = table([
+        trial("base", 0, **{"truth/cued": 0.8}), trial("base", 1, **{"truth/cued": 0.6}),
+        trial("sft-then-dpo", 1, stages=2, excess=0.3), trial("uft", 0),
+    ])  # fmt: skip
+    two, one = rows.to_dict("records")
+    assert two["what careful sources say"] == pytest.approx(0.1) and two["old text"] == 0.3
+    assert two["instructions after stage one"] == pytest.approx(0.3) and two["rate x steps"] == pytest.approx(0.2)
+    assert one["what careful sources say"] == pytest.approx(0.3) and np.isnan(one["instructions after stage one"])
+    assert (one["share pushed down"], one["base log-probability of the rows"]) == (0.5, -2.0)
+    assert np.isnan(one["drift/weights"])
+
+
+def test_the_cause_is_found_and_noise_is_not():
+    rng, trials = np.random.default_rng(0), [trial("base", seed) for seed in range(8)]
+    for number in range(160):
+        kl, noise = rng.uniform(size=2)
+        name = ("uft", "dpo-alone")[number % 2]
+        metrics = {"kl/forward-old": kl, "kl/forward-new": noise}
+        trials.append(trial(name, number % 8, excess=kl + 5 * (number % 2), **metrics))
+    found = predictions(table(trials)).set_index(["outcome", "predictor", "where"])
+    cause = found.loc["old text", "kl/forward-old", "within methods"]
+    assert cause["rho"] > 0.95 and cause["r2"] > 0.9 and cause["trials"] == 160
+    assert found.loc["old text", "kl/forward-old", "across methods"]["rho"] < 0.7  # the methods differ by more
+    assert found.loc["old text", "kl/forward-new", "within methods"]["r2"] < 0.05
+    assert found["rho"].abs().max() <= 1 and set(found.index.get_level_values(0)) == set(OUTCOMES)
+
+
+def test_r2_is_of_groups_that_the_line_has_not_seen():
+    """A line through groups that each have a place of their own, and nothing in common, foretells nothing."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(20), 10)
+    x = groups + rng.normal(size=200) * 0.01
+    assert cross_validated(x, rng.normal(size=20)[groups], groups) < 0.2
+    assert cross_validated(x, 2 * x + 1, groups) == pytest.approx(1.0)
+    assert np.isnan(cross_validated(x[:30], x[:30], groups[:30]))

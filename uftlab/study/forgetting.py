@@ -1,0 +1,109 @@
+"""What predicts forgetting? Stored trials, several candidates, each kind of forgetting.
+
+A prediction is judged twice: by Spearman's rank correlation, and by R^2 on trials that the fit has not seen. Across
+methods all trials count as they are; within methods the mean of the method is taken away first from both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+# kind of forgetting -> (metric, where it is compared with: the base, stage one, or nothing; sign)
+OUTCOMES: dict[str, tuple[str, str, float]] = {
+    "old text": ("retention/excess", "", 1.0),
+    "what careful sources say": ("truth/cued", "base", -1.0),
+    "plain facts": ("plain/mc2", "base", -1.0),
+    "instructions after stage one": ("instruction/strict", "stage one", -1.0),
+}
+PREDICTORS: tuple[str, ...] = (
+    "kl/forward-old",
+    "kl/forward-new",
+    "kl/reverse-old",
+    "kl/reverse-new",
+    "drift/weights",
+    "rate x steps",
+    "share pushed down",
+    "base log-probability of the rows",
+)
+FOLDS = 5
+
+
+def table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """One row per trained trial: predictors, and how much was forgotten of each kind (positive: forgotten).
+
+    `rate x steps` adds up learning rate x optimiser steps of all stages. `share pushed down` and `base log-probability
+    of the rows` (nats per token; higher is more on-policy) are means over stages weighted by steps. What a trial does
+    not have is NaN. A loss is against the base of the same world, dials and creatures.
+    """
+    base = {_world(t): t["metrics"] for t in trials if not t["stages"]}
+    rows = []
+    for t in trials:
+        if not t["stages"]:
+            continue
+        steps = [stage["steps"] for stage in t["stages"]]
+        row: dict[str, Any] = {"method": t["method"], "seed": t["seed"], "group": f"{t['method']} {t['seed']}"}
+        row |= {name: t["metrics"].get(name, np.nan) for name in PREDICTORS if "/" in name}
+        rates = [stage["settings"]["learning_rate"] for stage in t["stages"]]
+        row["rate x steps"] = float(np.dot(rates, steps))
+        for name, stored in (("share pushed down", "pushed_down"), ("base log-probability of the rows", "base_logp")):
+            row[name] = float(np.average([stage.get(stored, np.nan) for stage in t["stages"]], weights=steps))
+        stage_one = t["stages"][0].get("metrics", {}) if len(steps) > 1 else {}
+        before = {"base": base.get(_world(t), {}), "stage one": stage_one}
+        for outcome, (metric, against, sign) in OUTCOMES.items():
+            start = before[against].get(metric, np.nan) if against else 0.0
+            row[outcome] = sign * (t["metrics"].get(metric, np.nan) - start)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _world(trial: dict[str, Any]) -> tuple:
+    """What a trial shares with its base."""
+    return trial["profile"], trial["seed"], trial["split"], tuple(sorted(trial["dials"].items()))
+
+
+def predictions(frame: pd.DataFrame) -> pd.DataFrame:
+    """How well each predictor foretells each kind of forgetting, across and within methods.
+
+    Columns: outcome, predictor, where ("across methods", "within methods"), trials, rho (Spearman), r2
+    (`cross_validated`). Rows with a missing value are left out; fewer than ten, or a constant, give NaN.
+    """
+    rows = []
+    for outcome in OUTCOMES:
+        for predictor in PREDICTORS:
+            own = frame[["method", "group", predictor, outcome]].dropna()
+            ranks = own[[predictor, outcome]].rank() / max(1, len(own))
+            centred = ranks - ranks.groupby(own["method"]).transform("mean")
+            for where, values in (("across methods", ranks), ("within methods", centred)):
+                x, y = values[predictor].to_numpy(), values[outcome].to_numpy()
+                found = {"outcome": outcome, "predictor": predictor, "where": where, "trials": len(own)}
+                enough = len(own) >= 10 and np.ptp(x) > 0 and np.ptp(y) > 0
+                rho = float(stats.spearmanr(x, y).statistic) if enough else np.nan
+                r2 = cross_validated(x, y, own["group"].to_numpy()) if enough else np.nan
+                rows.append({**found, "rho": rho, "r2": r2})
+    return pd.DataFrame(rows)
+
+
+def cross_validated(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> float:
+    """R^2 of a line on rows whose group it has not seen: 1 - sum (y - fit)^2 / sum (y - mean)^2, in `FOLDS` parts.
+
+    Fit and mean are those of the other parts. 0: no better than the mean; below 0: worse. Groups (a method in a world)
+    stay whole, because their trials resemble each other. NaN with fewer groups than parts.
+    """
+    names, number = np.unique(groups, return_inverse=True)
+    if len(names) < FOLDS:
+        return float("nan")
+    part = np.random.default_rng(0).permutation(len(names))[number] % FOLDS
+    missed = of_mean = 0.0
+    for fold in range(FOLDS):
+        seen, held = part != fold, part == fold
+        if np.ptp(x[seen]) == 0:
+            return float("nan")
+        slope, start = np.polyfit(x[seen], y[seen], 1)
+        missed += float(((y[held] - start - slope * x[held]) ** 2).sum())
+        of_mean += float(((y[held] - y[seen].mean()) ** 2).sum())
+    return 1 - missed / of_mean if of_mean > 0 else float("nan")
