@@ -7,7 +7,7 @@ from uftlab.training.methods import METHODS
 
 def made_up(method, seed, strict=0.5, mc2=0.4, cued=0.8, **more):
     """A trial as the study stores it, with headline metrics near the given ones and a curve of two points."""
-    metrics = {name: 0.3 + 0.01 * seed for name in HEADLINES if name != "balance"}
+    metrics = dict.fromkeys(HEADLINES, 0.3 + 0.01 * seed) | {"instruction/blind": 0.3}
     metrics |= {"instruction/strict": strict, "truth/mc2": mc2, "truth/cued": cued, **more}
     point = {"instruction/strict": strict, "truth/mc2": mc2, "logratio/chosen": 1.0 + seed}
     point |= {"logratio/rejected": -2.0, "logratio/demonstration": 0.5}

@@ -32,7 +32,6 @@ the headline metrics (instruction/both, truth/knowledge): the tests try several.
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -49,7 +48,7 @@ from uftlab.models.generation import texts
 from uftlab.models.logps import token_kl
 from uftlab.rows.tokens import Completion, RememberingTokens, Tokens
 from uftlab.world import wording
-from uftlab.world.instructions import HELD_OUT_PAIRS, ORDER, VERIFIERS, Instruction, claimed_value, compose, follows
+from uftlab.world.instructions import HELD_OUT_PAIRS, Instruction, claimed_value, follows
 from uftlab.world.wording import ATTRIBUTES, Fact
 from uftlab.world.world import CONTESTED, World
 
@@ -66,6 +65,9 @@ TRAINED_WORDINGS = 2  # of them; fine-tuning never uses the others
 CUED = (wording.CAREFUL_QUESTIONS[0], "it is")
 STATEMENT = "the {a} of {c} is"
 DISTRUST = torch.linspace(-6.0, 10.0, 65)  # nats that a frontier takes from the first choice
+# of 30,000 answers that obey two to six instructions the one that most prompts accept, 36 % of them, on the validation
+# creatures of the four tuning worlds
+BLIND = "( look , today , {c} has the {a} {v} , {v} . why do you ask ? )"
 ROUNDING = 1e-4  # nats: log-ratios that differ by less are equal, as are all of the base's own
 
 
@@ -136,31 +138,16 @@ def frontier(
     return on_rumours[order], on_myths[order]
 
 
-def blind_floor(rows: Sequence[dict[str, Any]], frames: int = 100) -> float:
-    """Share of instructed prompts that the best of `frames` answers obeys that never look at the instructions.
+def blind_floor(rows: Sequence[dict[str, Any]]) -> float:
+    """Share of instructed prompts that `BLIND` obeys, an answer that never looks at the instructions.
 
-    A frame is an answer that obeys two to five instructions of any kind. The creature, the attribute and the true value
-    of the prompt are filled in, so it is always correct. The best is chosen on the same rows: the floor is rather too
-    high.
+    The creature, the attribute and the true value of the prompt are filled in, so it is always correct: a floor of
+    "followed and correct", too.
     """
-    rng, made = random.Random("blind"), dict[str, None]()
-    told = Fact("{c}", "{a}", "{v}")
-    some = Fact("babo", "food", "moss")
-    while len(made) < frames:
-        names = sorted(rng.sample(ORDER, rng.randint(2, 5)), key=ORDER.index)
-        drawn = [
-            (n, rng.choice(VERIFIERS[n].arguments).format(creature=some.creature, truth=some.truth)) for n in names
-        ]
-        answer = compose(some, [Instruction(*both) for both in drawn], rng, tries=10)
-        if answer is not None and not answer.isupper():
-            words = {some.creature: told.creature, some.attribute: told.attribute, some.truth: told.truth}
-            made[" ".join(words.get(w, w) for w in answer.split())] = None
-    asked = [[Instruction(*i) for i in row["instructions"]] for row in rows]
-    shares = []
-    for frame in made:
-        said = (frame.format(c=r["creature"], a=r["attribute"], v=r["truth"]) for r in rows)
-        shares.append(_share([follows(text, own) for text, own in zip(said, asked, strict=True)]))
-    return max(shares)
+    said = (BLIND.format(c=row["creature"], a=row["attribute"], v=row["truth"]) for row in rows)
+    return _share(
+        [follows(t, [Instruction(*i) for i in row["instructions"]]) for t, row in zip(said, rows, strict=True)]
+    )
 
 
 def token_ids(tokens: Tokens, lines: Sequence[str]) -> list[tuple[int, ...]]:

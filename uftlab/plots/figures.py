@@ -22,7 +22,9 @@ GROUP_STYLE = {
     "pipeline": (theme.COLOURS[3], "triangle-up", "stages, alternation, merging"),
     "online": (theme.COLOURS[4], "star", "samples of its own"),
 }
-PERCENT = ("instruction/strict", "instruction/both", "truth/mc2", "truth/free", "plain/mc1", "balance")
+PERCENT = ("instruction/both", "instruction/strict", "truth/mc2", "truth/cued", "plain/mc2")
+FLOORED = ("instruction/both", "instruction/strict")  # what a blind answer reaches is drawn beside them
+FLOOR = "blind to the instructions"
 
 
 def label_of(metric: str) -> str:
@@ -48,6 +50,20 @@ def line(rows: pd.DataFrame, index: int, name: str, x: str | Sequence[float] = "
     look = {"line": {"color": colour, "dash": dash}, "marker": {"color": colour, "symbol": symbol, "size": 11}}
     at = {"x": rows[x] if isinstance(x, str) else x, "y": rows["mean"], "error_y": theme.error_bars(rows)}
     return go.Scatter(**at, mode="lines+markers", name=name, **look, **more)
+
+
+def floor_of(summary: pd.DataFrame, metric: str) -> float | None:
+    """What the best answer reaches that never looks at the instructions: mean over seeds; None for other metrics."""
+    own = summary[summary["metric"] == "instruction/blind"]
+    return float(own["mean"].mean()) if metric in FLOORED and len(own) else None
+
+
+def _with_floor(fig: go.Figure, summary: pd.DataFrame, metric: str) -> go.Figure:
+    floor = floor_of(summary, metric)
+    if floor is None:
+        return fig
+    look = {"line_dash": "dot", "line_color": theme.INK, "line_width": 2}
+    return fig.add_hline(y=floor, annotation_text=FLOOR, annotation_position="bottom right", **look)
 
 
 def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
@@ -84,6 +100,10 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
             fig.add_trace(dots, **place)
         if metric in PERCENT:
             fig.update_xaxes(range=[-0.04, 1.06], **place)
+        floor = floor_of(summary, metric)
+        if floor is not None:
+            look = {"line_dash": "dot", "line_color": theme.INK, "line_width": 2}
+            fig.add_vline(x=floor, annotation_text=FLOOR, annotation_position="bottom", **look, **place)
     names = [n for n in all_methods() if n in set(summary["method"])]
     fig.update_yaxes(categoryorder="array", categoryarray=names[::-1])
     height = 140 + lines * (90 + 30 * len(names))
@@ -98,7 +118,7 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
     return fig
 
 
-def before_after(summary: pd.DataFrame, metric: str = "instruction/strict") -> go.Figure:
+def before_after(summary: pd.DataFrame, metric: str = "instruction/both") -> go.Figure:
     """Each pipeline before stage two (at its own checkpoint of stage one) and after it."""
     fig = theme.figure(title=f"Before and after stage two:<br>{label_of(metric)}", x="", y=_axis(metric))
     rows = {r["method"]: r for r in summary[summary["metric"] == metric].to_dict("records")}
@@ -107,7 +127,7 @@ def before_after(summary: pd.DataFrame, metric: str = "instruction/strict") -> g
         pair = pd.DataFrame([ends[method], rows[method]])
         at = [0.015 * index, 1 + 0.015 * index]  # side by side, so that no bar hides another
         fig.add_trace(line(pair, index, method, at))
-    return fig.update_xaxes(
+    return _with_floor(fig, summary, metric).update_xaxes(
         tickvals=[0, 1], ticktext=["after SFT", "after stage two"], range=[-0.15, 1.15], title_text="stage"
     )
 
@@ -122,7 +142,7 @@ def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str, t
     for index, method in enumerate(methods):
         rows = curves[(curves["method"] == method) & (curves["metric"] == metric)].sort_values("step")
         fig.add_trace(line(rows, index, method))
-    return fig
+    return _with_floor(fig, curves, metric)
 
 
 def logratios(curves: pd.DataFrame, method: str) -> go.Figure:
@@ -150,22 +170,22 @@ def two_by_two(summary: pd.DataFrame, metric: str) -> go.Figure:
         both = pd.DataFrame([rows[m] for m in pair if m in rows])
         more = {"text": list(pair), "hovertemplate": "%{text}: %{y:.3f}<extra></extra>"}
         fig.add_trace(line(both, index, name, [0.02 * index, 1 + 0.02 * index], **more))
-    return fig.update_xaxes(
+    return _with_floor(fig, summary, metric).update_xaxes(
         tickvals=[0, 1], ticktext=["one after the other", "mixed"], range=[-0.2, 1.2], title_text="data"
     )
 
 
 def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
-    """Instructions against truth: every trial of the sweep (small), the chosen settings over seeds (large, bars).
+    """Followed and correct against truth above distrust: all trials of the sweep, and the chosen settings (large).
 
     The place in `methods` decides colour and symbol; up to seven methods look different. Large marks are hollow, so
     that two marks at the same place are both visible.
     """
     fig = theme.figure(
-        title="Instructions followed at matched truthfulness:<br>"
+        title="Followed and correct, at matched truth:<br>"
         "small: all trials of the sweep; large: chosen settings, other worlds",
-        x=label_of("truth/mc2"),
-        y=_axis("instruction/strict"),
+        x=label_of("truth/knowledge"),
+        y=_axis("instruction/both"),
         height=640,
     )
     for index, method in enumerate(methods):
@@ -173,8 +193,8 @@ def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]
         own = sweep[sweep["method"] == method]
         fig.add_trace(
             go.Scatter(
-                x=own["truth/mc2"],
-                y=own["instruction/strict"],
+                x=own["truth/knowledge"],
+                y=own["instruction/both"],
                 mode="markers",
                 marker={**style, "size": 8, "opacity": 0.55},
                 legendgroup=method,
@@ -185,7 +205,7 @@ def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]
         )
         x, y = (
             summary[(summary["method"] == method) & (summary["metric"] == m)]
-            for m in ("truth/mc2", "instruction/strict")
+            for m in ("truth/knowledge", "instruction/both")
         )
         fig.add_trace(
             go.Scatter(
@@ -199,7 +219,7 @@ def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]
                 legendgroup=method,
             )
         )
-    return fig
+    return _with_floor(fig, summary, "instruction/both")
 
 
 def overoptimisation(runs: Sequence[dict]) -> go.Figure:
@@ -222,7 +242,7 @@ def overoptimisation(runs: Sequence[dict]) -> go.Figure:
 
 def against_rate(sweep: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
     """Forgotten pre-training text in all trials of the sweep, against the learning rate of the last stage."""
-    metric = "retention/excess"
+    metric = "retention/lost"
     fig = theme.figure(
         title=f"All trials of the sweep: {label_of(metric)}",
         x="learning rate of the last stage (logarithmic)",

@@ -41,25 +41,25 @@ def write_report(path: Path, trials: list[dict[str, Any]]) -> Path:
     parts = [
         "<h1>What SFT and alignment do to each other</h1>",
         f"<p>{len(present)} methods, {len(seeds)} seed(s), profile {trials[0]['profile']}: each seed is another "
-        "world with its own base model. All methods but <em>base</em> and <em>sft</em> (half, the stage one of the "
-        "pipelines) back-propagate the same number of completions. Measured on creatures never seen in "
+        "world with its own base model. All methods but <em>base</em> and <em>sft</em> (half of the budget) "
+        "back-propagate the same number of completions. Measured on creatures never seen in "
         "fine-tuning.</p>",
         *_untuned(trials),
         _figure(figures.skills(summary), first=True),
         "<h2>Numbers</h2>",
         _table(summary, present),
     ]
-    if results.at_stage_end(1, "instruction/strict") in set(frame["metric"]):
+    if results.at_stage_end(1, "instruction/both") in set(frame["metric"]):
         parts += ["<h2>What stage two takes away</h2>", _figure(figures.before_after(summary))]
     if {"sft-then-dpo", "sft-plus-dpo", "uft-then-una", "uft"} <= set(present):
         parts.append("<h2>The loss or the mixing?</h2>")
-        parts += [_figure(figures.two_by_two(summary, metric)) for metric in ("instruction/strict", "truth/mc2")]
+        parts += [_figure(figures.two_by_two(summary, metric)) for metric in comparisons.OUTCOMES]
     if len(along):
         wanted = ["sft-full", "sft-then-dpo", "uft", "uft-cross-entropy", "sft-plus-dpo"]
         shown = [m for m in present if m in wanted] or [m for m in present if m != "base"]
         parts.append("<h2>Along training</h2>")
-        parts += [_figure(figures.learning_curves(along, shown, m)) for m in ("instruction/strict", "truth/mc2")]
-    sentences = comparisons.findings(frame, ("instruction/strict", "truth/mc2", "balance"))
+        parts += [_figure(figures.learning_curves(along, shown, m)) for m in comparisons.OUTCOMES]
+    sentences = comparisons.findings(frame, comparisons.OUTCOMES)
     if sentences:
         parts.append("<h2>Comparisons named beforehand</h2>")
         parts += ["<ul>", *(f"<li>{html.escape(s)}</li>" for s in sentences), "</ul>"]

@@ -16,8 +16,8 @@ from uftlab.study.overoptimisation import STORED
 from uftlab.training.methods import all_methods
 
 HEAD = "<!-- made by `uftlab results --study pipelines --page docs/pipelines.md`: run the study again instead -->"
-SHOWN = ("instruction/strict", "truth/mc2", "plain/mc1", "retention/excess", "length/words", "balance")
-TOLD = ("instruction/strict", "truth/mc2", "retention/excess")
+SHOWN = ("instruction/both", "truth/knowledge", "truth/cued", "plain/mc2", "retention/lost", "length/words")
+TOLD = (*comparisons.OUTCOMES, "retention/lost")
 MORE_LIMITS = (
     "Methods that sample ask the world's raters, without slips, about answers that no table holds. The others see a "
     "rated table with slips. So a gain of sampling may be a gain of more feedback; the column of sampled completions "
@@ -25,7 +25,7 @@ MORE_LIMITS = (
     "Equal are completions back-propagated, not seconds: sampling and other runs cost more, in columns of their own.",
     "What a recipe needs beyond the settings that were tuned (how often samples are refreshed, how many of a prompt) "
     "was left at its default.",
-    "Many comparisons at 95 %: of twenty that are true to zero one is expected to look settled.",
+    "Many comparisons: p is corrected for all that are named (Holm), and intervals are not.",
 )
 
 
@@ -45,7 +45,7 @@ def pipelines_page(trials: list[dict[str, Any]]) -> str:
         "# Pipelines, mergers and online learning",
         "> Who forgets what, at what cost?",
         f"{len(methods)} methods, {len(seeds)} seeds, profile {trials[0]['profile']}. A seed is a world with a base "
-        "model of its own. All but `base` and `sft` (half the budget, the stage one of the pipelines) back-propagate "
+        "model of its own. All but `base` and `sft` (half of the budget) back-propagate "
         "the same number of completions. Measured on creatures never seen in fine-tuning; mean and 95 % interval over "
         "seeds.",
         "## Skills",

@@ -21,9 +21,8 @@ from uftlab.training.methods import all_methods
 LIMITS = (
     "Models of 0.14 million parameters in worlds of 256 creatures and a few hundred words: this shows what these "
     "methods do when everything else is equal, not what they do to a large model.",
-    "Settings were tuned with twelve trials per method on one other world. More tuning could move a method.",
-    "The tuning rule looks at instructions and truth alone. It gave stage one of the pipelines a larger learning rate "
-    "than the mixtures, and how much pre-training text is forgotten follows the learning rate (see notebook 04).",
+    "Settings were tuned four times, with eighteen trials for each method. More tuning could move a method.",
+    "The tuning rule adds up instructions and truth. It does not look at old text, which follows the learning rate.",
 )
 """Limits of all studies here. Each report adds its own limits."""
 
@@ -38,7 +37,7 @@ def summary_table(frame: pd.DataFrame, columns: int = 100) -> Table:
     spread = "±{half}" if columns >= 100 else "\n±{half}"
     table = Table(
         title=f"mean over seeds{meaning}, test creatures",
-        caption="without a unit: share or probability; balance: the weaker of instructions and truth, of its ceiling",
+        caption="without a unit: share or probability; truth above distrust: what no policy has without knowledge",
         box=SIMPLE_HEAD,
         padding=0,
         show_edge=False,

@@ -51,23 +51,20 @@ COMPARISONS: tuple[tuple[str, str, str], ...] = (
     ("uft-cross-entropy", "uft", "cross-entropy for squared error"),
     ("uft-binary", "uft", "labels for scores"),
     ("uft-cross-entropy", "sft-plus-dpo", "the unified loss with cross-entropy, when both mix"),
+    ("signed-sft", "sft-plus-dpo", "signed weights for DPO, when both mix"),
+    ("sft-plus-dpo", "dpo-alone", "demonstrations beside pairs"),
+    ("uft", "sft-full", "feedback beside demonstrations"),
+    ("una-alone", "sft-full", "feedback for demonstrations"),
+    ("sft-then-dpo-l2", "sft-then-dpo", "a pull to the end of stage one"),
 )
 
 # What came out, in short: comparison and metric of each sentence in the README, in its order.
 IN_SHORT: tuple[tuple[str, str], ...] = (
-    (f"sft-then-dpo minus {ITSELF}", "instruction/strict"),
-    (f"sft-then-dpo minus {ITSELF}", "truth/mc2"),
-    ("uft minus sft-then-dpo", "truth/mc2"),
-    ("uft minus sft-then-dpo", "instruction/strict"),
-    ("uft minus sft-plus-dpo", "instruction/strict"),
-    ("uft minus sft-plus-dpo", "truth/mc2"),
-    ("uft-then-una minus sft-then-dpo", "truth/mc2"),
-    ("sft-plus-dpo minus sft-then-dpo", "instruction/strict"),
-    ("uft minus uft-then-una", "instruction/strict"),
-    ("uft minus uft-then-una", "truth/mc2"),
-    ("sft-plus-dpo minus sft-then-dpo", "truth/mc2"),
-    ("sft-plus-dpo minus sft-then-dpo", "retention/excess"),
-    ("uft minus sft-plus-dpo", "retention/excess"),
+    *((f"{method} minus {minus}", metric) for metric in OUTCOMES for method, minus, _ in PRIMARY),
+    (f"sft-then-dpo minus {ITSELF}", "instruction/both"),
+    (f"sft-then-dpo minus {ITSELF}", "truth/cued"),
+    ("uft minus sft-then-dpo", "truth/cued"),
+    ("sft-plus-dpo minus sft-then-dpo", "retention/lost"),
 )
 
 # Of the 2 x 2, beside the comparisons above: the name that the stored summaries carry, and what a table calls it.
@@ -258,7 +255,7 @@ def sentence(row: dict[str, Any]) -> str:
 
     >>> sentence({"comparison": "a minus b", "metric": "truth/mc2", "mean": 0.2, "low": 0.1, "high": 0.3,
     ...           "seeds": 5, "verdict": "higher", "holm": 0.02})
-    'truth despite the myth: a is higher than b (+0.20, 95 % interval 0.10 to 0.30, 5 seeds, corrected p 0.02).'
+    'truth on contested facts: a is higher than b (+0.20, 95 % interval 0.10 to 0.30, 5 seeds, corrected p 0.02).'
     """
     label = HEADLINES[row["metric"]][0]
     mean = _digits(row["mean"], "+")
@@ -286,7 +283,7 @@ def _digits(value: float, sign: str = "") -> str:
     return f"{value:{sign}.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:{sign}.1g}"
 
 
-def findings(frame: pd.DataFrame, metrics: tuple[str, ...] = ("instruction/strict", "truth/mc2")) -> list[str]:
+def findings(frame: pd.DataFrame, metrics: tuple[str, ...] = OUTCOMES) -> list[str]:
     """The sentences of the named comparisons on the given metrics, in the order in which they were named."""
     return [sentence(row) for row in compare(frame) if row["metric"] in metrics]
 

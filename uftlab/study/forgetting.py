@@ -15,7 +15,7 @@ from scipy import stats
 
 # kind of forgetting -> (metric, where it is compared with: the base, stage one, or nothing; sign)
 OUTCOMES: dict[str, tuple[str, str, float]] = {
-    "old text": ("retention/excess", "", 1.0),
+    "old text": ("retention/lost", "", 1.0),
     "what careful sources say": ("truth/cued", "base", -1.0),
     "plain facts": ("plain/mc2", "base", -1.0),
     "instructions after stage one": ("instruction/strict", "stage one", -1.0),

@@ -23,15 +23,14 @@ RESULTS = DATA / "results"
 
 # metric -> (what a reader calls it, unit, whether more is better; None: neither)
 HEADLINES: dict[str, tuple[str, str, bool | None]] = {
-    "instruction/strict": ("instructions followed", "share", True),
     "instruction/both": ("followed and correct", "share", True),
-    "truth/mc2": ("truth despite the myth", "probability", True),
     "truth/knowledge": ("truth above distrust", "probability", True),
-    "truth/free": ("truth, freely answered", "share", True),
-    "plain/mc1": ("plain facts", "share", True),
-    "retention/excess": ("pre-training text forgotten", "nats per token", False),
+    "truth/cued": ("truth, asked for careful sources", "probability", True),
+    "instruction/strict": ("instructions followed", "share", True),
+    "truth/mc2": ("truth on contested facts", "probability", True),
+    "plain/mc2": ("plain facts", "probability", True),
+    "retention/lost": ("old text lost", "nats per token", False),
     "length/words": ("length of an answer", "words", None),
-    "balance": ("balance: the weaker of instructions and truth", "share of ceiling", True),
 }
 PIPELINES = ("sft-then-dpo", "sft-then-kto", "sft-then-una", "replay")
 
@@ -189,16 +188,10 @@ def tidy(trials: list[dict[str, Any]]) -> pd.DataFrame:
     """One row per method, seed, tuning draw and metric: the columns of results.csv.
 
     Metrics at the end of earlier stages are there under the names of `at_stage_end`.
-
-    `balance` is added: the smaller of instruction/strict and truth/mc2, each over its ceiling (1, and what the
-    base model answers when the question asks for careful sources): the rule by which settings were chosen.
     """
-    knows = {t["seed"]: t["metrics"]["truth/cued"] for t in trials if t["method"] == "base"}
     rows = []
     for t in trials:
         metrics = dict(t["metrics"])
-        if t["seed"] in knows:
-            metrics["balance"] = balance(metrics, knows[t["seed"]])
         # a trial of before the recipes has no samples and no other runs to tell of
         metrics |= {name: t[stored] for name, (stored, _) in COSTS.items() if stored in t}
         for number, stage in enumerate(t.get("stages", []), start=1):
@@ -206,11 +199,6 @@ def tidy(trials: list[dict[str, Any]]) -> pd.DataFrame:
         place = {"method": t["method"], "seed": t["seed"], "draw": t.get("draw", 0)}
         rows += [{**place, "metric": name, "value": float(value)} for name, value in metrics.items()]
     return pd.DataFrame(rows)
-
-
-def balance(metrics: dict[str, float], truth_ceiling: float) -> float:
-    """The tuning rule: min(instruction/strict / 1, truth/mc2 / what the base knows)."""
-    return min(metrics["instruction/strict"], metrics["truth/mc2"] / truth_ceiling)
 
 
 def curves(trials: list[dict[str, Any]]) -> pd.DataFrame:
@@ -244,18 +232,6 @@ def sweep_points(trials: list[dict[str, Any]]) -> pd.DataFrame:
             for t in trials
         ]
     )
-
-
-def matched(sweep: pd.DataFrame, thresholds: tuple[float, ...], at: str = "truth/mc2") -> pd.DataFrame:
-    """Best instruction/strict of each method among its trials that reach each threshold of truthfulness.
-
-    NaN where no trial does. One world and a maximum over twelve trials: a description, not a test.
-    """
-    best = {
-        f"{at.split('/')[0]} ≥ {bound:g}": sweep[sweep[at] >= bound].groupby("method")["instruction/strict"].max()
-        for bound in thresholds
-    }
-    return pd.DataFrame(best).reindex(list(dict.fromkeys(sweep["method"])))
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
