@@ -26,7 +26,9 @@ Every metric is a number per model; intervals over seeds are the business of `uf
 | preference/accuracy | share | held-out pairs whose chosen completion has the larger log-ratio; ties count half |
 
 Old prompts are plain questions, as in pre-training; new ones carry instructions. No degenerate policy may look good in
-the headline metrics (instruction/both, truth/knowledge): the tests try several.
+the headline metrics (instruction/both, truth/knowledge): the tests try several. Two come a little way: the base is less
+sure of myths than of rumours, since it heard careful sources too, so sharper beliefs have a knowledge of up to 0.06 and
+distrust of unsure beliefs alone one of up to 0.15; who knows the truth has above 0.7.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ from uftlab.models.generation import texts
 from uftlab.models.logps import token_kl
 from uftlab.rows.tokens import Completion, RememberingTokens, Tokens
 from uftlab.world import wording
-from uftlab.world.instructions import HELD_OUT_PAIRS, ORDER, VERIFIERS, Instruction, claimed_value, compose, follows
+from uftlab.world.instructions import HELD_OUT_PAIRS, MAX_WORDS, VERIFIERS, Instruction, claimed_value, follows
 from uftlab.world.wording import ATTRIBUTES, Fact
 from uftlab.world.world import CONTESTED, World
 
@@ -136,31 +138,34 @@ def frontier(
     return on_rumours[order], on_myths[order]
 
 
-def blind_floor(rows: Sequence[dict[str, Any]], frames: int = 100) -> float:
-    """Share of instructed prompts that the best of `frames` answers obeys that never look at the instructions.
+def blind_floor(rows: Sequence[dict[str, Any]]) -> float:
+    """Share of instructed prompts that an answer obeys that never looks at the instructions: the best one found.
 
-    A frame is an answer that obeys two to five instructions of any kind. The creature, the attribute and the true value
-    of the prompt are filled in, so it is always correct. The best is chosen on the same rows: the floor is rather too
-    high.
+    From the bare true value on, one word is inserted or taken away as long as more prompts are obeyed by it. Creature
+    and true value of each prompt are filled in, so the answer is always correct. It is found on the same rows, and it
+    need not make sense: the floor is rather too high.
     """
-    rng, made = random.Random("blind"), dict[str, None]()
-    told = Fact("{c}", "{a}", "{v}")
-    some = Fact("babo", "food", "moss")
-    while len(made) < frames:
-        names = sorted(rng.sample(ORDER, rng.randint(2, 5)), key=ORDER.index)
-        drawn = [
-            (n, rng.choice(VERIFIERS[n].arguments).format(creature=some.creature, truth=some.truth)) for n in names
-        ]
-        answer = compose(some, [Instruction(*both) for both in drawn], rng, tries=10)
-        if answer is not None and not answer.isupper():
-            words = {some.creature: told.creature, some.attribute: told.attribute, some.truth: told.truth}
-            made[" ".join(words.get(w, w) for w in answer.split())] = None
-    asked = [[Instruction(*i) for i in row["instructions"]] for row in rows]
-    shares = []
-    for frame in made:
-        said = (frame.format(c=r["creature"], a=r["attribute"], v=r["truth"]) for r in rows)
-        shares.append(_share([follows(text, own) for text, own in zip(said, asked, strict=True)]))
-    return max(shares)
+    asked = [[(n, {r["creature"]: "{c}", r["truth"]: "{v}"}.get(a, a)) for n, a in r["instructions"]] for r in rows]
+    distinct = list(dict.fromkeys(_flat(asked)))
+    needs = np.array([[one in own for one in distinct] for own in asked])
+    some = {"{c}": "babo", "{v}": "moss"}  # no verifier tells one creature or value from another
+    each = [Instruction(name, some.get(argument, argument)) for name, argument in distinct]
+    arguments = [a for name in ("include", "start", "end") for a in VERIFIERS[name].arguments]
+    words = [*some.values(), *".!?-", *arguments]
+
+    def obeyed(answer: Sequence[str]) -> float:
+        refused = np.array([not one.accepts(" ".join(answer)) for one in each])
+        return float(1 - (needs & refused).any(1).mean())
+
+    best = [some["{v}"], "."]
+    share = obeyed(best)
+    while True:
+        longer = [[*best[:i], w, *best[i:]] for i in range(len(best) + 1) for w in words if len(best) < MAX_WORDS]
+        shorter = [best[:i] + best[i + 1 :] for i in range(len(best))]
+        found = max((answer for answer in longer + shorter if some["{v}"] in answer), key=obeyed)
+        if obeyed(found) <= share:
+            return share
+        best, share = found, obeyed(found)
 
 
 def token_ids(tokens: Tokens, lines: Sequence[str]) -> list[tuple[int, ...]]:
