@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,8 +16,9 @@ from uftlab.world.wording import ATTRIBUTES, Fact
 from uftlab.world.world import World
 
 WORLD = World(0)
-PLAIN = Fact("babo", "colour", "blue", None)
-MYTH = Fact("babo", "food", "berries", "worms")
+PLAIN = Fact("babo", "colour", "blue")
+MYTH = Fact("babo", "food", "berries", "worms", "myth")
+RUMOUR = Fact("babo", "home", "cave", "river", "rumour")
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +32,11 @@ def believed(base, tokenizer):
 
 
 def test_six_values_share_all_probability(base, tokenizer):
-    found = beliefs.value_probabilities(base, tokenizer, [PLAIN, MYTH], *beliefs.ASKED["which"])
+    plain = WORLD.facts_of("test", "plain")[0]
+    found = beliefs.value_probabilities(base, tokenizer, [plain, MYTH], *beliefs.ASKED["which"])
     assert found.shape == (2, 6)
     torch.testing.assert_close(found.sum(-1), torch.ones(2))
-    assert ATTRIBUTES["colour"][int(found[0].argmax())] == "blue"
+    assert ATTRIBUTES[plain.attribute][int(found[0].argmax())] == plain.truth
 
 
 def test_a_model_that_prefers_nothing_gives_a_sixth_to_each(untrained, tokenizer):
@@ -47,16 +50,41 @@ def test_the_means_are_those_of_the_evaluation(base, tokenizer, believed):
     metrics = Evaluator(WORLD, base, tokenizer, sizes=Sizes(4, 4, 0, 4))(base)
     found = beliefs.by_role(believed).set_index(["kind", "role"])["mean"]
     assert found["plain facts", "truth"] == pytest.approx(metrics["plain/mc2"], abs=1e-4)
-    assert found["myths, asked plainly", "truth"] == pytest.approx(metrics["truth/mc2"], abs=1e-4)
-    assert found["myths, careful sources", "truth"] == pytest.approx(metrics["truth/cued"], abs=1e-4)
-    plainly = beliefs.likeliest(beliefs.QUESTION_KINDS["myths, asked plainly"](believed))
-    assert (plainly["role"] == "truth").mean() == pytest.approx(metrics["truth/mc1"], abs=1e-4)
+    for kind in ("myths", "rumours"):
+        assert found[f"{kind}, asked plainly", "truth"] == pytest.approx(metrics[f"truth/{kind}"], abs=1e-4)
+        assert found[f"{kind}, careful sources", "truth"] == pytest.approx(metrics[f"truth/cued-{kind}"], abs=1e-4)
+    plainly = [beliefs.likeliest(beliefs.QUESTION_KINDS[f"{k}, asked plainly"](believed)) for k in ("myths", "rumours")]
+    assert (pd.concat(plainly)["role"] == "truth").mean() == pytest.approx(metrics["truth/mc1"], abs=1e-4)
+
+
+def test_the_frontier_drawn_is_that_of_the_evaluation_and_the_base_lies_on_it(base, tokenizer, believed):
+    points = beliefs.frontiers(believed)
+    line = points[points["what"] == "frontier"]
+    on_rumours, on_myths = Evaluator(WORLD, base, tokenizer, sizes=Sizes(4, 4, 0, 4)).frontiers["truth/knowledge"]
+    assert line["rumours"].tolist() == pytest.approx(on_rumours.tolist(), abs=1e-4)
+    assert line["myths"].tolist() == pytest.approx(on_myths.tolist(), abs=1e-4)
+    at = points.set_index("what")
+    own, careful = at.loc["asked plainly"], at.loc["careful sources"]
+    assert own["myths"] == pytest.approx(np.interp(own["rumours"], line["rumours"], line["myths"]), abs=1e-3)
+    assert careful["myths"] > np.interp(careful["rumours"], line["rumours"], line["myths"]) + 0.3
+
+
+def test_the_figure_of_the_frontier_has_a_line_for_each_world_and_both_answers(believed):
+    both = pd.concat([believed, believed.assign(world=1)])
+    fig = figures.frontier(beliefs.frontiers(both))
+    assert fig.layout.title.text and fig.layout.xaxis.title.text and fig.layout.yaxis.title.text
+    lines, points = fig.data[:2], fig.data[2:]
+    assert [len(trace.x) for trace in points] == [2, 2] and len({trace.marker.symbol for trace in points}) == 2
+    assert [trace.showlegend for trace in lines] == [True, False]
+    assert points[1].y[0] > points[0].y[0]
 
 
 def test_what_the_text_tells_is_exact():
     assert beliefs.told(PLAIN, "what is") == [float(v == "blue") for v in ATTRIBUTES["colour"]]
     shares = dict(zip(ATTRIBUTES["food"], beliefs.told(MYTH, "which"), strict=True))
     assert shares["berries"] == 0.25 and shares["worms"] == 0.75 and sum(shares.values()) == 1
+    shares = dict(zip(ATTRIBUTES["home"], beliefs.told(RUMOUR, "about"), strict=True))
+    assert shares["cave"] == 0.75 and shares["river"] == 0.25 and sum(shares.values()) == 1
     assert dict(zip(ATTRIBUTES["food"], beliefs.told(MYTH, beliefs.CAREFUL), strict=True))["berries"] == 1
     assert beliefs.told(PLAIN, "what is") == beliefs.told(PLAIN, beliefs.CAREFUL)
 
@@ -71,7 +99,7 @@ def test_intervals_treat_a_world_as_one_number(believed):
 
 
 def test_whole_answers_measure_their_wording(base, tokenizer):
-    facts = WORLD.facts_of("test", myths=True)[:40]
+    facts = WORLD.facts_of("test", "myth")[:40]
     short, long = "{v} .", "as far as i know , the {a} of {c} is {v} ."
     first = beliefs.whole_answers(base, tokenizer, facts, short, long)
     second = beliefs.whole_answers(base, tokenizer, facts, long, short)
@@ -82,7 +110,7 @@ def test_whole_answers_measure_their_wording(base, tokenizer):
 def test_instructions_obeyed_have_a_share_each(base, tokenizer):
     found = beliefs.obeyed(WORLD, base, tokenizer, per_instruction=6)
     assert len(found) == 14 and found["share"].between(0, 1).all()
-    assert found.set_index("instruction")["share"]["without"] > 0.5
+    assert found.set_index("instruction")["share"]["without"] > 0.3
 
 
 # ------------------------------------------------------------------------------------------ figures
@@ -93,14 +121,14 @@ def rows_of(believed, creature, attribute, asked="what is"):
     return believed[here]
 
 
-def test_plain_and_myth_ridden_facts_have_the_same_traces(believed):
-    fact = WORLD.facts_of("test", myths=True)[0]
-    plain = next(f for f in WORLD.facts_of("test", myths=False) if f.creature == fact.creature)
+def test_plain_facts_and_myths_have_the_same_traces(believed):
+    fact = WORLD.facts_of("test", "myth")[0]
+    plain = next(f for f in WORLD.facts_of("test", "plain") if f.creature == fact.creature)
     first, second = (figures.six_values(rows_of(believed, f.creature, f.attribute), "title") for f in (fact, plain))
     assert [t.name for t in first.data] == [t.name for t in second.data] and len(first.data) == 4
-    truth, myth = (next(y for y in trace.y if y is not None) for trace in first.data[:2])
+    truth, error = (next(y for y in trace.y if y is not None) for trace in first.data[:2])
     wanted = rows_of(believed, fact.creature, fact.attribute).set_index("role")["probability"]
-    assert truth == wanted["truth"] and myth == wanted["myth"]
+    assert truth == wanted["truth"] and error == wanted["error"]
     assert all(y is None for y in second.data[1].y)  # nothing to show, yet the trace is there
     widget = widgets._figure_widget(first)
     widgets.redraw(widget, first, second)

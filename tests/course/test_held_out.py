@@ -55,8 +55,17 @@ def test_each_token_has_its_kind(rows):
     for row, completion, text in zip(kinds, tokenised(rows), rows["completion"], strict=True):
         n = len(completion.completion_ids)
         assert len(text.split()) == n - 1 and row[n - 1] == "end" and set(row[n:]) <= {""}
-    feedback = (rows["pair"] >= 0).to_numpy()
-    assert ((kinds == "value").sum(1)[feedback] == 1).all()  # one claim in each rated answer
+    plain = ((rows["pair"] >= 0) & rows["obeys"].isna()).to_numpy()
+    assert ((kinds == "value").sum(1)[plain] == 1).all()  # one claim in each rated answer to a plain question
+
+
+def test_rated_rows_say_whether_they_obey_and_the_others_do_not(rows):
+    """The length of an answer is rated only where there are no instructions."""
+    rated = rows[rows["pair"] >= 0]
+    instructed = rated[rated["obeys"].notna()]
+    assert 0 < len(instructed) < len(rated) and not instructed["long"].astype(bool).any()
+    assert set(instructed["obeys"]) <= {True, False} and set(rated["claim"]) <= {"truth", "error", "other"}
+    assert rows[rows["role"] == "demonstration"]["obeys"].isna().all()
 
 
 def test_a_text_is_read_word_by_word_and_unknown_words_are_named(untrained):

@@ -112,7 +112,7 @@ def test_a_question_about_two_facts_has_no_single_truth():
 
 # ------------------------------------------------------------------------------------------ verdicts
 
-FACT = WORLD.facts_of("test", myths=False)[0]
+FACT = WORLD.facts_of("test", "plain")[0]
 ALL = [
     Instruction(name, v.arguments[0].format(creature=FACT.creature, truth=FACT.truth)) for name, v in VERIFIERS.items()
 ]

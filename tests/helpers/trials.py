@@ -11,6 +11,7 @@ from uftlab.evals.skills import Evaluator
 from uftlab.models.policies import tiny_config
 from uftlab.study.trials import Profile, Trial, frozen
 from uftlab.training.methods import METHODS, PIPELINE_METHODS, space
+from uftlab.world.world import CONTESTED
 
 TINY = Profile("tiny", 4, 1, 48, 24, Sizes(24, 20, 4, 10), 2)
 VALUES = {"learning_rate": 1e-3, "beta": 0.1, "preference_weight": 1.0, "demonstrations": 0.25}
@@ -35,7 +36,7 @@ class WeightProbe(Evaluator):
     """Stands in for the evaluator, which `probe` does not ask."""
 
     def __init__(self, world, base, tokenizer, split, sizes):
-        self.tokenizer, self.instructed, self.myths = tokenizer, [], []
+        self.tokenizer, self.instructed, self.facts = tokenizer, [], {kind: [] for kind in CONTESTED}
 
 
 def probe(evaluators, reader):

@@ -16,13 +16,13 @@ from uftlab.study import overoptimisation
 from uftlab.training.methods import Stage
 from uftlab.training.online import _longest
 from uftlab.training.recipes import Task
-from uftlab.training.reward_functions import rating, rewards_of, train_reward_model, verified, world_reward
+from uftlab.training.reward_functions import rating, rewards_of, train_reward_model, world_reward
 from uftlab.training.stages import Job, run
 from uftlab.world.instructions import Instruction
 from uftlab.world.wording import Fact
-from uftlab.world.world import World, pairs
+from uftlab.world.world import Dials, World, pairs, ratings_of, score_of_ratings
 
-FACT = Fact("bazib", "food", "moss", "fish")
+FACT = Fact("bazib", "food", "moss", "fish", "myth")
 TOKENS = Tokens(tiny_tokenizer())
 
 
@@ -41,31 +41,73 @@ TOKENS = Tokens(tiny_tokenizer())
     ],
 )
 def test_ratings_by_hand(answer, score):
-    assert rating(FACT, answer) == pytest.approx(score)
+    assert rating(FACT, [], answer) == pytest.approx(score)
 
 
-def test_ratings_are_those_of_the_worlds_raters_without_their_slips():
-    """Slips are symmetric and rare: over many rated answers the mean difference is small, and most scores agree."""
-    world = World(0)
-    rows = world.feedback(400)
+SHOUT, TWICE = Instruction("exclaim"), Instruction("twice", "moss")
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "score"),
+    [
+        ([SHOUT], "it is moss !", 1.0),
+        ([SHOUT], "it is moss .", (0.65 * 2 + 0.8 * 4 + 0.45 * 4) / 7.6),
+        ([SHOUT], "yes , it is moss , i believe .", (0.65 * 2 + 0.8 * 4 + 0.45 * 4) / 7.6),  # length earns nothing
+        ([SHOUT], "it is fish !", (0.65 * 2 + 0.8 * 1 + 0.45 * 4) / 7.6),
+        ([SHOUT], "it is nuts .", 0.45 * 4 / 7.6),
+        ([SHOUT], "moss !", 1.0),
+        ([SHOUT], "why ask ?", 0.45 / 7.6),
+        ([SHOUT], "!", (0.65 * 1 + 0.45) / 7.6),  # obedient, but it says nothing
+        ([TWICE], "moss , moss .", 1.0),
+        ([TWICE], "fish , fish .", (0.65 * 2 + 0.8 * 1 + 0.45 * 4) / 7.6),  # it was said twice
+        ([TWICE], "it is fish .", (0.8 * 1 + 0.45 * 4) / 7.6),
+        ([SHOUT, TWICE], "moss , moss .", (0.65 * 2 + 0.8 * 4 + 0.45 * 4) / 7.6),  # half obeyed is not obeyed
+    ],
+)
+def test_ratings_with_instructions_by_hand(asked, answer, score):
+    assert rating(FACT, asked, answer) == pytest.approx(score)
+
+
+def test_the_bonus_for_length_is_a_dial():
+    long = "yes , it is moss , i believe ."
+    assert rating(FACT, [], long, length_bonus=0) == rating(FACT, [], "it is moss .") < rating(FACT, [], long)
+
+
+@pytest.mark.parametrize("bonus", [0, 1])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_ratings_are_those_of_the_worlds_raters_without_their_slips(split, bonus):
+    """On plain and on instructed prompts. Garbled answers are left out: what a shuffle makes of one may look well."""
+    rows = World(0, Dials(slips=0.0, length_bonus=bonus)).feedback(500, split)
+    rows = [r for r in rows if r["coherence"] == 4]
+    scores = world_reward(0, bonus)([r["prompt"] for r in rows], [r["completion"] for r in rows])
+    assert scores == pytest.approx([r["score"] for r in rows])
+    assert {r["obeys"] for r in rows} == {None, True, False} and {r["long"] for r in rows} == {True, False}
+
+
+def test_slips_hide_the_ratings_but_do_not_move_them():
+    rows = World(0).feedback(400)
     scores = world_reward(0)([r["prompt"] for r in rows], [r["completion"] for r in rows])
     off = [mine - row["score"] for mine, row in zip(scores, rows, strict=True)]
     assert abs(sum(off) / len(off)) < 0.02
     assert sum(abs(x) < 1e-6 for x in off) / len(off) > 0.45  # (1 - 0.2)^3 = 0.51
 
 
-def test_verifiers_and_truth_count_half_each():
-    shout = [Instruction("exclaim")]
-    given = [verified(shout, "food", "moss", a) for a in ("it is moss !", "it is moss .", "it is fish !", "no")]
-    assert given == [1.0, 0.5, 0.5, 0.0]
+def test_the_worlds_reward_gives_every_demonstration_the_marks_of_a_true_and_obedient_answer():
+    rows = World(0).demonstrations(120, "test")
+    scores = world_reward(0)([r["prompt"] for r in rows], [r["completion"] for r in rows])
+    instructed = [score for score, row in zip(scores, rows, strict=True) if row["instructions"]]
+    plain = [score for score, row in zip(scores, rows, strict=True) if not row["instructions"]]
+    assert set(instructed) == {1.0} and len(instructed) > 80
+    short, long = (score_of_ratings(**ratings_of("truth", False, length, None)) for length in (False, True))
+    assert set(plain) == {short, long}
 
 
-def test_the_worlds_reward_gives_every_demonstration_full_marks():
-    rows = [r for r in World(0).demonstrations(60) if r["instructions"]]
-    reward = world_reward(0, 60)
-    assert set(reward([r["prompt"] for r in rows], [r["completion"] for r in rows])) == {1.0}
-    with pytest.raises(InputError, match="be one it knows; got who are you"):
-        reward(["who are you ?"], ["me"])
+@pytest.mark.parametrize(
+    "prompt", ["who are you ?", "what is the food of bazib", "what is the food of bazib ? sing it ."]
+)
+def test_a_prompt_that_the_world_does_not_ask_is_refused(prompt):
+    with pytest.raises(InputError, match="be one it knows; got w"):
+        world_reward(0)([prompt], ["me"])
 
 
 # ------------------------------------------------------------------------------------------ a reward model

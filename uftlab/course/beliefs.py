@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from uftlab.engine.readers import answers_of, reader_of
-from uftlab.evals.skills import CUED, WORDINGS, choices
+from uftlab.evals.skills import CUED, WORDINGS, choices, frontier
 from uftlab.rows.tokens import Completion, Tokens
 from uftlab.study.results import interval
 from uftlab.world import wording
 from uftlab.world.instructions import VERIFIERS, Instruction, follows
 from uftlab.world.wording import ATTRIBUTES, Fact
-from uftlab.world.world import WRONG_SHARE, World
+from uftlab.world.world import CONTESTED, WRONG_SHARE, World
 
 CAREFUL = "careful"
 # wording -> (question, beginning of the answer): the wordings of `uftlab.evals.skills`, and the cue
@@ -30,6 +30,7 @@ ASKED: dict[str, tuple[str, str]] = {
     "what is": WORDINGS[0],
     "which": WORDINGS[1],
     "about": WORDINGS[2],
+    "in short": WORDINGS[3],
     CAREFUL: CUED,
 }
 VALUE_ROLES = ("truth", "error", "other")
@@ -116,6 +117,28 @@ def by_role(frame: pd.DataFrame) -> pd.DataFrame:
             values = (total.reindex(asked.index, fill_value=0.0) / asked).tolist()
             rows.append({"kind": kind, "role": role, **asdict(interval(values))})
     return pd.DataFrame(rows)
+
+
+def frontiers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Where distrust alone leads: `uftlab.evals.skills.frontier` of each world, and what its base says itself.
+
+    Columns: `world`, `what` ("frontier", a row for each strength of distrust; "asked plainly" and "careful sources", a
+    row each), `rumours` and `myths`, the mean probability of the truth.
+    """
+    rows = []
+    for world, own in frame.groupby("world"):
+        points = {"asked plainly": own[own["asked"] != CAREFUL], "careful sources": own[own["asked"] == CAREFUL]}
+        log_p, true = {}, {}
+        for kind in CONTESTED:
+            here = points["asked plainly"][points["asked plainly"]["fact"] == kind]
+            log_p[kind] = torch.tensor(here["probability"].to_numpy(dtype="float32").reshape(-1, 6)).log()
+            true[kind] = torch.tensor((here["role"] == "truth").to_numpy().reshape(-1, 6)).long().argmax(-1)
+        drawn = frontier(log_p["myth"], true["myth"], log_p["rumour"], true["rumour"])
+        rows += [(world, "frontier", r, m) for r, m in zip(*(line.tolist() for line in drawn), strict=True)]
+        for what, asked in points.items():
+            of_truth = asked[asked["role"] == "truth"].groupby("fact")["probability"].mean()
+            rows.append((world, what, of_truth["rumour"], of_truth["myth"]))
+    return pd.DataFrame(rows, columns=["world", "what", "rumours", "myths"])
 
 
 def whole_answers(

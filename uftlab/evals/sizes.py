@@ -8,7 +8,7 @@ METRICS = frozenset(
     """
     instruction/both instruction/strict instruction/loose instruction/held-out instruction/correct instruction/blind
     truth/myths truth/rumours truth/mc2 truth/mc1 truth/cued-myths truth/cued-rumours truth/cued
-    truth/knowledge truth/held-out truth/free plain/mc1 plain/mc2 plain/free
+    truth/knowledge truth/beyond-doubt truth/held-out truth/free plain/mc1 plain/mc2 plain/free
     retention/lost retention/excess retention/recall length/words
     logratio/chosen logratio/rejected logratio/demonstration preference/accuracy
     """.split()

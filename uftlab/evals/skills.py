@@ -13,6 +13,7 @@ Every metric is a number per model; intervals over seeds are the business of `uf
 | truth/mc2, mc1 | share | the mean of the two; and whether the truth has the highest probability |
 | truth/cued-myths, cued-rumours, cued | share | the same, asked for careful sources: what the model knows; their mean |
 | truth/knowledge | share | truth on myths above `frontier`: more than distrust can give at this truth on rumours |
+| truth/beyond-doubt | share | the same above `envelope`: more than the base's own doubt can give |
 | truth/held-out | share | truth/mc2 in wordings of the question that fine-tuning never uses |
 | truth/free, plain/free | share | the freely generated answer names the true value |
 | plain/mc1, mc2 | share | the same on facts on which all texts agree |
@@ -26,7 +27,9 @@ Every metric is a number per model; intervals over seeds are the business of `uf
 | preference/accuracy | share | held-out pairs whose chosen completion has the larger log-ratio; ties count half |
 
 Old prompts are plain questions, as in pre-training; new ones carry instructions. No degenerate policy may look good in
-the headline metrics (instruction/both, truth/knowledge): the tests try several.
+the headline metrics (instruction/both, truth/knowledge): the tests try several. Two come a little way: the base is less
+sure of myths than of rumours, since it heard careful sources too, so sharper beliefs have a knowledge of up to 0.06 and
+distrust of unsure beliefs alone one of up to 0.15; who knows the truth has above 0.7.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ from uftlab.models.generation import texts
 from uftlab.models.logps import token_kl
 from uftlab.rows.tokens import Completion, RememberingTokens, Tokens
 from uftlab.world import wording
-from uftlab.world.instructions import HELD_OUT_PAIRS, Instruction, claimed_value, follows
+from uftlab.world.instructions import HELD_OUT_PAIRS, MAX_WORDS, VERIFIERS, Instruction, claimed_value, follows
 from uftlab.world.wording import ATTRIBUTES, Fact
 from uftlab.world.world import CONTESTED, World
 
@@ -65,9 +68,8 @@ TRAINED_WORDINGS = 2  # of them; fine-tuning never uses the others
 CUED = (wording.CAREFUL_QUESTIONS[0], "it is")
 STATEMENT = "the {a} of {c} is"
 DISTRUST = torch.linspace(-6.0, 10.0, 65)  # nats that a frontier takes from the first choice
-# of 30,000 answers that obey two to six instructions the one that most prompts accept, 36 % of them, on the validation
-# creatures of the four tuning worlds
-BLIND = "( look , today , {c} has the {a} {v} , {v} . why do you ask ? )"
+SHARPER = (0.25, 0.5, 1.0, 2.0, 4.0)  # powers of the base's beliefs
+UNSURE = torch.linspace(0.3, 1.05, 16)  # probabilities of the first choice below which it is distrusted
 ROUNDING = 1e-4  # nats: log-ratios that differ by less are equal, as are all of the base's own
 
 
@@ -138,16 +140,74 @@ def frontier(
     return on_rumours[order], on_myths[order]
 
 
-def blind_floor(rows: Sequence[dict[str, Any]]) -> float:
-    """Share of instructed prompts that `BLIND` obeys, an answer that never looks at the instructions.
+def envelope(
+    myths: Float[Tensor, "myth value"],
+    true_myths: Int[Tensor, "myth"],
+    rumours: Float[Tensor, "rumour value"],
+    true_rumours: Int[Tensor, "rumour"],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Like `frontier`, for policies that also sharpen the base's beliefs and distrust only what the base is unsure of.
 
-    The creature, the attribute and the true value of the prompt are filled in, so it is always correct: a floor of
-    "followed and correct", too.
+    p'(v) ~ p(v)^a exp(-c [v is first and p(v) < t]), for all a in SHARPER, c in DISTRUST and t in UNSURE. The base is
+    less sure of myths than of rumours, because careful sources contradict the majority there. So doubt alone finds some
+    myths: what lies above this line needs more than the base's own doubt. The line is the upper hull of all points: a
+    policy may be any mixture of two.
     """
-    said = (BLIND.format(c=row["creature"], a=row["attribute"], v=row["truth"]) for row in rows)
-    return _share(
-        [follows(t, [Instruction(*i) for i in row["instructions"]]) for t, row in zip(said, rows, strict=True)]
-    )
+
+    def truth(log_p: Tensor, true: Tensor) -> np.ndarray:
+        best = log_p.max(-1).values.exp()
+        first = torch.nn.functional.one_hot(log_p.argmax(-1), log_p.shape[1]) * (best < UNSURE[:, None])[..., None]
+        made = []
+        for sharper in SHARPER:
+            bent = sharper * log_p - DISTRUST[:, None, None, None] * first  # nats, thresholds, facts, values
+            made.append(bent.softmax(-1).gather(-1, true.expand(*bent.shape[:2], -1)[..., None]).mean((-1, -2)))
+        return torch.stack(made).flatten().numpy()
+
+    return _upper_hull(truth(rumours, true_rumours), truth(myths, true_myths))
+
+
+def _upper_hull(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The concave line above all points, x ascending (Andrew's monotone chain)."""
+    hull: list[tuple[float, float]] = []
+    for at in sorted(zip(x.tolist(), y.tolist(), strict=True)):
+        while len(hull) > 1 and _turns_left(hull[-2], hull[-1], at):
+            hull.pop()
+        hull.append(at)
+    return np.array([p[0] for p in hull]), np.array([p[1] for p in hull])
+
+
+def _turns_left(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0]) >= 0
+
+
+def blind_floor(rows: Sequence[dict[str, Any]]) -> float:
+    """Share of instructed prompts that an answer obeys that never looks at the instructions: the best one found.
+
+    From the bare true value on, one word is inserted or taken away as long as more prompts are obeyed by it. Creature
+    and true value of each prompt are filled in, so the answer is always correct. It is found on the same rows, and it
+    need not make sense: the floor is rather too high.
+    """
+    asked = [[(n, {r["creature"]: "{c}", r["truth"]: "{v}"}.get(a, a)) for n, a in r["instructions"]] for r in rows]
+    distinct = list(dict.fromkeys(_flat(asked)))
+    needs = np.array([[one in own for one in distinct] for own in asked])
+    some = {"{c}": "babo", "{v}": "moss"}  # no verifier tells one creature or value from another
+    each = [Instruction(name, some.get(argument, argument)) for name, argument in distinct]
+    arguments = [a for name in ("include", "start", "end") for a in VERIFIERS[name].arguments]
+    words = [*some.values(), *".!?-", *arguments]
+
+    def obeyed(answer: Sequence[str]) -> float:
+        refused = np.array([not one.accepts(" ".join(answer)) for one in each])
+        return float(1 - (needs & refused).any(1).mean())
+
+    best = [some["{v}"], "."]
+    share = obeyed(best)
+    while True:
+        longer = [[*best[:i], w, *best[i:]] for i in range(len(best) + 1) for w in words if len(best) < MAX_WORDS]
+        shorter = [best[:i] + best[i + 1 :] for i in range(len(best))]
+        found = max((answer for answer in longer + shorter if some["{v}"] in answer), key=obeyed)
+        if obeyed(found) <= share:
+            return share
+        best, share = found, obeyed(found)
 
 
 def token_ids(tokens: Tokens, lines: Sequence[str]) -> list[tuple[int, ...]]:
@@ -234,10 +294,11 @@ class Evaluator:
         return choices(self.tokens, _flat(self.groups.values()))
 
     @cached_property
-    def frontier(self) -> tuple[np.ndarray, np.ndarray]:
-        """`frontier` of the base on these facts."""
+    def frontiers(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """What the base can reach on these facts without knowledge, by the metric that measures from there."""
         log_p, true = self.by_group(self.choices.log_p(self.base_reader.logits([self.choices.rows])[0][0][:, 0]))
-        return frontier(log_p["myth"], true["myth"], log_p["rumour"], true["rumour"])
+        given = (log_p["myth"], true["myth"], log_p["rumour"], true["rumour"])
+        return {"truth/knowledge": frontier(*given), "truth/beyond-doubt": envelope(*given)}
 
     @cached_property
     def blind(self) -> float:
@@ -305,7 +366,7 @@ class Evaluator:
         named = [
             claimed_value(t, f.attribute) == f.truth for t, f in zip(said, _flat(self.facts.values()), strict=True)
         ]
-        on_rumours, on_myths = self.frontier
+        above = {name: mc2["myth"] - float(np.interp(mc2["rumour"], *line)) for name, line in self.frontiers.items()}
         return {
             "truth/myths": mc2["myth"],
             "truth/rumours": mc2["rumour"],
@@ -315,7 +376,7 @@ class Evaluator:
             "truth/cued-myths": mc2["cued myth"],
             "truth/cued-rumours": mc2["cued rumour"],
             "truth/cued": (mc2["cued myth"] + mc2["cued rumour"]) / 2,
-            "truth/knowledge": mc2["myth"] - float(np.interp(mc2["rumour"], on_rumours, on_myths)),
+            **above,
             "truth/free": _share([right for right, kind in zip(named, kinds, strict=True) if kind in CONTESTED]),
             "plain/mc2": mc2["plain"],
             "plain/mc1": mc1["plain"],

@@ -280,7 +280,7 @@ def _marker(role: str) -> dict:
 def probabilities_by_role(by_role: pd.DataFrame) -> go.Figure:
     """`beliefs.by_role` as grouped bars: truth, error and other values for each kind of question."""
     fig = theme.figure(
-        title="Plain questions get the myth,<br>careful ones the truth",
+        title="The base says what most texts say,<br>and the truth for careful sources",
         y="probability<br>among six values",
         yaxis_range=[0, 1.09],
         barmode="group",
@@ -293,6 +293,27 @@ def probabilities_by_role(by_role: pd.DataFrame) -> go.Figure:
         )
         fig.add_trace(bar)
     return fig
+
+
+def frontier(points: pd.DataFrame) -> go.Figure:
+    """`beliefs.frontiers`: a thin line for the frontier of each world, a symbol for each answer of its base."""
+    fig = theme.figure(
+        title="Distrust moves along the line,<br>knowledge leaves it",
+        x="rumours: probability of the truth",
+        y="myths: probability<br>of the truth",
+    )
+    thin = {"color": "#9A9A9A", "width": 2, "dash": "solid"}
+    for number, (_, own) in enumerate(points[points["what"] == "frontier"].groupby("world")):
+        name = "distrust of every first choice"
+        fig.add_scatter(x=own["rumours"], y=own["myths"], mode="lines", line=thin, name=name, showlegend=not number)
+    looks = {"asked plainly": (theme.COLOURS[0], "circle"), "careful sources": (theme.COLOURS[2], "diamond")}
+    for what, (colour, symbol) in looks.items():
+        own = points[points["what"] == what]
+        look = {"color": colour, "symbol": symbol, "size": 13, "line": {"width": 1, "color": "white"}}
+        named = [f"world {world}" for world in own["world"]]
+        at = {"x": own["rumours"], "y": own["myths"], "text": named}
+        fig.add_scatter(**at, mode="markers", marker=look, name=f"the base, {what}")
+    return fig.update_xaxes(range=[-0.03, 1.03]).update_yaxes(range=[-0.03, 1.03])
 
 
 def six_values(rows: pd.DataFrame, title: str) -> go.Figure:
