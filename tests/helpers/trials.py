@@ -14,7 +14,7 @@ from uftlab.training.methods import METHODS, PIPELINE_METHODS
 
 TINY = Profile("tiny", 4, 1, 48, 24, Sizes(24, 20, 4, 10), 2)
 VALUES = {"learning_rate": 1e-3, "beta": 0.1, "preference_weight": 1.0, "demonstrations": 0.25}
-VALUES |= {"preference_share": 0.5, "parts": 2.0}
+VALUES |= {"preference_share": 0.5, "parts": 2.0, "l2": 0.1}
 
 
 def trial_of(method, **changes):
@@ -23,7 +23,7 @@ def trial_of(method, **changes):
     settings = tuple(sorted((name, VALUES[name]) for name in definition.tuned))
     first = ()
     if len(definition.stages) == 2:
-        names = {"sft": ("learning_rate",), "una-score": ("beta", "learning_rate")}[definition.stages[0].objective]
+        names = ("learning_rate",) if definition.stages[0].objective == "sft" else ("beta", "learning_rate")
         first = tuple((name, VALUES[name]) for name in names)
     return replace(Trial(method, 0, TINY, settings, first), **changes)
 

@@ -196,9 +196,10 @@ def apo_zero_loss(
 
 
 def bco_shift(chosen_rewards: Float[Tensor, "pair"], rejected_rewards: Float[Tensor, "pair"]) -> Float[Tensor, ""]:
-    """BCO's reward shift delta: half the sum of the two mean rewards, without gradient (arXiv 2404.04656, section 4).
+    """BCO's reward shift delta: the mean reward of both sides, without gradient (arXiv 2404.04656; TRL's trainer).
 
-    The paper keeps a moving average over steps; we take the mean of the batch, which needs no state.
+    TRL takes the mean of all rewards since the first step, those of the batch included. Ours is the mean of the batch:
+    the same in the first step, and without state.
 
     Returns:
         A scalar in units of reward (beta included). 0 where policy equals reference.

@@ -155,10 +155,11 @@ def dpop_loss(
 
     L = -log sigma(beta [logratio_chosen - logratio_rejected - lambda max(0, -logratio_chosen)])
 
-    arXiv 2402.13228. Some public code puts the penalty outside the sigmoid: another loss, without bound.
+    arXiv 2402.13228, as an author corrects the brackets of its first version (abacusai/smaug, issue 2). Some public
+    code puts the penalty outside the sigmoid: another loss, without bound.
 
     Args:
-        penalty: lambda; 0 is DPO.
+        penalty: lambda; 0 is DPO. The authors found it to matter little between 5 and 500.
 
     Returns:
         Loss of each pair. log 2 where policy equals reference, and there the penalty has no gradient yet.
