@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from uftlab.losses import dpo_loss
+from uftlab.objectives.objective import VERIFIED
 from uftlab.objectives.registry import OBJECTIVES
 from uftlab.reports.cards import cards, equation_of, write_cards
 from uftlab.training.methods import all_methods, default_settings, method_named
@@ -33,7 +34,7 @@ def test_a_card_says_what_it_optimises_eats_costs_and_where_it_comes_from(method
     for heading in ("What it optimises", "Data", "Settings", "Cost", "Known failure", "Source"):
         assert f"## {heading}" in text
     assert all(f"`{name}` | {value:g} |" in text for name, value in default_settings(method).items())
-    assert all(objective.source in text and objective.note in text for objective in method.objectives)
+    assert all(own.source in text and own.note in text for own in method.sourced)
     assert re.search(r"```text\n(\w+: +)?L = ", text)
     assert ("full distributions" in text) == any(objective.distributions for objective in method.objectives)
 
@@ -42,6 +43,23 @@ def test_every_row_of_the_index_has_the_columns_of_its_head_and_a_link_that_exis
     rows = [line for line in cards()["README.md"].splitlines() if line.startswith("|")]
     assert {len(re.split(r"(?<!\\)\|", row)) for row in rows} == {8}
     assert all((DOCS / "methods" / target).exists() for target in re.findall(r"\]\((\S+)\)", "\n".join(rows)))
+
+
+def test_a_recipe_does_not_borrow_the_letters_of_the_loss_that_it_trains_with():
+    rows = {line.split("]")[0][3:]: line for line in cards()["README.md"].splitlines() if line.startswith("| [")}
+    letters = {name: line.rsplit("|", 2)[1].strip() for name, line in rows.items()}
+    assert {name: letters[name] for name in ("sdpo", "rs-dpo", "paft", "alright", "maxright", "dpo")} == {
+        "sdpo": "2", "rs-dpo": "2 M", "paft": "2 M", "alright": "P", "maxright": "P", "dpo": "P T",
+    }  # fmt: skip
+    assert "sdpo: Kim et al. 2024 (sDPO), arXiv 2403.19270. Verified by: a secondary source (2)." in cards()["sdpo.md"]
+    assert method_named("sdpo").needs()["verification"] == {"sft": "P", "dpo": "P T", "sdpo": "2"}
+
+
+def test_what_a_method_adds_has_source_letters_and_a_note():
+    for method in all_methods().values():
+        assert bool(method.source) == bool(method.verified)
+        assert set(method.verified.split()) <= set(VERIFIED)
+        assert method.note or not set(method.verified) & {"2", "M"}
 
 
 def test_an_equation_is_set_apart_and_arguments_are_left_out():

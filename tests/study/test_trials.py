@@ -76,7 +76,10 @@ def test_a_finished_trial_is_read_and_not_trained_again(everything, monkeypatch)
 
 def test_training_moves_the_weights_and_each_method_moves_them_elsewhere(everything):
     _, results, _ = everything
-    assert len({result["metrics"]["digest"] for result in results.values()}) == len(METHODS)
+    digests = {name: result["metrics"]["digest"] for name, result in results.items()}
+    # of two steps the first has rate 0 and the second starts where nothing pulls yet
+    assert digests.pop("sft-then-dpo-l2") == digests["sft-then-dpo"]
+    assert len(set(digests.values())) == len(METHODS) - 1
 
 
 def test_the_budget_is_equal_for_all_methods_but_base_and_sft(everything):

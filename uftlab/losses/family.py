@@ -197,9 +197,10 @@ def apo_zero_loss(
 
 
 def bco_shift(chosen_rewards: Float[Tensor, "pair"], rejected_rewards: Float[Tensor, "pair"]) -> Float[Tensor, ""]:
-    """BCO's reward shift delta: half the sum of the two mean rewards, without gradient (arXiv 2404.04656, section 4).
+    """BCO's reward shift delta: the mean reward of both sides, without gradient (arXiv 2404.04656; TRL's trainer).
 
-    The paper uses a moving average over steps. We use the mean of the batch, which needs no state.
+    TRL takes the mean of all rewards since the first step. We use the mean of the batch, which needs no state and is
+    the same in the first step.
 
     Returns:
         A scalar in units of reward (beta included). 0 where policy equals reference.

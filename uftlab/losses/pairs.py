@@ -155,11 +155,11 @@ def dpop_loss(
 
     L = -log sigma(beta [logratio_chosen - logratio_rejected - lambda max(0, -logratio_chosen)])
 
-    arXiv 2402.13228. The penalty is inside the sigmoid. Some public code puts it outside, which is another loss and has
-    no bound.
+    arXiv 2402.13228, with the brackets of its first version corrected by an author (abacusai/smaug, issue 2). Some
+    public code puts the penalty outside of the sigmoid, which is another loss and has no bound.
 
     Args:
-        penalty: lambda; 0 is DPO.
+        penalty: lambda; 0 is DPO. The authors found it to matter little between 5 and 500.
 
     Returns:
         Loss of each pair. log 2 where policy equals reference; the penalty has no gradient there.

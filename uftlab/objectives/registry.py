@@ -191,8 +191,9 @@ _ALL = (
     ),
     Objective(
         "dpop", (_on_pairs(losses.dpop_loss, "beta", "penalty"),), "DPO that keeps the chosen above the reference",
-        "Pal et al. 2024 (Smaug), arXiv 2402.13228", {**_BETA, "penalty": 5.0}, verified="2",
-        note="Neither paper nor authors' code could be read; three libraries have the penalty inside the sigmoid.",
+        "Pal et al. 2024 (Smaug), arXiv 2402.13228", {**_BETA, "penalty": 5.0}, verified="P",
+        note="As an author corrects it (abacusai/smaug, issue 2): the penalty stands inside beta [...]; the first "
+        "version of the paper had other brackets. They found lambda to matter little between 5 and 500.",
         failure="a penalty that is large swamps the preference while the chosen is below the reference",
     ),
     Objective(
@@ -207,8 +208,8 @@ _ALL = (
     Objective(
         "bco", (Term(_PAIR, _bco, equation=losses.bco_loss),), "each side of a pair by itself, cross-entropy, shifted",
         "Jung et al. 2024, arXiv 2404.04656", _BETA, across_batch=True, verified="T",
-        note="TRL has the pair form without a shift; the shift is from memory, with the batch's mean for the paper's "
-        "moving average.",
+        note="We depart in the shift: TRL's is the mean of all rewards since the first step, chosen and rejected, "
+        "updated before use; ours is that of the batch, the same in the first step, and needs no state.",
         failure="without the shift a reward that is high on both sides pushes the rejected side alone",
     ),
     Objective(
@@ -285,7 +286,8 @@ _ALL = (
     Objective(
         "var", (Term("scored", _var, equation=losses.var_loss),), "SFT weighted by e^(score / lambda)",
         "Du et al. 2025, arXiv 2502.11026", {"temperature": 0.5}, reference=False, across_batch=True, verified="2",
-        note="The paper's estimate of Z could not be read beyond its being taken in the batch; ours pools prompts.",
+        note="A variant: a summary of the paper keeps a factor pi_ref(y|x) in the weight, which ours leaves out. The "
+        "estimate of Z could not be read beyond its being taken in the batch; ours pools prompts.",
         failure="it never pushes a completion down, so a table of bad completions is still imitated",
         axis=("temperature", (0.1, 0.3, 1.0, 3.0)),
     ),

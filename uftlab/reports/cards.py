@@ -67,7 +67,7 @@ def card(method: Method) -> str:
     named = len(objectives) > 1
     failures = (f"{o.name}: {o.failure}." if named else _sentence(o.failure) for o in objectives)
     parts += ["## Known failure", *failures]
-    parts += ["## Source", *(_source(objective) for objective in objectives)]
+    parts += ["## Source", *(_source(own) for own in method.sourced)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -152,10 +152,10 @@ def _cost(objective: Objective) -> list[str]:
     return lines
 
 
-def _source(objective: Objective) -> str:
-    meanings = " and ".join(f"{VERIFIED[letter]} ({letter})" for letter in objective.verified.split())
-    note = f" {objective.note}" if objective.note else ""
-    return f"{objective.name}: {objective.source}. Verified by: {meanings}.{note}"
+def _source(own: Objective | Method) -> str:
+    meanings = " and ".join(f"{VERIFIED[letter]} ({letter})" for letter in own.verified.split())
+    note = f" {own.note}" if own.note else ""
+    return f"{own.name}: {own.source}. Verified by: {meanings}.{note}"
 
 
 def _index(methods: list[Method]) -> str:
@@ -163,7 +163,8 @@ def _index(methods: list[Method]) -> str:
     for method in methods:
         needs = method.needs()
         reference = "in every step" if needs["distributions"] else "once" if needs["reference"] else "no"
-        letters = " ".join(dict.fromkeys(" ".join(needs["verification"].values()).split()))
+        found = method.verified or " ".join(needs["verification"].values())  # its own are the weaker part
+        letters = " ".join(dict.fromkeys(found.split()))
         link = f"[{method.name}]({method.name}.md)"
         summary, data = method.summary.replace("|", "\\|"), ", ".join(needs["data"])
         rows.append([link, method.group, summary, data, reference, letters])

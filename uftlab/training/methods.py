@@ -43,18 +43,30 @@ class Stage:
 
 @dataclass(frozen=True)
 class Method:
-    """A named list of stages. `tuned` names what the sweep varies in its last stage (`space` has the whole)."""
+    """A named list of stages. `tuned` names what the sweep varies in its last stage (`space` has the whole).
+
+    `source`, `verified` (letters of `uftlab.objectives.objective.VERIFIED`) and `note` are of what the method adds to
+    its objectives, a recipe or a penalty; those of the objectives are their own.
+    """
 
     name: str
     stages: tuple[Stage, ...]
     summary: str
     tuned: tuple[str, ...] = ("learning_rate", "beta")
     group: str = "paper"  # "control": not in the paper; "loss": one loss alone; "pipeline", "online": other recipes
+    source: str = ""
+    verified: str = ""
+    note: str = ""
 
     @property
     def objectives(self) -> list[Any]:
         """The objectives of its stages (`uftlab.objectives.objective.Objective`), each once."""
         return [_objective(name) for name in dict.fromkeys(stage.objective for stage in self.stages)]
+
+    @property
+    def sourced(self) -> list[Any]:
+        """What has a source, letters and a note: its objectives, and itself if it adds to them."""
+        return [*self.objectives, self] if self.source else self.objectives
 
     def needs(self) -> dict[str, Any]:
         """What `uftlab methods --json` prints of it."""
@@ -73,9 +85,9 @@ class Method:
             "samples": any(s.recipe in SAMPLING for s in self.stages),
             "across_batch": any(o.across_batch for o in objectives),
             "settings": default_settings(self) if self.stages else {},
-            "sources": sorted({o.source for o in objectives}),
-            "verification": {o.name: o.verified for o in objectives},
-            "notes": {o.name: o.note for o in objectives if o.note},
+            "sources": sorted({own.source for own in self.sourced}),
+            "verification": {own.name: own.verified for own in self.sourced},
+            "notes": {own.name: own.note for own in self.sourced if own.note},
         }
 
 
@@ -167,10 +179,13 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "sft-then-dpo-l2",
-            (_SFT_HALF, Stage("dpo", 0.0, 0.5, options=(("l2", 0.01),))),
+            (_SFT_HALF, Stage("dpo", 0.0, 0.5, options=(("l2", 0.1),))),
             "SFT, then DPO on pairs with its weights pulled to the end of SFT",
             ("learning_rate", "beta", "l2"),
             "control",
+            "EWC (Kirkpatrick et al. 2017, arXiv 1612.00796) with Fisher information 1",
+            "-",
+            "The equation of EWC is from memory. L2 to the start is older than any paper on it.",
         ),
         Method("una-alone", (Stage("una-score", 0.0),), "UNA on scores alone, the full budget", group="control"),
         Method("dpo-alone", (Stage("dpo", 0.0),), "DPO on pairs alone, the full budget", group="control"),
@@ -180,6 +195,12 @@ METHODS: dict[str, Method] = {
 
 _HALF = (("preference_share", 0.5),)
 _MERGED = (("l1", 1e-4), ("sft_learning_rate", 4e-3))
+_ALIGN = ("Fernando et al. 2024, arXiv 2410.15483", "P")
+_PAFT = (
+    "PAFT, arXiv 2406.17923",
+    "2 M",
+    "The recipe is from a secondary source, the weights of the merge from memory.",
+)
 _SAMPLED = (("refresh", 1.0), ("completions", 1.0))
 _BOTH = ("learning_rate", "beta")
 
@@ -207,6 +228,9 @@ PIPELINE_METHODS: dict[str, Method] = {
             "SFT, then DPO on parts of the pairs, each from the last model and referring to it",
             (*_BOTH, "parts"),
             "pipeline",
+            "Kim et al. 2024 (sDPO), arXiv 2403.19270",
+            "2",
+            "The paper itself could not be read.",
         ),
         Method(
             "alright",
@@ -214,6 +238,8 @@ PIPELINE_METHODS: dict[str, Method] = {
             "each step DPO with a fixed probability, else SFT; one optimiser",
             (*_BOTH, "preference_share"),
             "pipeline",
+            *_ALIGN,
+            "As in the authors' code: DPO with probability lambda, SFT with 1 - lambda.",
         ),
         Method(
             "maxright",
@@ -221,6 +247,8 @@ PIPELINE_METHODS: dict[str, Method] = {
             "each step on whichever of DPO and SFT is further from its own optimum",
             (*_BOTH, "preference_share"),
             "pipeline",
+            *_ALIGN,
+            "As in the authors' code: lambda weighs the gap of DPO, 1 - lambda that of SFT; the larger has the step.",
         ),
         Method(
             "paft",
@@ -228,6 +256,7 @@ PIPELINE_METHODS: dict[str, Method] = {
             "sparse SFT and DPO apart from one base, merged by task arithmetic",
             (*_BOTH, "preference_weight"),
             "pipeline",
+            *_PAFT,
         ),
         Method(
             "paft-ties",
@@ -235,6 +264,8 @@ PIPELINE_METHODS: dict[str, Method] = {
             "sparse SFT and DPO apart from one base, merged by TIES",
             (*_BOTH, "preference_weight"),
             "pipeline",
+            f"{_PAFT[0]}; TIES, Yadav et al. 2023, arXiv 2306.01708",
+            *_PAFT[1:],
         ),
         Method(
             "rs-dpo",
@@ -243,7 +274,11 @@ PIPELINE_METHODS: dict[str, Method] = {
                 Stage("dpo", 0.0, 0.5, "rs-dpo", (("completions", 4.0), ("temperature", 0.1), ("threshold", 0.85))),
             ),
             "SFT, then DPO on pairs of its own samples whose scores differ enough",
-            group="pipeline",
+            _BOTH,
+            "pipeline",
+            "Khaki et al. 2024 (RS-DPO), arXiv 2402.10038",
+            "2 M",
+            "The recipe is from a secondary source; threshold and temperature are from memory.",
         ),
         Method(
             "una-online",
