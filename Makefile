@@ -35,6 +35,7 @@ style: $(VENV)/tests
 # What is made from the code and the notebooks: cards, the page of the pipelines, the README's tables and pictures
 pages: $(VENV)/tests
 	$(BIN)/uftlab methods --cards docs/methods
+	$(BIN)/uftlab results --page docs/results/study.md
 	$(BIN)/uftlab results --study pipelines --page docs/pipelines.md
 	$(BIN)/uftlab export --previews docs/previews --readme README.md
 

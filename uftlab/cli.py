@@ -232,7 +232,7 @@ def results(
     study: Annotated[str, typer.Option(help="A stored study (data/results) or a results folder.")] = "class",
     only: Annotated[str, typer.Option(help="Part of the name of a method or a metric: what has it is shown.")] = "",
     as_json: As_json = False,
-    page: Annotated[Path | None, typer.Option(help="Write the page of the study pipelines here instead.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the page of the study here instead.")] = None,
 ) -> None:
     """The comparisons that were named before anything was run, from stored results. Those of the README come first."""
     from uftlab.reports import tables
@@ -243,7 +243,7 @@ def results(
     if page is not None:
         from uftlab.reports.pages import write_page
 
-        _say(f"wrote {write_page(page, trials)}")
+        _say(f"wrote {write_page(page, study, trials)}")
         return
     rows = tables.matching(comparisons.compare(stored.tidy(trials)), only)
     if as_json:

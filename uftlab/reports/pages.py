@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from uftlab.files import write_atomically
+from uftlab.reports.study import study_page
 from uftlab.reports.tables import LIMITS, cell, markdown
 from uftlab.study import comparisons, results
 from uftlab.study.overoptimisation import STORED
@@ -68,9 +69,14 @@ def pipelines_page(trials: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_page(path: Path, trials: list[dict[str, Any]]) -> Path:
-    """Write the page and return its path."""
-    write_atomically(path, pipelines_page(trials))
+def write_page(path: Path, study: str, trials: list[dict[str, Any]]) -> Path:
+    """Write the page of a study and return its path: of "pipelines", or of a study with the stored sweep and map."""
+    if study == "pipelines":
+        text = pipelines_page(trials)
+    else:
+        folders = [results.RESULTS / name for name in ("sweep", "map")]
+        text = study_page(trials, *(results.load(f) if (f / "trials").is_dir() else [] for f in folders))
+    write_atomically(path, text)
     return path
 
 

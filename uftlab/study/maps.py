@@ -123,11 +123,12 @@ def trials(names: Sequence[str], worlds: int = DRAWS) -> list[Trial]:
 
 
 def table(stored: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """One row per trial: what was varied, and its metrics. `rate` and `nats` are those of the last stage."""
+    """One row per trial: what was varied, and its metrics. `rate` is the last stage's."""
     rows = []
     for t in stored:
         first, last = (t["stages"][0], t["stages"][-1]) if t["stages"] else ({}, {})
         settings = last.get("settings", {})
+        strengths = [stage["settings"]["beta_nats"] for stage in t["stages"] if "beta_nats" in stage["settings"]]
         rows.append(
             {
                 "experiment": t["profile"].removeprefix("map-"),
@@ -137,10 +138,58 @@ def table(stored: Sequence[dict[str, Any]]) -> pd.DataFrame:
                 "budget": t["steps"],
                 "first_rate": first.get("settings", {}).get("learning_rate"),
                 "rate": settings.get("learning_rate"),
-                "nats": settings.get("beta_nats"),
+                "nats": strengths[-1] if strengths else None,
                 "beta": settings.get("beta"),
                 "demonstrations": last.get("demonstrations"),
                 **t["metrics"],
             }
         )
     return pd.DataFrame(rows)
+
+
+# What each experiment varies: columns of `table`
+FACTORS: dict[str, tuple[str, ...]] = {
+    "E1": ("order", "loss", "first_rate", "rate"),
+    "E2": ("instructed", "on_target", "method", "rate"),
+    "E3": ("method", "nats"),
+    "E4": ("method", "demonstrations", "budget"),
+    "E5": ("length_bonus", "rumours", "method"),
+}
+# method -> its order and its loss, for E1
+ORDERS = {
+    "sft-then-dpo": ("SFT first", "DPO"),
+    "dpo-then-sft": ("feedback first", "DPO"),
+    "sft-plus-dpo": ("mixed", "DPO"),
+    "sft-then-una": ("SFT first", "UNA"),
+    "una-then-sft": ("feedback first", "UNA"),
+    "uft": ("mixed", "UNA"),
+}
+
+
+def of_experiment(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The trained trials of an experiment, for E1 with their order and loss."""
+    own = frame[(frame["experiment"] == name) & (frame["method"] != "base")].copy()
+    if name == "E1":
+        own["order"], own["loss"] = zip(*own["method"].map(ORDERS), strict=True)
+    return own
+
+
+def shares(frame: pd.DataFrame, name: str, outcome: str) -> dict[str, float]:
+    """How much of the variance of an outcome each factor of an experiment explains by itself, and the world.
+
+    share = sum over levels of n_level (mean of level - mean)^2 / sum over trials of (value - mean)^2, the main effect
+    of an analysis of variance. Shares of factors that go together overlap. 0.25 for a factor that explains a quarter.
+    """
+    own = of_experiment(frame, name)
+    apart = own[outcome] - own[outcome].mean()
+    total = float((apart**2).sum())
+    names = (*FACTORS[name], "seed")
+    return {n: float((apart.groupby(own[n]).transform("mean") ** 2).sum()) / total if total else 0.0 for n in names}
+
+
+def at_matched_rates(frame: pd.DataFrame, outcomes: Sequence[str]) -> pd.DataFrame:
+    """E1 with the same learning rate in all stages: a row per loss, strength of KL and rate, a column per order."""
+    own = of_experiment(frame, "E1")
+    own = own[(own["first_rate"] == own["rate"])]
+    wide = own.pivot_table(index=["loss", "nats", "rate"], columns="order", values=list(outcomes))
+    return wide.reorder_levels([1, 0], axis=1)

@@ -1,0 +1,270 @@
+"""docs/results/study.md from stored trials: the second study, its tuning, its map, and what predicts forgetting.
+
+uftlab results --page docs/results/study.md
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from uftlab.reports.tables import LIMITS, cell, markdown
+from uftlab.study import comparisons, forgetting, maps, results
+from uftlab.study.comparisons import OUTCOMES
+from uftlab.study.tuning import FIRST, SECOND, worth
+from uftlab.training.methods import TUNED, all_methods, method_named, space
+
+HEAD = "<!-- made by `uftlab results --page docs/results/study.md`: run the study again instead -->"
+SHOWN = (*OUTCOMES, "truth/cued", "plain/mc2", "retention/lost", "length/words")
+ALIKE = 0.03  # two methods are called alike where the whole interval lies within this much of 0
+EXPERIMENTS = {
+    "E1": "Order, learning rates and loss",
+    "E2": "Instructed feedback and demonstrations on or off target",
+    "E3": "Strength of the implicit reward",
+    "E4": "Share of demonstrations and budget",
+    "E5": "Bonus for length and rumours",
+}
+
+
+def study_page(
+    trials: list[dict[str, Any]], sweep: list[dict[str, Any]], on_map: list[dict[str, Any]] | None = None
+) -> str:
+    """The page as Markdown, every number and verdict from the trials. Without a map, its sections are left out."""
+    frame = results.tidy(trials)
+    worlds = sorted({t["seed"] for t in trials})
+    methods = [name for name in all_methods() if name in set(frame["method"])]
+    rows = comparisons.compare(frame)
+    primary = [row for row in rows if row["family"] == "primary"]
+    parts = [
+        HEAD,
+        "# The second study",
+        "> Is it the unified loss, the mixing, or neither?",
+        f"{len(methods)} methods in {len(worlds)} worlds, at equal budget, by [a plan](../plan.md) that was committed "
+        f"before any result. Settings: four tunings of {FIRST + SECOND} trials for every method; world w has those of "
+        "tuning w mod 4. Measured on creatures that no fine-tuning mentions. Mean and 95 % interval.",
+        "## The six primary contrasts",
+        "Twelve tests, one family: p is corrected by Holm's method. *Settled* means a corrected p below 0.05. *Alike* "
+        f"means that the whole interval lies within ±{ALIKE}.",
+        primary_table(primary),
+        *[f"- {line}" for line in answers(primary)],
+        "## What each method can do",
+        "A blind answer, which never looks at the instructions, follows "
+        f"{_mean(frame, 'instruction/blind')} of the prompts: the floor of the first column. A policy that doubts what "
+        f"the base is unsure of would have {_beyond(frame)} in the second column.",
+        _skills(frame, methods),
+        "## Other contrasts that are settled",
+        "Exploratory. One family of its own, corrected by Holm's method.",
+        _settled(rows),
+        "## Tuning",
+        _tuning(sweep),
+    ]
+    if on_map:
+        parts += _map_parts(on_map)
+        predicted = forgetting.predictions(forgetting.table([*on_map]))
+        parts += ["## What predicts forgetting", _predicted(predicted)]
+    parts += ["## What this does not show", "\n".join(f"- {line}" for line in LIMITS)]
+    return "\n\n".join(parts).replace("\n\n- ", "\n- ").replace("|\n- ", "|\n\n- ") + "\n"
+
+
+def primary_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The primary contrasts: difference, interval, p, corrected p and verdict."""
+    lines = []
+    for row in rows:
+        label = results.HEADLINES[row["metric"]][0]
+        between = f"{row['low']:+.3f} to {row['high']:+.3f}"
+        numbers = [f"{row['mean']:+.3f}", between, f"{row['p']:.2g}", f"{row['holm']:.2g}"]
+        lines.append([row["comparison"].replace(" minus ", " − "), label, *numbers, verdict(row)])
+    return markdown(["contrast", "outcome", "difference", "95 % interval", "p", "corrected p", "verdict"], lines)
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """higher or lower where settled; alike where the interval is narrow around 0; else not settled."""
+    alike = max(abs(row["low"]), abs(row["high"])) <= ALIKE
+    if row["verdict"] == "not settled":
+        return "alike" if alike else "not settled"
+    return f"{row['verdict']}, but alike" if alike else row["verdict"]
+
+
+def answers(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The answers that the plan allows, from the verdicts of the primary contrasts alone."""
+    found = {(row["comparison"], row["metric"]): row for row in rows}
+    lines = []
+    for metric in OUTCOMES:
+        label = results.HEADLINES[metric][0]
+
+        def above(name: str, metric: str = metric) -> bool:
+            return (name, metric) in found and found[name, metric]["verdict"] == "higher"
+
+        mixing, unified = above("sft-plus-dpo minus sft-then-dpo"), above("uft minus sft-plus-dpo")
+        implicit = above("uft minus signed-sft")
+        told = []
+        if mixing and not unified:
+            told.append("The mixing does it: SFT plus DPO beats SFT, then DPO, and UFT does not beat SFT plus DPO.")
+        if unified:
+            told.append("UFT beats SFT plus DPO on the same rows.")
+            told.append(
+                "It beats signed SFT too, so the implicit reward does it."
+                if implicit
+                else "It does not beat signed SFT, so the implicit reward is not what does it."
+            )
+        if not told:
+            told.append("Neither the mixing nor the unified loss is settled to do anything.")
+        lines.append(f"**{label.capitalize()}.** {' '.join(told)}")
+    return lines
+
+
+def _mean(frame: pd.DataFrame, metric: str) -> str:
+    found = results.interval(frame[(frame["metric"] == metric) & (frame["method"] == "base")]["value"].tolist())
+    return f"{found.mean:.2f}"
+
+
+def _beyond(frame: pd.DataFrame) -> str:
+    """How far the envelope of doubt lies above the base."""
+    own = frame[(frame["metric"] == "truth/beyond-doubt") & (frame["method"] == "base")]["value"]
+    return f"about {-float(own.mean()):.2f}"
+
+
+def _skills(frame: pd.DataFrame, methods: Sequence[str]) -> str:
+    cells = {(r["method"], r["metric"]): r for r in results.summary(frame).to_dict("records")}
+    heads = [f"{results.HEADLINES[m][0]} ({results.HEADLINES[m][1]})" for m in SHOWN]
+    return markdown(["method", *heads], [[_name(m), *(cell(cells.get((m, k))) for k in SHOWN)] for m in methods])
+
+
+def _settled(rows: Sequence[dict[str, Any]]) -> str:
+    own = [r for r in rows if r["family"] == "secondary"]
+    told = [f"- {comparisons.sentence(r)}" for r in own if r["verdict"] != "not settled"]
+    return f"{len(told)} of {len(own)} are settled.\n\n" + "\n".join(told)
+
+
+def _name(method: str) -> str:
+    return f"[{method}](../methods/{method}.md)" if all_methods()[method].stages else method
+
+
+# ------------------------------------------------------------------------------------------ tuning
+
+
+def _tuning(sweep: list[dict[str, Any]]) -> str:
+    """What the four tunings chose, how far apart they are, and how many choices lie beyond the first box."""
+    chosen = json.loads(TUNED.read_text())
+    base = {t["draw"]: t["metrics"]["truth/cued"] for t in sweep if t["method"] == "base"}
+    lines, beyond, count = [], 0, 0
+    for name, draws in chosen["settings"].items():
+        dimensions = [
+            (i, d) for i, own in enumerate(space(method_named(name))) for d in own if d.name == "learning_rate"
+        ]
+        rates = ["; ".join(f"{draw[i]['learning_rate']:.2g}" for draw in draws) for i, _ in dimensions]
+        for draw in draws:
+            outside = any(not d.low <= draw[i]["learning_rate"] <= d.high for i, d in dimensions)
+            beyond, count = beyond + outside, count + 1
+        worths = [worth(t["metrics"], base[t["draw"]]) for t in sweep if t["method"] == name]
+        best = ", ".join(f"{value:.2f}" for value in chosen["worth"][name])
+        lines.append([_name(name), best, f"{np.median(worths):.2f}", " then ".join(rates)])
+    table = markdown(
+        ["method", "worth of the choice, by draw", "median of all its trials", "learning rates chosen, by draw"], lines
+    )
+    return (
+        f"{len(sweep)} trials. Worth is followed and correct + truth over its ceiling. {beyond} of {count} choices have "
+        f"a learning rate outside of the first box; the second round may go there.\n\n{table}"
+    )
+
+
+# ------------------------------------------------------------------------------------------ the map
+
+
+def _map_parts(on_map: list[dict[str, Any]]) -> list[str]:
+    frame = maps.table(on_map)
+    worlds = frame["seed"].nunique()
+    parts = [
+        "## The map",
+        f"{len(frame)} trials in {worlds} world(s): it describes, and nothing in it is a test. Learning rates and β "
+        "are laid out by hand, equal for all methods.",
+    ]
+    for name, title in EXPERIMENTS.items():
+        if not len(maps.of_experiment(frame, name)):
+            continue
+        parts += [f"### {name}. {title}", _explained(frame, name), _TABLES[name](maps.of_experiment(frame, name))]
+    return parts
+
+
+def _explained(frame: pd.DataFrame, name: str) -> str:
+    lines = []
+    for metric in (*OUTCOMES, "retention/lost"):
+        found = sorted(maps.shares(frame, name, metric).items(), key=lambda item: -item[1])
+        told = ", ".join(
+            f"{factor.replace('_', ' ').replace('seed', 'world')} {share:.0%}" for factor, share in found[:4]
+        )
+        lines.append(f"- {results.HEADLINES[metric][0]}: {told}")
+    return "Share of the variance between trials that each factor explains by itself:\n\n" + "\n".join(lines)
+
+
+def _means(own: pd.DataFrame, by: Sequence[str], metrics: Sequence[str] = (*OUTCOMES, "retention/lost")) -> str:
+    grouped = own.groupby(list(by), dropna=False)[list(metrics)].mean().reset_index()
+    heads = [*(n.replace("_", " ") for n in by), *(results.HEADLINES[m][0] for m in metrics)]
+    rows = [[*(_plain(r[n]) for n in by), *(f"{r[m]:.2f}" for m in metrics)] for r in grouped.to_dict("records")]
+    return markdown(heads, rows)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else "–" if value is None or pd.isna(value) else f"{value:g}"
+
+
+def _orders(own: pd.DataFrame) -> str:
+    """E1: at the same rate in all stages, and at all rates."""
+    same = own[own["first_rate"] == own["rate"]]
+    return (
+        "At the same learning rate in all stages:\n\n"
+        + _means(same, ("loss", "nats", "rate", "order"))
+        + "\n\nBy the rate of each stage, over all orders of two stages:\n\n"
+        + _means(own[own["order"] != "mixed"], ("order", "first_rate", "rate"))
+    )
+
+
+def _strengths(own: pd.DataFrame) -> str:
+    """E3, with the implicit score of held-out demonstrations: 1/2 where the implicit reward takes no part."""
+    with_score = own.assign(score=1 / (1 + np.exp(-own["beta"].astype(float) * own["logratio/demonstration"])))
+    grouped, told = with_score.groupby(["method", "nats"], dropna=False), (*OUTCOMES, "retention/lost")
+    rows = [
+        [
+            name,
+            _plain(nats),
+            *(f"{g[m].mean():.2f}" for m in (*OUTCOMES, "retention/lost")),
+            _plain(round(g["score"].mean(), 3)),
+        ]
+        for (name, nats), g in grouped
+    ]
+    heads = ["method", "β (nats)", *(results.HEADLINES[m][0] for m in told)]
+    return markdown([*heads, "implicit score of held-out demonstrations"], rows)
+
+
+_TABLES: dict[str, Callable[[pd.DataFrame], str]] = {
+    "E1": _orders,
+    "E2": lambda own: _means(own, ("instructed", "on_target", "method")),
+    "E3": _strengths,
+    "E4": lambda own: _means(own, ("method", "budget", "demonstrations")),
+    "E5": lambda own: _means(own, ("length_bonus", "rumours", "method"), (*OUTCOMES, "length/words")),
+}
+
+
+def _predicted(found: pd.DataFrame) -> str:
+    """One line per kind of forgetting and predictor, the best first."""
+    wide = found.pivot(index=["outcome", "predictor"], columns="where", values=["rho", "r2"])
+    trials = int(found["trials"].max())
+    lines = []
+    for outcome in forgetting.OUTCOMES:
+        own = wide.loc[outcome].sort_values(("r2", "across methods"), ascending=False)
+        for predictor, row in own.iterrows():
+            numbers = [row[kind, where] for where in ("across methods", "within methods") for kind in ("rho", "r2")]
+            lines.append([outcome, str(predictor), *("–" if pd.isna(n) else f"{n:.2f}" for n in numbers)])
+    heads = ["forgotten", "predictor", "ρ across", "R² across", "ρ within methods", "R² within methods"]
+    return (
+        f"{trials} trials of the map. ρ is Spearman's; R² is on ranks, of trials that the fit has not seen. KL is per "
+        "answer: forward is KL(base to policy) on the base's answers; old prompts are plain questions, new ones carry "
+        "instructions."
+        f"\n\n{markdown(heads, lines)}"
+    )
