@@ -167,8 +167,8 @@ def _tuning(sweep: list[dict[str, Any]]) -> str:
         ["method", "worth of the choice, by draw", "median of all its trials", "learning rates chosen, by draw"], lines
     )
     return (
-        f"{len(sweep)} trials. Worth is followed and correct + truth over its ceiling. {beyond} of {count} choices have "
-        f"a learning rate outside of the first box; the second round may go there.\n\n{table}"
+        f"{len(sweep)} trials. Worth is followed and correct + truth over its ceiling. {beyond} of {count} choices "
+        f"have a learning rate outside of the first box; the second round may go there.\n\n{table}"
     )
 
 
