@@ -7,7 +7,7 @@ from uftlab.study.forgetting import OUTCOMES, cross_validated, predictions, tabl
 
 
 def trial(method, seed, rate=1e-3, excess=0.0, stages=1, **metrics):
-    metrics = {"retention/excess": excess, "truth/cued": 0.5, "plain/mc2": 0.9, "instruction/strict": 0.4, **metrics}
+    metrics = {"retention/lost": excess, "truth/cued": 0.5, "plain/mc2": 0.9, "instruction/strict": 0.4, **metrics}
     own = {"steps": 100, "settings": {"learning_rate": rate}, "base_logp": -2.0, "pushed_down": 0.5}
     made = [{**own, "metrics": {"instruction/strict": 0.7}}, own][-stages:] if method != "base" else []
     world = {"profile": "map-E1", "seed": seed, "split": "test", "dials": {"rumours": 0.5}}

@@ -50,7 +50,7 @@ def test_dials_turn_as_the_experiments_say():
     assert len(kinds) == 6 and set(kinds.values()) == {18}
     kinds = Counter((t.profile.dials.length_bonus, t.profile.dials.rumours) for t in made("E5"))
     assert len(kinds) == 4 and set(kinds.values()) == {6} and {t.method for t in made("E5")} == set(SIX)
-    assert {t.profile.steps for t in made("E4")} == {240, 960}
+    assert {t.profile.steps for t in made("E4")} == {200, 800}
 
 
 def test_unknown_experiments_and_worlds_are_refused():
