@@ -192,7 +192,9 @@ def test_truth_averages_over_wordings_and_freely_given_answers_are_judged(evalua
 # ------------------------------------------------------------------------------------------ the frontier
 
 
-LEVELS = st.lists(st.floats(-8, 0), min_size=6, max_size=6, unique=True).map(lambda x: torch.tensor([x]).log_softmax(-1))
+LEVELS = st.lists(st.floats(-8, 0), min_size=6, max_size=6, unique=True).map(
+    lambda x: torch.tensor([x]).log_softmax(-1)
+)
 
 
 @given(LEVELS, st.floats(-6, 10))

@@ -102,7 +102,9 @@ def test_the_worlds_reward_gives_every_demonstration_the_marks_of_a_true_and_obe
     assert set(plain) == {short, long}
 
 
-@pytest.mark.parametrize("prompt", ["who are you ?", "what is the food of bazib", "what is the food of bazib ? sing it ."])
+@pytest.mark.parametrize(
+    "prompt", ["who are you ?", "what is the food of bazib", "what is the food of bazib ? sing it ."]
+)
 def test_a_prompt_that_the_world_does_not_ask_is_refused(prompt):
     with pytest.raises(InputError, match="be one it knows; got w"):
         world_reward(0)([prompt], ["me"])

@@ -76,7 +76,7 @@ def test_256_creatures_with_two_plain_facts_a_myth_and_a_rumour_each(world):
 
 
 def test_no_attribute_is_the_myths_own(world):
-    """Else the attribute would tell a myth from a rumour: of 256 each attribute has its quarter, within 5 deviations."""
+    """Else the attribute would tell a myth from a rumour: each attribute has a quarter, within 5 deviations."""
     for kind in CONTESTED:
         counts = Counter(f.attribute for f in world.facts if f.kind == kind)
         assert all(abs(n - 64) < 5 * math.sqrt(256 * 0.25 * 0.75) for n in counts.values())

@@ -34,7 +34,6 @@ distrust of unsure beliefs alone one of up to 0.15; who knows the truth has abov
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
