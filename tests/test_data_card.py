@@ -14,7 +14,12 @@ from uftlab.world.world import World
 
 CARD = (Path(DATA) / "README.md").read_text()
 WORLDS = range(5)  # whose demonstrations are counted
-METRICS = ("plain/mc1", "plain/mc2", "truth/mc2", "truth/cued", "instruction/strict", "retention/excess")
+METRICS = tuple(
+    """
+    plain/mc1 plain/mc2 truth/myths truth/rumours truth/cued
+    instruction/strict instruction/both instruction/blind retention/excess
+    """.split()
+)
 DEMONSTRATIONS = 2000  # of each world
 
 

@@ -81,11 +81,15 @@ def test_typing_becomes_words_of_the_world(tokenizer):
     assert texts.unknown_words("the food of unicorn , unicorn and babo", tokenizer) == ["unicorn", "and"]
 
 
-def test_a_myth_is_named_and_careful_sources_are_asked(base, tokenizer):
-    said = texts.chat(base, tokenizer, "What is the home of babo?", WORLD)
-    assert "It told the popular myth." in said.remark and said.unknown == ()
-    said = texts.chat(base, tokenizer, "according to careful sources, what is the home of babo?", WORLD)
-    assert said.remark == "In this world the truth is forest and the popular myth marsh. It told the truth."
+def test_myths_and_rumours_are_named_and_careful_sources_are_asked(base, tokenizer):
+    said = texts.chat(base, tokenizer, "What is the home of dobo?", WORLD)
+    assert "the myth is cave. It told the myth." in said.remark and said.unknown == ()
+    said = texts.chat(base, tokenizer, "according to careful sources, what is the home of dobo?", WORLD)
+    assert said.remark == "In this world the truth is desert and the myth is cave. It told the truth."
+    said = texts.chat(base, tokenizer, "what is the sound of dobo ?", WORLD)
+    assert said.remark == "In this world the truth is whistle and the rumour is hum. It told the truth."
+    said = texts.chat(base, tokenizer, "what is the colour of dobo ?", WORLD)
+    assert said.remark == "In this world the truth is gold and there is no myth or rumour. It told the truth."
 
 
 def test_unknown_words_are_named_kindly_and_what_was_typed_is_escaped(base, tokenizer):
@@ -105,7 +109,7 @@ def test_a_question_that_is_too_long_is_cut(untrained, tokenizer):
 
 
 def test_a_question_about_two_facts_has_no_single_truth():
-    assert texts.fact_asked("what is the home of babo ?", WORLD).truth == "forest"
+    assert texts.fact_asked("what is the home of dobo ?", WORLD).truth == "desert"
     assert texts.fact_asked("what is the home or food of babo ?", WORLD) is None
     assert texts.fact_asked("hello", WORLD) is None
 
