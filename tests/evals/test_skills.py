@@ -209,7 +209,7 @@ def test_distrust_takes_nats_from_the_first_choice_and_from_nothing_else(log_p, 
 
 @given(st.floats(0.55, 0.95))
 def test_the_frontier_of_a_model_that_echoes_its_text_by_hand(first):
-    """It likes the error of a myth as well as the truth of a rumour: what distrust gives to one it takes from the other.
+    """It likes the error of a myth as well as the truth of a rumour: what distrust gives one it takes from the other.
 
     With odds o of the first choice: truth on rumours o e^-c / (1 + o e^-c), truth on myths 1 / (1 + o e^-c): they add
     up to 1.
