@@ -287,12 +287,12 @@ def probabilities_by_role(by_role: pd.DataFrame) -> go.Figure:
     )
     for role in ROLE_NAMES:
         rows = by_role[by_role["role"] == role]
-        kinds = [theme.lines(kind, 16) for kind in rows["kind"]]
+        kinds = [theme.lines(kind, 8) for kind in rows["kind"]]  # five of them, side by side
         bar = go.Bar(
             x=kinds, y=rows["mean"], error_y=theme.error_bars(rows), name=ROLE_NAMES[role], marker=_marker(role)
         )
         fig.add_trace(bar)
-    return fig
+    return fig.update_xaxes(tickangle=0)
 
 
 def frontier(points: pd.DataFrame) -> go.Figure:
