@@ -24,7 +24,7 @@ class Few(Evaluator):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.myths, self.plain = self.myths[:8], self.plain[:8]
+        self.facts = {kind: facts[:8] for kind, facts in self.facts.items()}
 
 
 @pytest.fixture(scope="module")

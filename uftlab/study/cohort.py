@@ -105,7 +105,7 @@ class Materials:
         return measure([self.light], reader(self.base[None]))[0]
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=24)
 def materials(seed: int, profile: Profile, split: str) -> Materials:
     """Made once per process, for the seeds that were asked for last."""
     return Materials(seed, profile, split)
