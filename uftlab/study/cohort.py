@@ -178,7 +178,8 @@ def _job(own: _Progress, index: int) -> Job:
     stage, steps, settings = stages[index]
     return Job(
         own.weights, stage, own.materials.tables, settings, steps, trial.seed * 10 + index,
-        world_reward(trial.seed, trial.profile.dials.length_bonus), own.materials.references, _points(trial, stage, steps),
+        world_reward(trial.seed, trial.profile.dials.length_bonus), own.materials.references,
+        _points(trial, stage, steps),
     )  # fmt: skip
 
 
