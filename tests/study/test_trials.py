@@ -165,7 +165,7 @@ def test_a_trial_with_the_real_evaluator(monkeypatch, tmp_path):
         {"settings": ((("beta", 0.2), ("learning_rate", 1e-3)),)},
         {"draw": 1},
         {"profile": replace(TINY, steps=5)},
-        {"profile": replace(TINY, dials=Dials(length_bonus=0.0))},
+        {"profile": replace(TINY, dials=Dials(length_bonus=0))},
         {"split": "validation"},
         {"curves": False},
     ],
