@@ -11,8 +11,10 @@ from uftlab.errors import InputError
 from uftlab.study.comparisons import holm
 
 CELLS = nbformat.read(notebook_paths("04")[0], as_version=4).cells
-LESSON = "\n".join(c.source for c in CELLS if c["id"].startswith("seven") and c.cell_type == "markdown")
-POINTS = dict(re.findall(r"\*\*(\d)\. [^*]+\*\*(.*?)(?=\*\*\d\. |\*\*What |\Z)", LESSON, flags=re.S))
+LESSON = " ".join(
+    " ".join(c.source.split()) for c in CELLS if c["id"].startswith("seven") and c.cell_type == "markdown"
+)
+POINTS = dict(re.findall(r"\*\*(\d)\. [^*]+\*\*(.*?)(?=\*\*\d\. |\*\*What |\Z)", LESSON))
 MEASURED = {str(n): point for n, point in enumerate(first_study._points(), start=1)}
 
 

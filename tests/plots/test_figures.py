@@ -44,8 +44,9 @@ def test_skills_draws_every_method_once_on_every_panel(summary):
             points |= dict(zip(trace.y, drawn(trace, "x"), strict=True))
         assert set(points) == set(METHODS)
         assert all(values_of(summary, name, metric) == point for name, point in points.items())
-    shown = [a.text for a in fig.layout.annotations]
-    assert fig.layout.title.text and shown == [figures.label_of(m).replace(" (", "<br>(") for m in metrics]
+    shown, floors = [a.text for a in fig.layout.annotations], [m for m in metrics if m in figures.FLOORED]
+    titles = [figures.label_of(m).replace(" (", "<br>(") for m in metrics]
+    assert fig.layout.title.text and shown == [*titles, *[figures.FLOOR for _ in floors]]
 
 
 def test_before_after_joins_each_pipeline_to_its_own_stage_one(summary):
@@ -55,6 +56,8 @@ def test_before_after_joins_each_pipeline_to_its_own_stage_one(summary):
         names = (results.at_stage_end(1, "truth/mc2"), "truth/mc2")
         before, after = (values_of(summary, trace.name, metric) for metric in names)
         assert [before, after] == drawn(trace)
+    (base,) = fig.layout.shapes
+    assert base.y0 == values_of(summary, "base", "truth/mc2")[0]
 
 
 def test_learning_curves_hold_the_means_of_the_curves(trials):

@@ -119,7 +119,7 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
 
 
 def before_after(summary: pd.DataFrame, metric: str = "instruction/both") -> go.Figure:
-    """Each pipeline before stage two (at its own checkpoint of stage one) and after it."""
+    """Each pipeline before stage two (at its own checkpoint of stage one) and after it; a thin line at the base."""
     fig = theme.figure(title=f"Before and after stage two:<br>{label_of(metric)}", x="", y=_axis(metric))
     rows = {r["method"]: r for r in summary[summary["metric"] == metric].to_dict("records")}
     ends = {r["method"]: r for r in summary[summary["metric"] == at_stage_end(1, metric)].to_dict("records")}
@@ -127,6 +127,8 @@ def before_after(summary: pd.DataFrame, metric: str = "instruction/both") -> go.
         pair = pd.DataFrame([ends[method], rows[method]])
         at = [0.015 * index, 1 + 0.015 * index]  # side by side, so that no bar hides another
         fig.add_trace(line(pair, index, method, at))
+    if "base" in rows:
+        fig.add_hline(y=rows["base"]["mean"], line_width=1, line_color=theme.INK, annotation_text="base, untrained")
     return _with_floor(fig, summary, metric).update_xaxes(
         tickvals=[0, 1], ticktext=["after SFT", "after stage two"], range=[-0.15, 1.15], title_text="stage"
     )
@@ -254,14 +256,14 @@ def distrust(table: pd.DataFrame, trained: Mapping[str, float], name: str) -> go
         trained: belief -> its value for the method called `name`.
     """
     fig = theme.figure(
-        title=f"Untrained, with some nats taken off its first choice<br>(dotted: {name}, trained)",
+        title=f"The untrained base, distrusting itself<br>(dotted: {name}, trained)",
         x="nats taken from the base's first choice",
         y="share or probability",
         yaxis_range=[-0.03, 1.06],
     )
     for index, belief in enumerate(trained):
         fig.add_trace(
-            line(pd.DataFrame({"mean": table[belief], "low": None, "high": None}), index, belief, table.index)
+            line(pd.DataFrame({"mean": table[belief], "low": None, "high": None}), index, belief, list(table.index))
         )
         fig.add_hline(y=trained[belief], line_dash="dot", line_width=2, line_color=theme.COLOURS[index])
     return fig
