@@ -119,7 +119,7 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
 
 
 def before_after(summary: pd.DataFrame, metric: str = "instruction/both") -> go.Figure:
-    """Each pipeline before stage two (at its own checkpoint of stage one) and after it."""
+    """Each pipeline before stage two (at its own checkpoint of stage one) and after it; a thin line at the base."""
     fig = theme.figure(title=f"Before and after stage two:<br>{label_of(metric)}", x="", y=_axis(metric))
     rows = {r["method"]: r for r in summary[summary["metric"] == metric].to_dict("records")}
     ends = {r["method"]: r for r in summary[summary["metric"] == at_stage_end(1, metric)].to_dict("records")}
@@ -127,9 +127,35 @@ def before_after(summary: pd.DataFrame, metric: str = "instruction/both") -> go.
         pair = pd.DataFrame([ends[method], rows[method]])
         at = [0.015 * index, 1 + 0.015 * index]  # side by side, so that no bar hides another
         fig.add_trace(line(pair, index, method, at))
+    if "base" in rows:
+        fig.add_hline(y=rows["base"]["mean"], line_width=1, line_color=theme.INK, annotation_text="base, untrained")
     return _with_floor(fig, summary, metric).update_xaxes(
         tickvals=[0, 1], ticktext=["after SFT", "after stage two"], range=[-0.15, 1.15], title_text="stage"
     )
+
+
+def designs(methods: Sequence[str], steps: int) -> go.Figure:
+    """What each method reads, step by step: a bar per stage, along a budget of `steps` optimiser steps."""
+    fig = theme.figure(
+        title="What each method reads",
+        x=f"optimiser steps of 32 completions<br>(the whole budget: {steps})",
+        barmode="overlay",
+        height=190 + 36 * len(methods),
+    )
+    kinds: dict[str, list[tuple[str, float, float, str]]] = {"demonstrations": [], "feedback": [], "both, mixed": []}
+    for name in methods:
+        start = 0.0
+        for stage in all_methods()[name].stages:
+            share = stage.demonstrations
+            kind = "both, mixed" if 0 < share < 1 else "demonstrations" if share else "feedback"
+            kinds[kind].append((name, start, stage.budget * steps, stage.objective))
+            start += stage.budget * steps
+    for kind, bars in kinds.items():
+        names, starts, widths, losses = zip(*bars, strict=True) if bars else ([], [], [], [])
+        look = {"orientation": "h", "text": losses, "textposition": "none", "width": 0.7}
+        told = "%{y}: %{text} for %{x} steps<extra></extra>"
+        fig.add_bar(y=names, x=widths, base=starts, name=kind, hovertemplate=told, **look)
+    return fig.update_yaxes(categoryorder="array", categoryarray=list(methods)[::-1])
 
 
 def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str, title: str = "") -> go.Figure:
@@ -222,6 +248,27 @@ def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]
     return _with_floor(fig, summary, "instruction/both")
 
 
+def distrust(table: pd.DataFrame, trained: Mapping[str, float], name: str) -> go.Figure:
+    """Beliefs against the nats taken from a first choice, and a dotted line where a trained method stands.
+
+    Args:
+        table: nats as index, one column per belief.
+        trained: belief -> its value for the method called `name`.
+    """
+    fig = theme.figure(
+        title=f"The untrained base, distrusting itself<br>(dotted: {name}, trained)",
+        x="nats taken from the base's first choice",
+        y="share or probability",
+        yaxis_range=[-0.03, 1.06],
+    )
+    for index, belief in enumerate(trained):
+        fig.add_trace(
+            line(pd.DataFrame({"mean": table[belief], "low": None, "high": None}), index, belief, list(table.index))
+        )
+        fig.add_hline(y=trained[belief], line_dash="dot", line_width=2, line_color=theme.COLOURS[index])
+    return fig
+
+
 def overoptimisation(runs: Sequence[dict]) -> go.Figure:
     """Scores of the reward model and of the world's raters during RLOO, for each beta: mean and interval over seeds."""
     fig = theme.figure(
@@ -263,6 +310,27 @@ def against_rate(sweep: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
         )
         fig.add_trace(dots)
     ticks = [0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02]
+    return fig.update_xaxes(tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
+
+
+def matched_rates(points: pd.DataFrame, methods: Sequence[str], metric: str) -> go.Figure:
+    """Methods at the same learning rate in all stages: mean and interval over worlds of one metric at each rate.
+
+    Args:
+        points: `maps.table` of the map's experiment E1, at one strength of KL.
+    """
+    fig = theme.figure(
+        title=f"The same learning rate in all stages:<br>{label_of(metric)}",
+        x="learning rate of every stage (logarithmic)",
+        y=_axis(metric),
+        xaxis_type="log",
+    )
+    same = points[points["first_rate"] == points["rate"]]
+    for index, method in enumerate(methods):
+        groups = same[same["method"] == method].groupby("rate")[metric]
+        rows = pd.DataFrame([{"rate": rate, **asdict(interval(own.tolist()))} for rate, own in groups])
+        fig.add_trace(line(rows, index, method, "rate"))
+    ticks = sorted(same["rate"].unique().tolist())
     return fig.update_xaxes(tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
 
 
