@@ -13,7 +13,7 @@ from uftlab.errors import InputError
 from uftlab.evals.sizes import Sizes
 from uftlab.models.logps import reference_logps
 from uftlab.study.trials import PROFILES
-from uftlab.training.methods import tuned_settings
+from uftlab.training.methods import method_named, settings_of
 from uftlab.world.world import World
 
 TINY = replace(PROFILES["smoke"], steps=4, demonstrations=24, prompts=12, sizes=Sizes(6, 8, 0, 5))
@@ -73,13 +73,13 @@ def test_a_shared_first_stage_is_stored_once_and_another_size_elsewhere(kept, fo
         raise KeyboardInterrupt
 
     monkeypatch.setattr(snapshots, "run", run)
-    with pytest.raises(KeyboardInterrupt):  # KTO goes on from the SFT that is there
-        snapshots.snapshots_of([Run("sft-then-kto")], TINY, folder=folder, say=quiet)
+    with pytest.raises(KeyboardInterrupt):  # another stage two goes on from the SFT that is there
+        snapshots.snapshots_of([Run("sft-then-dpo", (("beta", 0.3),))], TINY, folder=folder, say=quiet)
     with pytest.raises(KeyboardInterrupt):
         snapshots.snapshots_of([Run("uft")], replace(TINY, steps=5), folder=folder, say=quiet)
     with pytest.raises(KeyboardInterrupt):
         snapshots.snapshots_of([Run("uft")], TINY, seed=1, folder=folder, say=quiet)
-    assert trained == [("kto", 1), ("una-score", 0), ("una-score", 10)]
+    assert trained == [("dpo", 1), ("una-score", 0), ("una-score", 10)]
     assert len(list(folder.rglob("*.safetensors"))) == 4
 
 
@@ -188,6 +188,6 @@ def test_snapshots_of_a_run_follows_the_recipe_of_its_method(name, tmp_path):
 
 
 def own_settings(name):
-    """What the sweep chose for a method, as far as the plain method has it."""
+    """What a method trains its last stage with, as far as the plain method has it."""
     kept = ("learning_rate", "beta", "preference_weight")
-    return tuple((k, v) for k, v in tuned_settings(name).items() if k in kept)
+    return tuple((k, v) for k, v in settings_of(method_named(name))[-1].items() if k in kept)

@@ -39,7 +39,7 @@ from uftlab.models.logps import ReferenceCache, fingerprint
 from uftlab.models.policies import frozen_copy, load_base, tiny_config
 from uftlab.rows.tokens import Completion
 from uftlab.study.cohort import tokens, training_tables
-from uftlab.study.trials import Profile
+from uftlab.study.trials import Profile, draw_of
 from uftlab.training.methods import Stage, method_named, plan, settings_of
 from uftlab.training.recipes import BATCH
 from uftlab.training.reward_functions import world_reward
@@ -63,8 +63,8 @@ class Run:
     def name(self) -> str:
         """The name for readers.
 
-        >>> Run("uft", (("beta", 0.244),)).name
-        'uft, beta 0.244'
+        >>> Run("uft", (("beta", 0.25),)).name
+        'uft, beta 0.25'
         """
         return ", ".join([self.method, *(f"{name} {value:g}" for name, value in self.changes)])
 
@@ -143,11 +143,11 @@ class _Stretch:
         return self.stages[-1][1]
 
 
-def _stretches(own: Run, profile: Profile) -> list[_Stretch]:
+def _stretches(own: Run, profile: Profile, seed: int) -> list[_Stretch]:
     definition = method_named(own.method)
     if not definition.stages:
         raise InputError("A method with snapshots", "be trained", own.method, "Choose another, see `uftlab methods`")
-    *earlier, last = settings_of(definition)
+    *earlier, last = settings_of(definition, draw_of(own.method, seed))  # the draw that a trial of this seed takes
     planned = plan(definition, profile.steps, [*earlier, {**last, **dict(own.changes)}])
     stages = [(stage, steps, tuple(sorted(settings.items()))) for stage, steps, settings in planned]
     return [_Stretch(tuple(stages[: index + 1])) for index in range(len(stages))]
@@ -252,7 +252,7 @@ def snapshots_of(
     Raises:
         InputError: for an unknown method, or one without training. It is raised before anything is trained.
     """
-    wanted = {own.name: _stretches(own, profile) for own in runs}
+    wanted = {own.name: _stretches(own, profile, seed) for own in runs}
     room = _Room(profile, seed, folder)
     missing = list(dict.fromkeys(s for part in wanted.values() for s in part if not room.path(s).is_file()))
     missing.sort(key=lambda s: len(s.stages))  # a first stage must come before the stages that continue it
