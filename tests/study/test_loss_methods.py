@@ -54,9 +54,9 @@ def test_needs_are_listed_as_they_are(listed):
     assert listed["sft-plus-dpo"]["data"] == ["demonstration", "preference"]
 
 
-def test_the_study_has_twenty_methods_and_every_objective_is_a_method():
-    assert len(METHODS) == 20 and {method.group for method in METHODS.values()} == {"paper", "control"}
-    assert list(all_methods())[:20] == list(METHODS)
+def test_the_study_has_fourteen_methods_and_every_objective_is_a_method():
+    assert len(METHODS) == 14 and {method.group for method in METHODS.values()} == {"paper", "control"}
+    assert list(all_methods())[:14] == list(METHODS)
     assert set(OBJECTIVES) <= set(all_methods())
 
 

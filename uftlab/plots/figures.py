@@ -18,6 +18,7 @@ from uftlab.training.methods import all_methods
 GROUP_STYLE = {
     "paper": (theme.COLOURS[0], "circle", "compared in the paper"),
     "control": (theme.COLOURS[1], "diamond", "control the paper omits"),
+    "variant": (theme.COLOURS[5], "cross", "near relatives, not tuned"),
     "loss": (theme.COLOURS[2], "square", "one loss alone"),
     "pipeline": (theme.COLOURS[3], "triangle-up", "stages, alternation, merging"),
     "online": (theme.COLOURS[4], "star", "samples of its own"),
