@@ -185,7 +185,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-# Near relatives of those above. The study leaves them out, since nobody has tuned them; the map has the reversed orders.
+# Near relatives of those above, which nobody has tuned: the study leaves them out. The map has the reversed orders.
 VARIANTS: dict[str, Method] = {
     m.name: m
     for m in (
