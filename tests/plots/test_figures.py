@@ -87,6 +87,14 @@ def test_two_by_two_puts_sequential_left_and_mixed_right(summary):
         assert [values_of(summary, name, "truth/mc2") for name in trace.text] == drawn(trace)
 
 
+def test_differences_by_draw_are_told_apart_and_none_is_lost():
+    rows = pd.DataFrame({"contrast": ["a", "b"] * 4, "draw": [0, 0, 1, 1] * 2, "difference": np.arange(8) / 10})
+    fig = figures.by_draw(rows, "title")
+    assert [t.name for t in fig.data] == ["draw 0", "draw 1"]
+    assert sorted(x for t in fig.data for x in t.x) == list(rows["difference"])
+    assert fig.data[0].marker.symbol != fig.data[1].marker.symbol
+
+
 def test_no_two_of_seven_methods_look_the_same_in_the_trade_off(trials, summary):
     fig = figures.trade_off(results.sweep_points(trials), summary, list(METHODS)[-7:])
     small, large = fig.data[::2], fig.data[1::2]
@@ -107,10 +115,10 @@ def test_trade_off_shows_every_trial_of_the_sweep_and_the_chosen_means(trials, s
 
 
 def test_against_rate_draws_each_trial_at_its_learning_rate(trials):
-    sweep = results.sweep_points(trials)
+    sweep = results.sweep_points(trials).assign(largest_rate=[0.001 * (i + 1) for i in range(len(trials))])
     (dots,) = figures.against_rate(sweep, ["uft"]).data
     own = sweep[sweep["method"] == "uft"]
-    assert set(zip(dots.x, dots.y, strict=True)) == set(zip(own["learning_rate"], own["retention/lost"], strict=True))
+    assert set(zip(dots.x, dots.y, strict=True)) == set(zip(own["largest_rate"], own["retention/lost"], strict=True))
 
 
 def test_matched_rates_draw_only_trials_with_one_rate_in_all_stages():

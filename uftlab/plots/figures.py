@@ -202,6 +202,21 @@ def two_by_two(summary: pd.DataFrame, metric: str) -> go.Figure:
     )
 
 
+def by_draw(differences: pd.DataFrame, title: str) -> go.Figure:
+    """Paired differences, a mark per world; the tuning draw of the world decides colour and symbol.
+
+    Args:
+        differences: columns contrast, draw and difference.
+    """
+    names = list(dict.fromkeys(differences["contrast"]))
+    fig = theme.figure(title=title, x="difference in one world", height=190 + 60 * len(names))
+    for index, (draw, own) in enumerate(differences.groupby("draw")):
+        look = {"color": theme.COLOURS[index % 7], "symbol": theme.SYMBOLS[index % 7], "size": 13, "opacity": 0.8}
+        fig.add_scatter(x=own["difference"], y=own["contrast"], mode="markers", marker=look, name=f"draw {draw}")
+    fig.add_vline(x=0, line_width=1, line_color=theme.INK)
+    return fig.update_yaxes(categoryorder="array", categoryarray=names[::-1])
+
+
 def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
     """Followed and correct against truth above distrust: all trials of the sweep, and the chosen settings (large).
 
@@ -289,19 +304,23 @@ def overoptimisation(runs: Sequence[dict]) -> go.Figure:
 
 
 def against_rate(sweep: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
-    """Forgotten pre-training text in all trials of the sweep, against the learning rate of the last stage."""
+    """Forgotten pre-training text in all trials of the sweep, against the largest learning rate of a trial's stages.
+
+    Args:
+        sweep: `results.sweep_points` with a column `largest_rate`.
+    """
     metric = "retention/lost"
     fig = theme.figure(
         title=f"All trials of the sweep: {label_of(metric)}",
-        x="learning rate of the last stage (logarithmic)",
+        x="largest learning rate of the stages (logarithmic)",
         y=_axis(metric),
         xaxis_type="log",
     )
     for index, method in enumerate(methods):
-        own = sweep[sweep["method"] == method].sort_values("learning_rate")
+        own = sweep[sweep["method"] == method].sort_values("largest_rate")
         look = {"color": theme.COLOURS[index % 7], "symbol": theme.SYMBOLS[index % 7], "size": 12}
         dots = go.Scatter(
-            x=own["learning_rate"],
+            x=own["largest_rate"],
             y=own[metric],
             mode="markers",
             marker=look,
