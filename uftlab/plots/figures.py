@@ -311,7 +311,7 @@ def against_rate(sweep: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
     """
     metric = "retention/lost"
     fig = theme.figure(
-        title=f"All trials of the sweep: {label_of(metric)}",
+        title="Old text lost in all trials of the tuning",
         x="largest learning rate of the stages (logarithmic)",
         y=_axis(metric),
         xaxis_type="log",
