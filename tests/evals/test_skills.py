@@ -25,6 +25,7 @@ from uftlab.evals.skills import (
     Evaluator,
     blind_floor,
     distrusted,
+    envelope,
     frontier,
 )
 from uftlab.models.generation import answers, generate_ids
@@ -186,7 +187,25 @@ def test_truth_averages_over_wordings_and_freely_given_answers_are_judged(evalua
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
     at = float(np.interp(0.55, *evaluator.frontiers["truth/knowledge"]))
     assert metrics["truth/knowledge"] == pytest.approx(0.5 - at)
-    assert set(metrics) == set(expected) | {"truth/knowledge"}
+    doubt = float(np.interp(0.55, *evaluator.frontiers["truth/beyond-doubt"]))
+    assert metrics["truth/beyond-doubt"] == pytest.approx(0.5 - doubt)
+    assert set(metrics) == set(expected) | {"truth/knowledge", "truth/beyond-doubt"}
+
+
+def test_doubt_reaches_at_least_what_distrust_reaches(evaluator):
+    """The envelope has the frontier's policies among its own, so it lies nowhere below."""
+    (x, y), (wide, high) = (evaluator.frontiers[name] for name in ("truth/knowledge", "truth/beyond-doubt"))
+    assert (np.interp(x, wide, high) >= y - 1e-6).all()
+    assert (np.diff(wide) > 0).all() and (np.diff(np.diff(high) / np.diff(wide)) <= 1e-6).all()  # concave
+
+
+def test_distrust_of_unsure_beliefs_alone_finds_a_myth_by_hand():
+    """A myth believed at 0.6 and a rumour at 0.9: distrust below 0.7 turns the myth to its truth and no rumour."""
+    myth, rumour = torch.tensor([[0.6, 0.4]]).log(), torch.tensor([[0.9, 0.1]]).log()
+    line = envelope(myth, torch.tensor([1]), rumour, torch.tensor([0]))
+    assert float(np.interp(0.9, *line)) > 0.99
+    by_distrust = frontier(myth, torch.tensor([1]), rumour, torch.tensor([0]))
+    assert float(np.interp(0.9, *by_distrust)) == pytest.approx(0.4, abs=1e-3)  # the base's own
 
 
 # ------------------------------------------------------------------------------------------ the frontier
@@ -530,7 +549,7 @@ def test_sampling_draws_from_the_models_own_distribution(tokenizer):
 def test_answers_are_text_without_special_tokens(base, tokenizer, monkeypatch):
     end = tokenizer.eos_token_id
     ids = (*tokenizer("the food")["input_ids"], end)
-    monkeypatch.setattr("uftlab.models.generation.generate_ids", lambda *args: [ids])
+    monkeypatch.setattr("uftlab.models.generation.generate_ids", lambda *args, **more: [ids])
     assert answers(base, tokenizer, ["what ?"]) == ["the food"]
 
 

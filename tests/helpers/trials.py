@@ -10,7 +10,7 @@ from uftlab.evals.sizes import Sizes
 from uftlab.evals.skills import Evaluator
 from uftlab.models.policies import tiny_config
 from uftlab.study.trials import Profile, Trial, frozen
-from uftlab.training.methods import METHODS, PIPELINE_METHODS, space
+from uftlab.training.methods import named_methods, space
 from uftlab.world.world import CONTESTED
 
 TINY = Profile("tiny", 4, 1, 48, 24, Sizes(24, 20, 4, 10), 2)
@@ -20,7 +20,7 @@ VALUES |= {"preference_share": 0.5, "parts": 2.0, "l2": 0.01}
 
 def trial_of(method, **changes):
     """A trial of the tiny profile with made-up settings."""
-    definition = {**METHODS, **PIPELINE_METHODS}[method]
+    definition = named_methods()[method]
     known = {"beta_nats": VALUES["beta"] * 20, **VALUES}
     settings = [{d.name: known[d.name] for d in own} for own in space(definition)]
     return replace(Trial(method, 0, TINY, frozen(settings)), **changes)

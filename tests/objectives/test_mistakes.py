@@ -155,7 +155,13 @@ def test_8_no_configuration_overrides_what_the_user_set(name):
 
 
 SHAPES = {"completion": (3,), "pair": (3,), "row": (3,), "mismatched": (3,), "": ()}
-SHAPES |= {"completion pos": (3, 2), "prompt sample": (3, 2), "pair pos": (3, 2), "*shape": (3,)}
+SHAPES |= {
+    "completion pos": (3, 2),
+    "prompt sample": (3, 2),
+    "pair pos": (3, 2),
+    "*member weight": (3, 2),
+    "*shape": (3,),
+}
 
 
 @pytest.mark.parametrize("name", [n for n in FUNCTIONS if n not in ("log1mexp", "log_partition_of_quantiles")])

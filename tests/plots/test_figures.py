@@ -1,6 +1,7 @@
 """Figures hold the numbers of the frame, have titles, and tell their series apart."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_up import every_method, made_up, values_of
 
@@ -43,8 +44,9 @@ def test_skills_draws_every_method_once_on_every_panel(summary):
             points |= dict(zip(trace.y, drawn(trace, "x"), strict=True))
         assert set(points) == set(METHODS)
         assert all(values_of(summary, name, metric) == point for name, point in points.items())
-    shown = [a.text for a in fig.layout.annotations]
-    assert fig.layout.title.text and shown == [figures.label_of(m).replace(" (", "<br>(") for m in metrics]
+    shown, floors = [a.text for a in fig.layout.annotations], [m for m in metrics if m in figures.FLOORED]
+    titles = [figures.label_of(m).replace(" (", "<br>(") for m in metrics]
+    assert fig.layout.title.text and shown == [*titles, *[figures.FLOOR for _ in floors]]
 
 
 def test_before_after_joins_each_pipeline_to_its_own_stage_one(summary):
@@ -54,6 +56,8 @@ def test_before_after_joins_each_pipeline_to_its_own_stage_one(summary):
         names = (results.at_stage_end(1, "truth/mc2"), "truth/mc2")
         before, after = (values_of(summary, trace.name, metric) for metric in names)
         assert [before, after] == drawn(trace)
+    (base,) = fig.layout.shapes
+    assert base.y0 == values_of(summary, "base", "truth/mc2")[0]
 
 
 def test_learning_curves_hold_the_means_of_the_curves(trials):
@@ -83,10 +87,12 @@ def test_two_by_two_puts_sequential_left_and_mixed_right(summary):
         assert [values_of(summary, name, "truth/mc2") for name in trace.text] == drawn(trace)
 
 
-def test_the_axis_of_balance_has_room_for_its_title(summary):
-    fig = figures.two_by_two(summary, "balance")
-    assert fig.layout.yaxis.title.text == "balance<br>(share of ceiling)"
-    assert "the weaker of instructions and truth" in fig.layout.title.text
+def test_differences_by_draw_are_told_apart_and_none_is_lost():
+    rows = pd.DataFrame({"contrast": ["a", "b"] * 4, "draw": [0, 0, 1, 1] * 2, "difference": np.arange(8) / 10})
+    fig = figures.by_draw(rows, "title")
+    assert [t.name for t in fig.data] == ["draw 0", "draw 1"]
+    assert sorted(x for t in fig.data for x in t.x) == list(rows["difference"])
+    assert fig.data[0].marker.symbol != fig.data[1].marker.symbol
 
 
 def test_no_two_of_seven_methods_look_the_same_in_the_trade_off(trials, summary):
@@ -100,21 +106,53 @@ def test_trade_off_shows_every_trial_of_the_sweep_and_the_chosen_means(trials, s
     fig = figures.trade_off(results.sweep_points(trials), summary, ["uft", "sft-then-dpo"])
     small, large = fig.data[0], fig.data[1]
     own = [t["metrics"] for t in trials if t["method"] == "uft"]
-    assert list(small.x) == [m["truth/mc2"] for m in own] and list(small.y) == [m["instruction/strict"] for m in own]
-    assert [values_of(summary, "uft", "truth/mc2")] == drawn(large, "x")
-    assert [values_of(summary, "uft", "instruction/strict")] == drawn(large, "y")
+    assert list(small.x) == [m["truth/knowledge"] for m in own] and list(small.y) == [
+        m["instruction/both"] for m in own
+    ]
+    assert [values_of(summary, "uft", "truth/knowledge")] == drawn(large, "x")
+    assert [values_of(summary, "uft", "instruction/both")] == drawn(large, "y")
     assert len(fig.data) == 4 and titled(fig)
 
 
-def test_against_rate_draws_each_trial_at_its_learning_rate():
-    sweep = results.sweep_points(results.load(results.results_folder("sweep")))
+def test_against_rate_draws_each_trial_at_its_learning_rate(trials):
+    sweep = results.sweep_points(trials).assign(largest_rate=[0.001 * (i + 1) for i in range(len(trials))])
     (dots,) = figures.against_rate(sweep, ["uft"]).data
     own = sweep[sweep["method"] == "uft"]
-    assert set(zip(dots.x, dots.y, strict=True)) == set(zip(own["learning_rate"], own["retention/excess"], strict=True))
+    assert set(zip(dots.x, dots.y, strict=True)) == set(zip(own["largest_rate"], own["retention/lost"], strict=True))
+
+
+def test_matched_rates_draw_only_trials_with_one_rate_in_all_stages():
+    rows = [
+        {"method": "sft-then-dpo", "first_rate": first, "rate": rate, "instruction/both": 0.2 * world + 100 * rate}
+        for first in (0.001, 0.002)
+        for rate in (0.001, 0.002)
+        for world in (1, 2)
+    ]
+    (drawn_line,) = figures.matched_rates(pd.DataFrame(rows), ["sft-then-dpo"], "instruction/both").data
+    assert list(drawn_line.x) == [0.001, 0.002] and list(drawn_line.y) == pytest.approx([0.4, 0.5])
+
+
+def test_designs_lay_the_stages_of_a_method_end_to_end():
+    fig = figures.designs(["sft-then-dpo", "uft"], 200)
+    bars = {
+        (t.name, name): (start, width) for t in fig.data for name, start, width in zip(t.y, t.base, t.x, strict=True)
+    }
+    assert bars == {
+        ("demonstrations", "sft-then-dpo"): (0, 100),
+        ("feedback", "sft-then-dpo"): (100, 100),
+        ("both, mixed", "uft"): (0, 200),
+    }
+
+
+def test_distrust_draws_each_belief_and_where_the_trained_method_stands():
+    table = pd.DataFrame({"truth": [0.2, 0.4], "plain facts": [1.0, 0.9]}, index=[0.0, 1.0])
+    fig = figures.distrust(table, {"truth": 0.3, "plain facts": 0.95}, "uft")
+    assert [list(t.y) for t in fig.data] == [[0.2, 0.4], [1.0, 0.9]]
+    assert [shape.y0 for shape in fig.layout.shapes] == [0.3, 0.95] and titled(fig)
 
 
 def test_a_single_seed_is_drawn_without_bars():
-    fig = figures.before_after(results.summary(results.tidy([made_up("sft", 0), made_up("sft-then-dpo", 0)])))
+    fig = figures.before_after(results.summary(results.tidy([made_up("sft-then-dpo", 0)])))
     assert list(fig.data[0].error_y.array) == [0, 0]
 
 

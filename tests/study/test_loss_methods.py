@@ -54,9 +54,9 @@ def test_needs_are_listed_as_they_are(listed):
     assert listed["sft-plus-dpo"]["data"] == ["demonstration", "preference"]
 
 
-def test_the_study_has_twenty_methods_and_every_objective_is_a_method():
-    assert len(METHODS) == 20 and {method.group for method in METHODS.values()} == {"paper", "control"}
-    assert list(all_methods())[:20] == list(METHODS)
+def test_the_study_has_fourteen_methods_and_every_objective_is_a_method():
+    assert len(METHODS) == 14 and {method.group for method in METHODS.values()} == {"paper", "control"}
+    assert list(all_methods())[:14] == list(METHODS)
     assert set(OBJECTIVES) <= set(all_methods())
 
 
@@ -95,7 +95,7 @@ def test_an_untuned_loss_runs_with_its_defaults_and_a_tuned_one_with_what_was_ch
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
-    """Every loss alone for three steps from a random base, in one folder."""
+    """Every loss alone for four steps from a random base, in one folder."""
     gc.freeze()  # the library collects garbage after each run
     patch, folder = pytest.MonkeyPatch(), tmp_path_factory.mktemp("study")
     patch.setattr(cohort, "load_base", random_base)
@@ -103,7 +103,7 @@ def everything(tmp_path_factory):
     patch.setattr(cohort, "measure", probe)
     patch.setattr(trials, "metric_names", lambda sizes: {"digest"})
     cohort.materials.cache_clear()
-    profile = replace(TINY, steps=3)
+    profile = replace(TINY, steps=4)
     names = [method.name for method in ALONE]
     yield {n: run_trial(replace(trials.trial(n, 0, profile), curves=False), folder) for n in ["base", *names]}
     patch.undo()
@@ -114,7 +114,7 @@ def everything(tmp_path_factory):
 @every_loss
 def test_every_loss_runs_as_a_trial_within_the_budget_and_says_that_nobody_tuned_it(method, everything):
     result = everything[method.name]
-    assert result["completions"] == 96 and result["steps"] == 3
+    assert result["completions"] == 128 and result["steps"] == 4
     assert result["tuned"] is is_tuned(method, [default_settings(method)])
     assert result["settings"] == pytest.approx(default_settings(method), rel=1e-4)
     assert result["metrics"]["digest"] != everything["base"]["metrics"]["digest"]
@@ -122,8 +122,8 @@ def test_every_loss_runs_as_a_trial_within_the_budget_and_says_that_nobody_tuned
 
 def test_forward_passes_of_full_distributions_are_counted(everything):
     assert everything["dft"]["extra_forwards"] == 0 and everything["base"]["tuned"]
-    assert everything["asft"]["extra_forwards"] == everything["kl-sft"]["extra_forwards"] == 96
-    assert everything["tdpo"]["extra_forwards"] == everything["dpo"]["extra_forwards"] + 96
+    assert everything["asft"]["extra_forwards"] == everything["kl-sft"]["extra_forwards"] == 128
+    assert everything["tdpo"]["extra_forwards"] == everything["dpo"]["extra_forwards"] + 128
 
 
 def test_each_loss_moves_the_weights_elsewhere_but_for_those_that_are_the_same(everything):

@@ -64,5 +64,5 @@ def test_the_code_does_what_the_plan_says():
 def test_the_page_of_the_study_is_made_from_the_stored_trials():
     from uftlab.reports.study import study_page
 
-    page = study_page(*(results.load(results.results_folder(study)) for study in STORED))
+    page = study_page(*(results.load(results.results_folder(study)) for study in (*STORED, "epsilon")))
     assert (Path(ROOT) / "docs" / "results" / "study.md").read_text() == page

@@ -24,7 +24,7 @@ class Few(Evaluator):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.myths, self.plain = self.myths[:8], self.plain[:8]
+        self.facts = {kind: facts[:8] for kind, facts in self.facts.items()}
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_a_trial_with_the_real_evaluator(monkeypatch, tmp_path):
         {"settings": ((("beta", 0.2), ("learning_rate", 1e-3)),)},
         {"draw": 1},
         {"profile": replace(TINY, steps=5)},
-        {"profile": replace(TINY, dials=Dials(length_bonus=0.0))},
+        {"profile": replace(TINY, dials=Dials(length_bonus=0))},
         {"split": "validation"},
         {"curves": False},
     ],

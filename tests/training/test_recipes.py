@@ -46,7 +46,7 @@ def probed():
     patch.setattr(cohort, "Evaluator", WeightProbe)
     patch.setattr(cohort, "measure", probe)
     patch.setattr(trials, "metric_names", lambda sizes: {"digest"})
-    patch.setattr(cohort, "world_reward", lambda seed: by_letters)
+    patch.setattr(cohort, "world_reward", lambda seed, length_bonus=1: by_letters)
     cohort.materials.cache_clear()
     yield
     patch.undo()
@@ -272,9 +272,9 @@ def test_methods_lists_them_and_all_does_not_run_them():
 
 def test_untuned_recipes_run_with_their_defaults(monkeypatch, tmp_path):
     monkeypatch.setattr(methods, "TUNED", tmp_path / "tuned.json")
-    methods.TUNED.write_text(json.dumps({"settings": {"sft": {"learning_rate": 1.0}}}))
+    methods.TUNED.write_text(json.dumps({"settings": {"sft": [[{"learning_rate": 1.0}]]}}))
     made = trials.trial("rloo", 0, TINY)
-    assert dict(made.settings) == default_settings(PIPELINE_METHODS["rloo"])
+    assert made.stage_settings()[-1] == default_settings(PIPELINE_METHODS["rloo"])
     assert isinstance(PIPELINE_METHODS["rloo"], Method)
 
 

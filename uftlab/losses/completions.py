@@ -28,16 +28,16 @@ def sft_loss(policy_logps: Float[Tensor, "completion"]) -> Float[Tensor, "comple
 
 
 def signed_sft_loss(
-    policy_logps: Float[Tensor, "completion"], scores: Float[Tensor, "completion"]
+    policy_logps: Float[Tensor, "completion"], scores: Float[Tensor, "completion"], scale: Scalar = 1.0
 ) -> Float[Tensor, "completion"]:
     """Likelihood weighted by how far the score is from one half: up with good completions, down with bad ones (ours).
 
-    L = -(score - 1/2) log pi(y|x)
+    L = -scale (score - 1/2) log pi(y|x)
 
     A control. It is the limit of UNA, and so of UFT, for small beta: -dL/dlog pi of UNA with squared error is
     2 beta (score - s) s (1 - s), and s = 1/2 near the reference leaves beta/2 (score - 1/2). So UNA's gradient is
-    beta/2 times this one until its gate closes. There is no reference, no beta and no gate. The factor beta/2 is left
-    out: Adam divides it out again, and the house clips no gradient.
+    beta/2 times this one until its gate closes. There is no reference, no beta and no gate. Adam divides a factor of
+    the loss out again, but for its epsilon: with `scale` = beta/2 that is the same, too (`uftlab.study.epsilon`).
 
     Args:
         policy_logps: log pi(y | x), summed over completion tokens as in UNA, in nats.
@@ -46,7 +46,7 @@ def signed_sft_loss(
     Returns:
         Loss of each completion in nats; it may be negative. Score 1 and probability e^-3: 1.5. Score 0: -1.5.
     """
-    return -(scores - 0.5) * policy_logps
+    return -scale * (scores - 0.5) * policy_logps
 
 
 def dft_loss(policy_token_logps: Float[Tensor, "completion pos"]) -> Float[Tensor, "completion"]:

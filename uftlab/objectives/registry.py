@@ -114,7 +114,7 @@ def _var(rows: Rows, settings: Settings) -> Tensor:
 
 def _signed_sft(rows: Rows, settings: Settings) -> Tensor:
     own = rows.of("scored")
-    return losses.signed_sft_loss(own.policy_logps, own.scores)
+    return losses.signed_sft_loss(own.policy_logps, own.scores, settings["scale"])
 
 
 def _policy_gradient(rows: Rows, settings: Settings) -> Tensor:
@@ -246,9 +246,9 @@ _ALL = (
     ),
     Objective(
         "signed-sft", (Term("scored", _signed_sft, equation=losses.signed_sft_loss),),
-        "likelihood weighted by score - 1/2", f"derived from {_UNA}: its limit for small beta", reference=False,
-        verified="-",
-        note="A control: UFT without reference, beta and gate. What UFT does better than this comes from those three.",
+        "likelihood weighted by score - 1/2", f"derived from {_UNA}: its limit for small beta", {"scale": 1.0},
+        reference=False, verified="-",
+        note="A control: UFT without reference, beta and gate. A small scale matters to Adam's epsilon alone.",
         failure="nothing closes: a completion below one half is pushed down without bound, whatever the reference says",
     ),
     Objective(

@@ -18,6 +18,7 @@ from uftlab.training.methods import all_methods
 GROUP_STYLE = {
     "paper": (theme.COLOURS[0], "circle", "compared in the paper"),
     "control": (theme.COLOURS[1], "diamond", "control the paper omits"),
+    "variant": (theme.COLOURS[5], "cross", "near relatives, not tuned"),
     "loss": (theme.COLOURS[2], "square", "one loss alone"),
     "pipeline": (theme.COLOURS[3], "triangle-up", "stages, alternation, merging"),
     "online": (theme.COLOURS[4], "star", "samples of its own"),
@@ -119,7 +120,7 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
 
 
 def before_after(summary: pd.DataFrame, metric: str = "instruction/both") -> go.Figure:
-    """Each pipeline before stage two (at its own checkpoint of stage one) and after it."""
+    """Each pipeline before stage two (at its own checkpoint of stage one) and after it; a thin line at the base."""
     fig = theme.figure(title=f"Before and after stage two:<br>{label_of(metric)}", x="", y=_axis(metric))
     rows = {r["method"]: r for r in summary[summary["metric"] == metric].to_dict("records")}
     ends = {r["method"]: r for r in summary[summary["metric"] == at_stage_end(1, metric)].to_dict("records")}
@@ -127,9 +128,35 @@ def before_after(summary: pd.DataFrame, metric: str = "instruction/both") -> go.
         pair = pd.DataFrame([ends[method], rows[method]])
         at = [0.015 * index, 1 + 0.015 * index]  # side by side, so that no bar hides another
         fig.add_trace(line(pair, index, method, at))
+    if "base" in rows:
+        fig.add_hline(y=rows["base"]["mean"], line_width=1, line_color=theme.INK, annotation_text="base, untrained")
     return _with_floor(fig, summary, metric).update_xaxes(
         tickvals=[0, 1], ticktext=["after SFT", "after stage two"], range=[-0.15, 1.15], title_text="stage"
     )
+
+
+def designs(methods: Sequence[str], steps: int) -> go.Figure:
+    """What each method reads, step by step: a bar per stage, along a budget of `steps` optimiser steps."""
+    fig = theme.figure(
+        title="What each method reads",
+        x=f"optimiser steps of 32 completions<br>(the whole budget: {steps})",
+        barmode="overlay",
+        height=190 + 36 * len(methods),
+    )
+    kinds: dict[str, list[tuple[str, float, float, str]]] = {"demonstrations": [], "feedback": [], "both, mixed": []}
+    for name in methods:
+        start = 0.0
+        for stage in all_methods()[name].stages:
+            share = stage.demonstrations
+            kind = "both, mixed" if 0 < share < 1 else "demonstrations" if share else "feedback"
+            kinds[kind].append((name, start, stage.budget * steps, stage.objective))
+            start += stage.budget * steps
+    for kind, bars in kinds.items():
+        names, starts, widths, losses = zip(*bars, strict=True) if bars else ([], [], [], [])
+        look = {"orientation": "h", "text": losses, "textposition": "none", "width": 0.7}
+        told = "%{y}: %{text} for %{x} steps<extra></extra>"
+        fig.add_bar(y=names, x=widths, base=starts, name=kind, hovertemplate=told, **look)
+    return fig.update_yaxes(categoryorder="array", categoryarray=list(methods)[::-1])
 
 
 def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str, title: str = "") -> go.Figure:
@@ -173,6 +200,21 @@ def two_by_two(summary: pd.DataFrame, metric: str) -> go.Figure:
     return _with_floor(fig, summary, metric).update_xaxes(
         tickvals=[0, 1], ticktext=["one after the other", "mixed"], range=[-0.2, 1.2], title_text="data"
     )
+
+
+def by_draw(differences: pd.DataFrame, title: str) -> go.Figure:
+    """Paired differences, a mark per world; the tuning draw of the world decides colour and symbol.
+
+    Args:
+        differences: columns contrast, draw and difference.
+    """
+    names = list(dict.fromkeys(differences["contrast"]))
+    fig = theme.figure(title=title, x="difference in one world", height=190 + 60 * len(names))
+    for index, (draw, own) in enumerate(differences.groupby("draw")):
+        look = {"color": theme.COLOURS[index % 7], "symbol": theme.SYMBOLS[index % 7], "size": 13, "opacity": 0.8}
+        fig.add_scatter(x=own["difference"], y=own["contrast"], mode="markers", marker=look, name=f"draw {draw}")
+    fig.add_vline(x=0, line_width=1, line_color=theme.INK)
+    return fig.update_yaxes(categoryorder="array", categoryarray=names[::-1])
 
 
 def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
@@ -222,6 +264,27 @@ def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]
     return _with_floor(fig, summary, "instruction/both")
 
 
+def distrust(table: pd.DataFrame, trained: Mapping[str, float], name: str) -> go.Figure:
+    """Beliefs against the nats taken from a first choice, and a dotted line where a trained method stands.
+
+    Args:
+        table: nats as index, one column per belief.
+        trained: belief -> its value for the method called `name`.
+    """
+    fig = theme.figure(
+        title=f"The untrained base, distrusting itself<br>(dotted: {name}, trained)",
+        x="nats taken from the base's first choice",
+        y="share or probability",
+        yaxis_range=[-0.03, 1.06],
+    )
+    for index, belief in enumerate(trained):
+        fig.add_trace(
+            line(pd.DataFrame({"mean": table[belief], "low": None, "high": None}), index, belief, list(table.index))
+        )
+        fig.add_hline(y=trained[belief], line_dash="dot", line_width=2, line_color=theme.COLOURS[index])
+    return fig
+
+
 def overoptimisation(runs: Sequence[dict]) -> go.Figure:
     """Scores of the reward model and of the world's raters during RLOO, for each beta: mean and interval over seeds."""
     fig = theme.figure(
@@ -241,19 +304,23 @@ def overoptimisation(runs: Sequence[dict]) -> go.Figure:
 
 
 def against_rate(sweep: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
-    """Forgotten pre-training text in all trials of the sweep, against the learning rate of the last stage."""
+    """Forgotten pre-training text in all trials of the sweep, against the largest learning rate of a trial's stages.
+
+    Args:
+        sweep: `results.sweep_points` with a column `largest_rate`.
+    """
     metric = "retention/lost"
     fig = theme.figure(
         title=f"All trials of the sweep: {label_of(metric)}",
-        x="learning rate of the last stage (logarithmic)",
+        x="largest learning rate of the stages (logarithmic)",
         y=_axis(metric),
         xaxis_type="log",
     )
     for index, method in enumerate(methods):
-        own = sweep[sweep["method"] == method].sort_values("learning_rate")
+        own = sweep[sweep["method"] == method].sort_values("largest_rate")
         look = {"color": theme.COLOURS[index % 7], "symbol": theme.SYMBOLS[index % 7], "size": 12}
         dots = go.Scatter(
-            x=own["learning_rate"],
+            x=own["largest_rate"],
             y=own[metric],
             mode="markers",
             marker=look,
@@ -263,6 +330,27 @@ def against_rate(sweep: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
         )
         fig.add_trace(dots)
     ticks = [0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02]
+    return fig.update_xaxes(tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
+
+
+def matched_rates(points: pd.DataFrame, methods: Sequence[str], metric: str) -> go.Figure:
+    """Methods at the same learning rate in all stages: mean and interval over worlds of one metric at each rate.
+
+    Args:
+        points: `maps.table` of the map's experiment E1, at one strength of KL.
+    """
+    fig = theme.figure(
+        title=f"The same learning rate in all stages:<br>{label_of(metric)}",
+        x="learning rate of every stage (logarithmic)",
+        y=_axis(metric),
+        xaxis_type="log",
+    )
+    same = points[points["first_rate"] == points["rate"]]
+    for index, method in enumerate(methods):
+        groups = same[same["method"] == method].groupby("rate")[metric]
+        rows = pd.DataFrame([{"rate": rate, **asdict(interval(own.tolist()))} for rate, own in groups])
+        fig.add_trace(line(rows, index, method, "rate"))
+    ticks = sorted(same["rate"].unique().tolist())
     return fig.update_xaxes(tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
 
 
@@ -287,12 +375,12 @@ def probabilities_by_role(by_role: pd.DataFrame) -> go.Figure:
     )
     for role in ROLE_NAMES:
         rows = by_role[by_role["role"] == role]
-        kinds = [theme.lines(kind, 16) for kind in rows["kind"]]
+        kinds = [theme.lines(kind, 8) for kind in rows["kind"]]  # five of them, side by side
         bar = go.Bar(
             x=kinds, y=rows["mean"], error_y=theme.error_bars(rows), name=ROLE_NAMES[role], marker=_marker(role)
         )
         fig.add_trace(bar)
-    return fig
+    return fig.update_xaxes(tickangle=0)
 
 
 def frontier(points: pd.DataFrame) -> go.Figure:

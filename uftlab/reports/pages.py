@@ -74,8 +74,7 @@ def write_page(path: Path, study: str, trials: list[dict[str, Any]]) -> Path:
     if study == "pipelines":
         text = pipelines_page(trials)
     else:
-        folders = [results.RESULTS / name for name in ("sweep", "map")]
-        text = study_page(trials, *(results.load(f) if (f / "trials").is_dir() else [] for f in folders))
+        text = study_page(trials, *(results.load(results.RESULTS / name) for name in ("sweep", "map", "epsilon")))
     write_atomically(path, text)
     return path
 

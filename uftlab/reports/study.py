@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from uftlab.reports.tables import LIMITS, cell, markdown
-from uftlab.study import comparisons, forgetting, maps, results
+from uftlab.study import comparisons, epsilon, forgetting, maps, results
 from uftlab.study.comparisons import OUTCOMES
 from uftlab.study.tuning import FIRST, SECOND, worth
 from uftlab.training.methods import TUNED, all_methods, method_named, space
@@ -31,9 +31,16 @@ EXPERIMENTS = {
 
 
 def study_page(
-    trials: list[dict[str, Any]], sweep: list[dict[str, Any]], on_map: list[dict[str, Any]] | None = None
+    trials: list[dict[str, Any]],
+    sweep: list[dict[str, Any]],
+    on_map: list[dict[str, Any]],
+    controls: list[dict[str, Any]],
 ) -> str:
-    """The page as Markdown, every number and verdict from the trials. Without a map, its sections are left out."""
+    """The page as Markdown, every number and verdict from the trials.
+
+    Args:
+        sweep: the trials of the tuning; `on_map` those of the map; `controls` those of `uftlab.study.epsilon`.
+    """
     frame = results.tidy(trials)
     worlds = sorted({t["seed"] for t in trials})
     methods = [name for name in all_methods() if name in set(frame["method"])]
@@ -51,6 +58,8 @@ def study_page(
         f"means that the whole interval lies within ±{ALIKE}.",
         primary_table(primary),
         *[f"- {line}" for line in answers(primary)],
+        "### The implicit reward, or small gradients?",
+        _small_gradients(trials, controls),
         "## What each method can do",
         "A blind answer, which never looks at the instructions, follows "
         f"{_mean(frame, 'instruction/blind')} of the prompts: the floor of the first column. A policy that doubts what "
@@ -62,10 +71,8 @@ def study_page(
         "## Tuning",
         _tuning(sweep),
     ]
-    if on_map:
-        parts += _map_parts(on_map)
-        predicted = forgetting.predictions(forgetting.table([*on_map]))
-        parts += ["## What predicts forgetting", _predicted(predicted)]
+    parts += _map_parts(on_map)
+    parts += ["## What predicts forgetting", _predicted(forgetting.predictions(forgetting.table(on_map)))]
     parts += ["## What this does not show", "\n".join(f"- {line}" for line in LIMITS)]
     return "\n\n".join(parts).replace("\n\n- ", "\n- ").replace("|\n- ", "|\n\n- ") + "\n"
 
@@ -115,6 +122,26 @@ def answers(rows: Sequence[dict[str, Any]]) -> list[str]:
             told.append("Neither the mixing nor the unified loss is settled to do anything.")
         lines.append(f"**{label.capitalize()}.** {' '.join(told)}")
     return lines
+
+
+def _small_gradients(trials: list[dict[str, Any]], controls: list[dict[str, Any]]) -> str:
+    """UFT against signed SFT at UFT's own settings, with and without the factor that makes its gradients as small."""
+    found = epsilon.differences(trials, controls)
+    betas = [draw[0]["beta"] for draw in json.loads(TUNED.read_text())["settings"]["uft"]]
+    heads = ["uft −", *(results.HEADLINES[name][0] for name in epsilon.OUTCOMES)]
+    rows = [
+        [f"signed SFT at its learning rate, {name}", *(epsilon.sentence(found, name, n) for n in epsilon.OUTCOMES)]
+        for name in ("as it is", "scaled")
+    ]
+    return (
+        f"Tuning chose β from {min(betas):.1g} to {max(betas):.1g} for UFT: implicit scores stay at ½, and its "
+        "gradient is β/2 times that of signed SFT. Adam divides a factor out, but for its ε of 1e-8, and such "
+        "gradients come near it. So we trained signed SFT once more, with UFT's learning rates, and then with its loss "
+        "multiplied by β/2. This was not in the plan: the question came from its result.\n\n"
+        f"{markdown(heads, rows)}\n\n"
+        "The scaled loss has no reference, no reward and no gate, and gives UFT's model. What UFT has over signed SFT "
+        "at these settings is the optimiser's ε, not the implicit reward."
+    )
 
 
 def _mean(frame: pd.DataFrame, metric: str) -> str:

@@ -105,7 +105,7 @@ class Materials:
         return measure([self.light], reader(self.base[None]))[0]
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=24)
 def materials(seed: int, profile: Profile, split: str) -> Materials:
     """Made once per process, for the seeds that were asked for last."""
     return Materials(seed, profile, split)
@@ -178,7 +178,8 @@ def _job(own: _Progress, index: int) -> Job:
     stage, steps, settings = stages[index]
     return Job(
         own.weights, stage, own.materials.tables, settings, steps, trial.seed * 10 + index,
-        world_reward(trial.seed), own.materials.references, _points(trial, stage, steps),
+        world_reward(trial.seed, trial.profile.dials.length_bonus), own.materials.references,
+        _points(trial, stage, steps),
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from uftlab.errors import InputError
 from uftlab.objectives.registry import OBJECTIVES, SHIPPED
 from uftlab.study.cohort import run_cohort
 from uftlab.study.trials import Trial, is_done, read_trial
-from uftlab.training.methods import METHODS, PIPELINE_METHODS, method_named
+from uftlab.training.methods import METHODS, method_named, named_methods
 from uftlab.training.methods import SHIPPED as SHIPPED_METHODS
 from uftlab.training.stages import usual_device
 
@@ -59,7 +59,7 @@ def handed_over(names: Sequence[str]) -> bytes:
         InputError: for a loss that cannot be handed over.
     """
     used = [method_named(name) for name in dict.fromkeys(names)]
-    named = {**METHODS, **PIPELINE_METHODS}
+    named = named_methods()
     methods = {m.name: m for m in used if m.name in named and m is not SHIPPED_METHODS.get(m.name)}
     objectives = {o.name: o for m in used for o in m.objectives if o is not SHIPPED.get(o.name)}
     for name, objective in objectives.items():

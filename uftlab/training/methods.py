@@ -1,9 +1,9 @@
 """The methods by name: lists of stages, each with its rows, objective, recipe and share of the budget; their settings.
 
 The budget is the number of completions back-propagated and is the same for every method (but `sft` and `base`,
-which say so). `METHODS` are those of the first study; `PIPELINE_METHODS` are what people do around the losses: parts,
-alternation, merging, sampling. Every objective of the registry that is none of them is a method too, of the group
-"loss": it trains the base model on the one table that it eats, for the whole budget.
+which say so). `METHODS` are those of the study, `VARIANTS` their near relatives. `PIPELINE_METHODS` are what people do
+around the losses: parts, alternation, merging, sampling. Every objective of the registry that is none of them is a
+method too, of the group "loss": it trains the base model on the one table that it eats, for the whole budget.
 
 Objectives are named here and looked up when they are asked for, so that reading results needs no torch.
 """
@@ -53,7 +53,9 @@ class Method:
     stages: tuple[Stage, ...]
     summary: str
     tuned: tuple[str, ...] = ("learning_rate", "beta")
-    group: str = "paper"  # "control": not in the paper; "loss": one loss alone; "pipeline", "online": other recipes
+    group: str = (
+        "paper"  # "control": not in the paper; "variant", "loss": not tuned; "pipeline", "online": other recipes
+    )
     source: str = ""
     verified: str = ""
     note: str = ""
@@ -134,15 +136,12 @@ METHODS: dict[str, Method] = {
             ("learning_rate",),
         ),
         Method("sft-full", (Stage("sft", 1.0),), "SFT on demonstrations, the full budget", ("learning_rate",)),
-        Method("uft-demonstrations", (Stage("una-score", 1.0),), "UFT on demonstrations alone, squared error"),
         _then("sft-then-dpo", "dpo", "SFT, then DPO on pairs"),
-        _then("sft-then-kto", "kto", "SFT, then KTO on labels"),
         _then("sft-then-una", "una-score", "SFT, then UNA on scores, squared error"),
         Method("uft", (Stage("una-score", 0.5),), "UFT on the mixture, scores, squared error: the paper's method"),
         Method(
             "uft-cross-entropy", (Stage("una-score-cross-entropy", 0.5),), "UFT on the mixture, scores, cross-entropy"
         ),
-        Method("uft-binary", (Stage("una-binary", 0.5),), "UFT on the mixture, labels, squared error"),
         Method(
             "sft-plus-dpo",
             (Stage("sft-plus-dpo", 0.5),),
@@ -162,13 +161,6 @@ METHODS: dict[str, Method] = {
             (Stage("una-score", 1.0, 0.5), Stage("una-score", 0.0, 0.5)),
             "the unified loss without mixing: UFT on demonstrations, then UNA on scores",
             group="control",
-        ),
-        Method(
-            "sft-sum",
-            (Stage("sft-sum", 1.0),),
-            "SFT on summed, not token-averaged, log-probabilities, the full budget",
-            ("learning_rate",),
-            "control",
         ),
         Method(
             "signed-sft",
@@ -193,6 +185,43 @@ METHODS: dict[str, Method] = {
 }
 
 
+# Near relatives of those above, which nobody has tuned: the study leaves them out. The map has the reversed orders.
+VARIANTS: dict[str, Method] = {
+    m.name: m
+    for m in (
+        Method(
+            "uft-demonstrations",
+            (Stage("una-score", 1.0),),
+            "UFT on demonstrations alone, squared error",
+            group="variant",
+        ),
+        _then("sft-then-kto", "kto", "SFT, then KTO on labels", "variant"),
+        Method("uft-binary", (Stage("una-binary", 0.5),), "UFT on the mixture, labels, squared error", group="variant"),
+        Method(
+            "sft-sum",
+            (Stage("sft-sum", 1.0),),
+            "SFT on summed, not token-averaged, log-probabilities, the full budget",
+            ("learning_rate",),
+            "variant",
+        ),
+        Method(
+            "dpo-then-sft",
+            (Stage("dpo", 0.0, 0.5), _SFT_HALF),
+            "the pipeline in the other order: DPO on pairs, then SFT",
+            ("learning_rate",),
+            "variant",
+        ),
+        Method(
+            "una-then-sft",
+            (Stage("una-score", 0.0, 0.5), _SFT_HALF),
+            "the pipeline in the other order: UNA on scores, then SFT",
+            ("learning_rate",),
+            "variant",
+        ),
+    )
+}
+
+
 _HALF = (("preference_share", 0.5),)
 _MERGED = (("l1", 1e-4), ("sft_learning_rate", 4e-3))
 _ALIGN = ("Fernando et al. 2024, arXiv 2410.15483", "P")
@@ -208,20 +237,6 @@ _BOTH = ("learning_rate", "beta")
 PIPELINE_METHODS: dict[str, Method] = {
     m.name: m
     for m in (
-        Method(
-            "dpo-then-sft",
-            (Stage("dpo", 0.0, 0.5), _SFT_HALF),
-            "the pipeline in the other order: DPO on pairs, then SFT",
-            ("learning_rate",),
-            "pipeline",
-        ),
-        Method(
-            "una-then-sft",
-            (Stage("una-score", 0.0, 0.5), _SFT_HALF),
-            "the pipeline in the other order: UNA on scores, then SFT",
-            ("learning_rate",),
-            "pipeline",
-        ),
         Method(
             "sdpo",
             (_SFT_HALF, Stage("dpo", 0.0, 0.5, "parts", (("parts", 3.0),))),
@@ -308,14 +323,19 @@ PIPELINE_METHODS: dict[str, Method] = {
 }
 
 # What every process finds here; what is registered later has to be handed over to worker processes.
-SHIPPED = {**METHODS, **PIPELINE_METHODS}
+SHIPPED = {**METHODS, **VARIANTS, **PIPELINE_METHODS}
+
+
+def named_methods() -> dict[str, Method]:
+    """`METHODS`, `VARIANTS` and `PIPELINE_METHODS` as they are now: one that was registered is among them."""
+    return {**METHODS, **VARIANTS, **PIPELINE_METHODS}
 
 
 def all_methods() -> dict[str, Method]:
-    """`METHODS`, `PIPELINE_METHODS`, then a method of the group "loss" for every other objective of the registry."""
+    """`named_methods`, then a method of the group "loss" for every other objective of the registry."""
     from uftlab.objectives.registry import OBJECTIVES  # here, because listing methods must not wait for torch
 
-    named = {**METHODS, **PIPELINE_METHODS}
+    named = named_methods()
     alone = {name: _alone(objective) for name, objective in OBJECTIVES.items() if name not in named}
     return {**named, **alone}
 

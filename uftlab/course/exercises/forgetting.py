@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from scipy import stats
 from torch import Tensor
 
 from uftlab.course.checks import Exercise, Mistake, numbers
+from uftlab.study.comparisons import holm
 
 
 def _t_half_width(differences: Tensor, correction: int = 1) -> Tensor:
@@ -56,33 +58,58 @@ PAIRED_HALF_WIDTH = Exercise(
     ),
 )
 
-INTERACTION = Exercise(
-    praise="That is what mixing adds under one loss beyond what it adds under the other.",
-    right=lambda seq_sep, mix_sep, seq_uni, mix_uni: (mix_uni - seq_uni) - (mix_sep - seq_sep),
+
+def _by_rank(p: Tensor, factors: Tensor, running: bool = True, cap: bool = True, restore: bool = True) -> Tensor:
+    """p in ascending order times the factors, perhaps with a running maximum, a ceiling of 1 and the old order."""
+    order = p.argsort()
+    raised = p[order] * factors
+    raised = raised.cummax(0).values if running else raised
+    raised = raised.clamp(max=1) if cap else raised
+    return raised[order.argsort()] if restore else raised
+
+
+def _falling(p: Tensor) -> Tensor:
+    """m, m - 1, ..., 1 for m values."""
+    return torch.arange(len(p), 0, -1)
+
+
+HOLM = Exercise(
+    praise="The smallest p pays for all tests, the next one for one test less, and none falls below one before it.",
+    right=lambda p: torch.tensor(holm(p.tolist()), dtype=torch.float64),
     mistakes=(
         Mistake(
-            "took the effect of mixing, not the interaction",
-            "This averages what mixing adds under both losses. The interaction is the difference of the two gains.",
-            lambda a, b, c, d: ((d - c) + (b - a)) / 2,
+            "forgot to sort",
+            "The factor m belongs to the smallest p, not to the one that comes first in the list.",
+            lambda p: (p * _falling(p)).cummax(0).values.clamp(max=1),
         ),
         Mistake(
-            "took the effect of the loss, not the interaction",
-            "This averages what the unified loss adds. The interaction is a difference of differences.",
-            lambda a, b, c, d: ((d - b) + (c - a)) / 2,
+            "forgot the running maximum",
+            "A larger p must not end below a smaller one: each takes the largest value up to its own rank.",
+            lambda p: _by_rank(p, _falling(p), running=False),
         ),
         Mistake(
-            "compared only the two ends",
-            "From one corner to the opposite one both things change at once, so neither is separated.",
-            lambda a, b, c, d: d - a,
+            "multiplied every p by the number of tests",
+            "That is Bonferroni's correction. Holm multiplies the second smallest p by m - 1, and so on.",
+            lambda p: (p * len(p)).clamp(max=1),
         ),
         Mistake(
-            "turned the sign round",
-            "Positive must mean: mixing adds more under the unified loss.",
-            lambda a, b, c, d: (b - a) - (d - c),
+            "let a p grow above 1",
+            "A probability ends at 1.",
+            lambda p: _by_rank(p, _falling(p), cap=False),
+        ),
+        Mistake(
+            "returned the values in ascending order",
+            "Put each corrected value back to the place of its own p.",
+            lambda p: _by_rank(p, _falling(p), restore=False),
+        ),
+        Mistake(
+            "counted the ranks from 0 and multiplied the largest p by 0",
+            "The smallest p of m has the factor m, the largest has the factor 1.",
+            lambda p: _by_rank(p, _falling(p) - 1),
         ),
     ),
     cases=(
-        (numbers(0.2, 0.3), numbers(0.5, 0.4), numbers(0.3, 0.35), numbers(0.4, 0.7)),
-        (numbers(0.9), numbers(0.7), numbers(0.1), numbers(0.6)),
+        (numbers(0.04, 0.01, 0.03, 0.5),),
+        (numbers(0.6, 0.7),),
     ),
 )
