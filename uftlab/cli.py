@@ -243,7 +243,7 @@ def results(
     if page is not None:
         from uftlab.reports.pages import write_page
 
-        _say(f"wrote {write_page(page, study, trials)}")
+        _say(f"wrote {write_page(page, trials)}")
         return
     rows = tables.matching(comparisons.compare(stored.tidy(trials)), only)
     if as_json:

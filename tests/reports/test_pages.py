@@ -10,14 +10,13 @@ from typer.testing import CliRunner
 from uftlab.cli import app
 from uftlab.files import write_atomically
 from uftlab.reports import pages
-from uftlab.study import comparisons, results, tuning
+from uftlab.study import comparisons, results
 from uftlab.study import trials as study
-from uftlab.training import methods
 from uftlab.training.methods import METHODS, PIPELINE_METHODS
 
 STORED = results.RESULTS / "pipelines"
 PAGE = results.RESULTS.parent.parent / "docs" / "pipelines.md"
-SHARED = ("base", "sft", "sft-then-dpo", "sft-then-una", "uft", "sft-plus-dpo")
+SHARED = ("base", "sft-then-dpo", "sft-then-una", "uft", "sft-plus-dpo")
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +46,10 @@ def test_the_page_has_a_row_per_method_in_each_table_and_its_costs(trials):
 def test_every_comparison_named_beforehand_is_in_one_of_the_two_lists(trials):
     page = pages.pipelines_page(trials)
     settled, unsettled = (page.split(f"## What is {word}settled")[1].split("\n## ")[0] for word in ("", "not "))
+    named = {f"{a} minus {b}" for a, b, _ in comparisons.PIPELINE_COMPARISONS}
     rows = [r for r in comparisons.compare(results.tidy(trials)) if r["metric"] in pages.TOLD]
-    rows = rows[-len(comparisons.PIPELINE_COMPARISONS) * len(pages.TOLD) :]
+    rows = [r for r in rows if r["comparison"] in named]
+    assert len(rows) == len(named) * len(pages.TOLD)
     assert len(lines_of(settled)) + len(lines_of(unsettled)) == len(rows)
     for row in rows:
         here = unsettled if row["verdict"] == "not settled" else settled
@@ -57,14 +58,12 @@ def test_every_comparison_named_beforehand_is_in_one_of_the_two_lists(trials):
 
 def test_comparisons_are_between_registered_methods_and_include_the_three_controls():
     named = {name for a, b, _ in comparisons.PIPELINE_COMPARISONS for name in (a, b)}
-    assert set(PIPELINE_METHODS) <= named <= {*METHODS, *PIPELINE_METHODS}
+    assert set(PIPELINE_METHODS) <= named - {comparisons.ITSELF} <= {*METHODS, *PIPELINE_METHODS}
     assert {"uft", "sft-plus-dpo", "sft-then-dpo"} <= {b for _, b, _ in comparisons.PIPELINE_COMPARISONS}
     assert len(set(comparisons.PIPELINE_COMPARISONS)) == len(comparisons.PIPELINE_COMPARISONS)
 
 
 def test_the_command_writes_the_page(trials, tmp_path):
-    import json
-
     for number, trial in enumerate(trials):
         write_atomically(tmp_path / "trials" / f"{number}.json", json.dumps(trial))
     done = CliRunner().invoke(app, ["results", "--study", str(tmp_path), "--page", str(tmp_path / "page.md")])
@@ -72,28 +71,15 @@ def test_the_command_writes_the_page(trials, tmp_path):
     assert (tmp_path / "page.md").read_text() == pages.pipelines_page(trials)
 
 
-@pytest.mark.skipif(not STORED.is_dir(), reason="the study has not been run yet")
 def test_the_committed_page_says_what_the_stored_trials_say():
     trials = results.load(STORED)
     assert PAGE.read_text() == pages.pipelines_page(trials)
-    seeds = {name: {t["seed"] for t in trials if t["method"] == name} for name in PIPELINE_METHODS}
-    assert all(len(own) >= 5 for own in seeds.values())
-    assert {t["completions"] for t in trials if t["method"] not in ("base", "sft")} == {10240}
+    seeds = {name: {t["seed"] for t in trials if t["method"] == name} for name in (*SHARED, *PIPELINE_METHODS)}
+    assert set(map(frozenset, seeds.values())) == {frozenset(range(5))} and len(trials) == 5 * len(seeds)
+    assert {t["completions"] for t in trials if t["method"] != "base"} == {32 * study.PROFILES["class"].steps}
 
 
-def test_the_sweep_has_twelve_trials_of_every_recipe_and_its_choice_is_the_rules(tmp_path, monkeypatch):
-    folder, committed = results.RESULTS / "sweep-pipelines", methods.chosen_settings()
-    counts = results.sweep_points(results.load(folder))["method"].value_counts().to_dict()
-    assert counts == {"base": 1, **dict.fromkeys(PIPELINE_METHODS, 12)}
-    monkeypatch.setattr(tuning, "TUNED", tmp_path / "tuned.json")
-    tuning.choose(list(PIPELINE_METHODS), folder)
-    assert json.loads(tuning.TUNED.read_text())["settings"] == {name: committed[name] for name in PIPELINE_METHODS}
-
-
-def test_the_stored_study_has_every_method_on_five_seeds_with_the_tuned_settings():
-    stored = results.load(STORED)
-    seeds = {name: {t["seed"] for t in stored if t["method"] == name} for name in (*SHARED, *PIPELINE_METHODS)}
-    assert set(map(frozenset, seeds.values())) == {frozenset(range(5))}
-    profile = study.PROFILES["class"]
-    assert all(study.trial(name, seed, profile).path(STORED).is_file() for name in seeds for seed in range(5))
-    assert len(stored) == 5 * len(seeds)
+def test_the_page_names_what_nobody_tuned(trials):
+    assert "Not tuned" not in pages.pipelines_page(trials)
+    page = pages.pipelines_page([{**t, "tuned": t["method"] != "rloo"} for t in trials])
+    assert "Not tuned, run with defaults: `rloo`." in page

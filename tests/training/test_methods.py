@@ -38,9 +38,9 @@ def test_the_ranges_are_those_of_the_plan():
 def test_settings_of_a_method_are_those_of_all_its_stages_in_one_draw(tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "TUNED", tmp_path / "tuned.json")
     draws = [[{"learning_rate": 1.0 + k}, {"learning_rate": 2.0 + k, "beta": 3.0}] for k in range(2)]
-    methods.TUNED.write_text(json.dumps({"settings": {"sft-then-kto": draws}}))
-    assert settings_of(METHODS["sft-then-kto"]) == draws[0] == tuned_settings("sft-then-kto")
-    assert settings_of(METHODS["sft-then-kto"], 1) == draws[1] and settings_of(METHODS["base"]) == []
+    methods.TUNED.write_text(json.dumps({"settings": {"sft-then-una": draws}}))
+    assert settings_of(METHODS["sft-then-una"]) == draws[0] == tuned_settings("sft-then-una")
+    assert settings_of(METHODS["sft-then-una"], 1) == draws[1] and settings_of(METHODS["base"]) == []
     with pytest.raises(InputError, match=r"Settings of replay must be in tuned.json; .*uftlab sweep"):
         settings_of(METHODS["replay"])
     assert [own["learning_rate"] for own in settings_of(PIPELINE_METHODS["sdpo"])] == [4e-3, 1.5e-3]  # untuned

@@ -14,7 +14,7 @@ from uftlab.reports.study import study_page
 from uftlab.reports.tables import LIMITS, cell, markdown
 from uftlab.study import comparisons, results
 from uftlab.study.overoptimisation import STORED
-from uftlab.training.methods import all_methods
+from uftlab.training.methods import PIPELINE_METHODS, all_methods
 
 HEAD = "<!-- made by `uftlab results --study pipelines --page docs/pipelines.md`: run the study again instead -->"
 SHOWN = ("instruction/both", "truth/knowledge", "truth/cued", "plain/mc2", "retention/lost", "length/words")
@@ -49,6 +49,7 @@ def pipelines_page(trials: list[dict[str, Any]]) -> str:
         "model of its own. All but `base` and `sft` (half of the budget) back-propagate "
         "the same number of completions. Measured on creatures never seen in fine-tuning; mean and 95 % interval over "
         "seeds.",
+        *_untuned(trials),
         "## Skills",
         markdown(["method", *skills], [[_name(m), *(cell(cells.get((m, k))) for k in SHOWN)] for m in methods]),
         "## Costs",
@@ -69,9 +70,15 @@ def pipelines_page(trials: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write_page(path: Path, study: str, trials: list[dict[str, Any]]) -> Path:
-    """Write the page of a study and return its path: of "pipelines", or of a study with the stored sweep and map."""
-    if study == "pipelines":
+def _untuned(trials: list[dict[str, Any]]) -> list[str]:
+    names = ", ".join(f"`{name}`" for name in dict.fromkeys(t["method"] for t in trials if not t.get("tuned", True)))
+    told = f"Not tuned, run with defaults: {names}. A comparison of one of them with a tuned method is not fair."
+    return [told] if names else []
+
+
+def write_page(path: Path, trials: list[dict[str, Any]]) -> Path:
+    """Write the page of a study and return its path: of pipelines, or of the study with its stored sweep and map."""
+    if set(PIPELINE_METHODS) & {t["method"] for t in trials}:
         text = pipelines_page(trials)
     else:
         text = study_page(trials, *(results.load(results.RESULTS / name) for name in ("sweep", "map", "epsilon")))
