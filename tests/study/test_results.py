@@ -128,17 +128,8 @@ def test_tidy_has_one_row_per_method_seed_and_metric(frame, trials):
     assert list(frame.columns) == ["method", "seed", "draw", "metric", "value"]
     assert not frame.duplicated(["method", "seed", "metric"]).any()
     metrics = len(trials[0]["metrics"])
-    ends = metrics * len(results.PIPELINES) * 3  # of stage one, on three seeds
-    assert len(frame) == len(trials) * (metrics + 4) + ends  # balance and three costs
-
-
-def test_balance_is_the_weaker_skill_over_its_ceiling():
-    """The base of seed 0 knows 0.8: min(0.9, 0.4 / 0.8) = 0.5; of seed 1 0.5: min(0.3, 0.4 / 0.5) = 0.3."""
-    rows = [made_up("base", 0, cued=0.8), made_up("base", 1, cued=0.5)]
-    rows += [made_up("uft", 0, 0.9, 0.4, cued=0.1), made_up("uft", 1, 0.3, 0.4, cued=0.1)]
-    frame = results.tidy(rows)
-    own = frame[(frame["method"] == "uft") & (frame["metric"] == "balance")]
-    assert own["value"].tolist() == pytest.approx([0.5, 0.3])
+    ends = metrics * sum(m in METHODS for m in results.PIPELINES) * 3  # of stage one, on three seeds
+    assert len(frame) == len(trials) * (metrics + 3) + ends  # three costs
 
 
 def test_differences_are_paired_over_the_seeds_that_both_methods_have():
@@ -150,8 +141,8 @@ def test_differences_are_paired_over_the_seeds_that_both_methods_have():
 
 
 def test_methods_without_a_common_seed_are_not_compared():
-    frame = results.tidy([made_up("sft", 0), made_up("sft-then-dpo", 1)])
-    assert comparisons.contrast(frame, {"sft-then-dpo": 1, "sft": -1}, "instruction/strict") is None
+    frame = results.tidy([made_up("uft", 0), made_up("sft-plus-dpo", 1)])
+    assert comparisons.contrast(frame, {"uft": 1, "sft-plus-dpo": -1}, "instruction/strict") is None
     assert comparisons.compare(frame) == []
 
 
@@ -169,7 +160,7 @@ def test_a_verdict_follows_the_corrected_p():
 
 def test_every_named_comparison_is_made_on_every_headline(frame):
     found = {(r["comparison"], r["metric"]) for r in comparisons.compare(frame)}
-    named = {(f"{a} minus {b}", m) for a, b, _ in COMPARISONS if b != ITSELF for m in HEADLINES}
+    named = {(f"{a} minus {b}", m) for a, b, _ in COMPARISONS if {a, b} <= set(METHODS) for m in HEADLINES}
     assert named | {(comparisons.INTERACTION, m) for m in HEADLINES} <= found
 
 
@@ -227,7 +218,7 @@ def test_the_interaction_has_a_wording_of_its_own(numbers, text):
     row |= {"comparison": comparisons.INTERACTION, "metric": "truth/mc2", "holm": 0.03}
     mean, low, high = numbers[:3]
     numbers = f"{mean:+.2f}, 95 % interval {low:.2f} to {high:.2f}, 5 seeds, corrected p 0.03"
-    wanted = f"truth despite the myth: {text} ({numbers})."
+    wanted = f"truth on contested facts: {text} ({numbers})."
     assert comparisons.sentence(row) == wanted
 
 
@@ -242,15 +233,15 @@ def test_what_rounding_leaves_is_said_to_be_zero():
         "holm": 0.03,
     }
     wanted = "a against b is not settled (+0.00, 95 % interval -0.003 to 0.00, 5 seeds, corrected p 0.03)."
-    assert comparisons.sentence({**row, "verdict": "not settled"}) == f"truth despite the myth: {wanted}"
+    assert comparisons.sentence({**row, "verdict": "not settled"}) == f"truth on contested facts: {wanted}"
 
 
 def test_a_table_of_comparisons_says_what_the_comparisons_say(frame):
     found = {(r["comparison"], r["metric"]): r for r in comparisons.compare(frame)}
     table = comparisons.comparison_table(
-        frame, ("truth/mc2", "balance"), ("uft minus sft-then-dpo", comparisons.INTERACTION)
+        frame, ("truth/mc2", "retention/lost"), ("uft minus sft-then-dpo", comparisons.INTERACTION)
     )
-    assert list(table.columns) == ["truth despite the myth (probability)", "balance (share of ceiling)"]
+    assert list(table.columns) == ["truth on contested facts (probability)", "old text lost (nats per token)"]
     assert table.index[0] == "uft minus sft-then-dpo" and len(table) == 2
     row = found["uft minus sft-then-dpo", "truth/mc2"]
     assert table.iloc[0, 0] == f"{row['mean']:+.2f} [{row['low']:.2f}, {row['high']:.2f}] {row['verdict']}"
@@ -258,13 +249,6 @@ def test_a_table_of_comparisons_says_what_the_comparisons_say(frame):
     assert len(comparisons.comparison_table(frame, ("truth/mc2",))) == len({name for name, _ in found})
     with pytest.raises(InputError, match="A comparison must be one of those"):
         comparisons.comparison_table(frame, ("truth/mc2",), ("base minus uft",))
-
-
-def test_matched_takes_the_best_of_the_trials_that_are_truthful_enough():
-    rows = [made_up("uft", 0, strict=s, mc2=m) for s, m in ((0.9, 0.2), (0.5, 0.35), (0.6, 0.31))]
-    table = results.matched(results.sweep_points(rows), (0.3, 0.35, 0.4))
-    assert list(table.columns) == ["truth ≥ 0.3", "truth ≥ 0.35", "truth ≥ 0.4"]
-    assert table.loc["uft"].tolist()[:2] == [0.6, 0.5] and np.isnan(table.loc["uft"].tolist()[2])
 
 
 def test_load_sorts_trials_and_refuses_an_empty_folder(tmp_path):
@@ -319,13 +303,14 @@ def test_results_json_says_what_the_trial_files_say(class_trials):
     assert output.exit_code == 0
     rows = {(r["comparison"], r["metric"]): r for r in json.loads(output.stdout)}
     assert all({"comparison", "metric", "mean", "low", "high", "seeds"} <= set(row) for row in rows.values())
-    value = {(t["method"], t["seed"]): t["metrics"]["instruction/strict"] for t in class_trials}
-    seeds = sorted({t["seed"] for t in class_trials})
-    differences = [value["sft-then-dpo", seed] - value["sft", seed] for seed in seeds]
-    low, high = stats.t.interval(0.95, len(seeds) - 1, np.mean(differences), stats.sem(differences))
-    row = rows["sft-then-dpo minus sft", "instruction/strict"]
-    assert (row["mean"], row["low"], row["high"]) == pytest.approx((np.mean(differences), low, high))
-    assert row["seeds"] == len(seeds)
+    value = {(t["method"], t["seed"]): t["metrics"]["instruction/both"] for t in class_trials}
+    seeds = np.array(sorted({t["seed"] for t in class_trials}))
+    differences = np.array([value["uft", seed] - value["sft-then-dpo", seed] for seed in seeds])
+    wanted = results.crossed_interval(differences, seeds, seeds % study.DRAWS)
+    row = rows["uft minus sft-then-dpo", "instruction/both"]
+    found = (row["mean"], row["low"], row["high"], row["p"])
+    assert found == pytest.approx((wanted.mean, wanted.low, wanted.high, wanted.p)) and row["seeds"] == len(seeds)
+    assert row["family"] == "primary" and row["holm"] >= row["p"]
 
 
 def test_stored_means_are_the_means_of_the_trial_files(class_trials):
@@ -378,13 +363,13 @@ def test_the_report_names_every_method_with_its_numbers(page, summary):
 
 def test_the_findings_of_the_report_are_the_sentences_of_the_results(page, frame):
     listed = [html.unescape(item) for item in re.findall(r"<li>(.*?)</li>", page)]
-    sentences = comparisons.findings(frame, ("instruction/strict", "truth/mc2", "balance"))
-    assert listed[: len(sentences)] == sentences and len(sentences) == 3 * (len(COMPARISONS) + 1)
+    sentences = comparisons.findings(frame)
+    assert listed[: len(sentences)] == sentences and len(sentences) >= 2 * len(PRIMARY)
 
 
 def test_the_report_has_all_figures_and_says_what_is_not_shown(page):
     assert page.count("Plotly.newPlot(") >= 6
-    assert "What this does not show" in page and "one other world" in page
+    assert "What this does not show" in page and "tuned four times" in page
 
 
 @pytest.mark.parametrize("names", [("base",), ("base", "sft"), ("uft",)])
