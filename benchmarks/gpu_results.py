@@ -101,7 +101,7 @@ def readme_lines(parts: Parts) -> str:
             f" other; **{large['speedup_over_trainer']:.0f}** times for 1,024 models.",
             f"- **{grid['seconds']:.0f}** s for a grid of {grid['members']} models, {grid['steps']:,} steps each,"
             " measured at the end.",
-            f"- **{study['seconds']:.0f}** s for the study above: {study['trials']} trials in sixteen worlds.",
+            f"- **{study['seconds']:.0f}** s for the first study: {study['trials']} trials in sixteen worlds.",
         ]
     )
 
@@ -223,9 +223,8 @@ def page(parts: Parts) -> str:
         "",
         *_table(["learning rate", "beta", *(label for _, label in _SKILLS)], _grid_rows(grid["points"])),
         "",
-        f"The study: {study['trials']} trials in {study['seconds']:.0f} s from the first import to the last file, on "
-        f"{study['processes']} CPU cores. Difference of its metrics from the trials in data/results/class, which a CPU "
-        "ran:",
+        f"The first study: {study['trials']} trials in {study['seconds']:.0f} s from the first import to the last file, on "
+        f"{study['processes']} CPU cores. Difference of its metrics from the trials that a CPU ran:",
         "",
         *_table(
             ["metric", "mean difference", "largest"],
