@@ -223,7 +223,7 @@ def page(parts: Parts) -> str:
         "",
         *_table(["learning rate", "beta", *(label for _, label in _SKILLS)], _grid_rows(grid["points"])),
         "",
-        f"The first study: {study['trials']} trials in {study['seconds']:.0f} s from the first import to the last file, "
+        f"The first study: {study['trials']} trials in {study['seconds']:.0f} s from first import to last file, "
         f"on {study['processes']} CPU cores. Difference of its metrics from the trials that a CPU ran:",
         "",
         *_table(
