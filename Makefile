@@ -32,11 +32,10 @@ style: $(VENV)/tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# What is made from the code and the notebooks: cards, the page of the pipelines, the README's tables and pictures
+# What is made from the code and the notebooks: cards, the page of the study, the README's tables and pictures
 pages: $(VENV)/tests
 	$(BIN)/uftlab methods --cards docs/methods
 	$(BIN)/uftlab results --page docs/results/study.md
-	$(BIN)/uftlab results --study pipelines --page docs/pipelines.md
 	$(BIN)/uftlab export --previews docs/previews --readme README.md
 
 wheel: $(VENV)/tests

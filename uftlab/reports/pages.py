@@ -1,6 +1,6 @@
-"""docs/pipelines.md from stored trials: what each method forgets, and what it costs.
+"""The page of a study of pipelines from its trials: what each method forgets, and what it costs.
 
-uftlab results --study pipelines --page docs/pipelines.md
+uftlab results --study results/pipelines --page pipelines.md
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from uftlab.study import comparisons, results
 from uftlab.study.overoptimisation import STORED
 from uftlab.training.methods import PIPELINE_METHODS, all_methods
 
-HEAD = "<!-- made by `uftlab results --study pipelines --page docs/pipelines.md`: run the study again instead -->"
+HEAD = "<!-- made by `uftlab results --study ... --page ...`: run the study again instead -->"
 SHOWN = ("instruction/both", "truth/knowledge", "truth/cued", "plain/mc2", "retention/lost", "length/words")
 TOLD = (*comparisons.OUTCOMES, "retention/lost")
 MORE_LIMITS = (
