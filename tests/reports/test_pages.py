@@ -35,7 +35,7 @@ def test_the_page_has_a_row_per_method_in_each_table_and_its_costs(trials):
     for name in (*SHARED, *PIPELINE_METHODS):
         assert len(re.findall(rf"^\| \[?{name}[\]| ]", page, re.M)) == 2
     rloo = next(line for line in page.splitlines() if line.startswith("| [rloo]") and "12,800" in line)
-    assert "| 5,135 |" in rloo
+    assert "| 5,134 |" in rloo
     old = next(line for line in page.splitlines() if line.startswith("| [uft]") and "12,800" in line)
     assert "| 4,800 | 0 | 0 |" in old  # absent in the trial: none
 
@@ -43,7 +43,7 @@ def test_the_page_has_a_row_per_method_in_each_table_and_its_costs(trials):
 def test_every_comparison_named_beforehand_is_in_one_of_the_two_lists(trials):
     page = pages.pipelines_page(trials)
     settled, unsettled = (page.split(f"## What is {word}settled")[1].split("\n## ")[0] for word in ("", "not "))
-    named = {f"{a} minus {b}" for a, b, _ in comparisons.PIPELINE_COMPARISONS}
+    named = {f"{a} minus {b}" for a, b, _ in comparisons.PIPELINE_COMPARISONS if b != comparisons.ITSELF}
     rows = [r for r in comparisons.compare(results.tidy(trials)) if r["metric"] in pages.TOLD]
     rows = [r for r in rows if r["comparison"] in named]
     assert len(rows) == len(named) * len(pages.TOLD)
