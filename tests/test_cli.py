@@ -207,10 +207,10 @@ def test_ctrl_c_in_a_study_says_how_to_go_on(tmp_path, monkeypatch):
 @pytest.fixture
 def finished(tmp_path, monkeypatch):
     """A folder with stored trials of base and sft on two seeds of the smoke profile, which no run has to train."""
-    tuned = {"settings": {"sft": {"learning_rate": 1e-3}}}
+    tuned = {"settings": {"sft": [[{"learning_rate": 1e-3}]] * 4}}
     monkeypatch.setattr(methods, "TUNED", write(tmp_path / "tuned.json", [tuned]))
-    monkeypatch.setattr(study, "metric_names", lambda sizes: set(HEADLINES) - {"balance"})
-    metrics = {name: 0.5 for name in HEADLINES if name != "balance"} | {"truth/cued": 0.8}
+    monkeypatch.setattr(study, "metric_names", lambda sizes: set(HEADLINES))
+    metrics = dict.fromkeys(HEADLINES, 0.5) | {"truth/cued": 0.8}
     for seed in (0, 1):
         for method in ("base", "sft"):
             content = {
@@ -236,7 +236,7 @@ def test_a_finished_study_is_read_and_written_as_table_summary_and_report(finish
     assert result.exit_code == 0 and "4 trials, 4 already done" in result.stdout
     assert "report.html" in result.stdout and "sft" in result.stdout
     table = pd.read_csv(finished / "results.csv")
-    assert list(table.columns) == ["method", "seed", "metric", "value"]
+    assert list(table.columns) == ["method", "seed", "draw", "metric", "value"]
     assert not table.duplicated(["method", "seed", "metric"]).any()
     assert set(HEADLINES) <= set(table["metric"]) and len(table) == 4 * table["metric"].nunique()
     summary = json.loads((finished / "summary.json").read_text(), parse_constant=pytest.fail)  # no NaN: valid JSON
@@ -328,7 +328,7 @@ def test_the_whole_study_from_the_command_line(tmp_path):
     assert set(table["method"]) == {"base", "sft", "sft-then-dpo"} and set(HEADLINES) <= set(table["metric"])
     assert (table.groupby(["method", "seed", "metric"]).size() == 1).all()
     summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
-    assert summary["comparisons"][0]["comparison"] == "sft-then-dpo minus sft"
+    assert summary["comparisons"][0]["comparison"] == "sft-then-dpo minus its stage one"
     assert "sft-then-dpo" in (tmp_path / "report.html").read_text()
     assert len(list((tmp_path / "trials").iterdir())) == 3
 
@@ -352,7 +352,8 @@ def test_train_writes_a_checkpoint_that_reloads_with_other_weights(name, rows, t
     assert all(torch.isfinite(w).all() for w in after.values())
     assert AutoTokenizer.from_pretrained(out).get_vocab() == tiny_tokenizer().get_vocab()
     record = json.loads((out / "training.json").read_text())
-    beta = 0.0111 if name in ("tiny", "llama") else 0.1  # the tiny world's tuned one, or the loss's own
+    chosen = methods.tuned_settings("uft")[0]["beta"]
+    beta = chosen if name in ("tiny", "llama") else 0.1  # the tiny world's tuned one, or the loss's own
     assert record["method"] == "uft" and record["stages"][0]["settings"] == {"learning_rate": 0.01, "beta": beta}
 
 
@@ -364,7 +365,7 @@ def test_without_settings_the_tiny_model_learns_with_those_of_its_world(rows, tm
     first = result.output.splitlines()[0]
     assert first == "sft-full on tiny: what you did not set is what the sweep chose for the tiny world"
     record = json.loads((out / "training.json").read_text())["stages"][0]
-    assert record["settings"] == methods.chosen_settings()["sft-full"]
+    assert [record["settings"]] == methods.tuned_settings("sft-full")
     losses = [entry["loss"] for entry in record["history"] if "loss" in entry]
     assert losses[-1] < 0.5 * losses[0]
 
