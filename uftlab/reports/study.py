@@ -53,8 +53,8 @@ def study_page(
         f"{len(methods)} methods in {len(worlds)} worlds, at equal budget, by [a plan](../plan.md) that was committed "
         f"before any result. Settings: four tunings of {FIRST + SECOND} trials for every method; world w has those of "
         "tuning w mod 4. Measured on creatures that no fine-tuning mentions. Mean and 95 % interval.",
-        "The plan says that no base model of a confirmatory world existed when it was written. That is not quite true: the "
-        "base of world 0 did, and its own metrics had been seen. No method had been trained in any of the sixteen.",
+        "The plan says that no base model of a confirmatory world existed when it was written. That is not quite true: "
+        "the base of world 0 did, and its own metrics had been seen. No method had been trained in any of the sixteen.",
         "## The six primary contrasts",
         "Twelve tests, one family: p is corrected by Holm's method. *Settled* means a corrected p below 0.05. *Alike* "
         f"means that the whole interval lies within ±{ALIKE}.",
