@@ -26,6 +26,12 @@ GROUP_STYLE = {
 PERCENT = ("instruction/both", "instruction/strict", "truth/mc2", "truth/cued", "plain/mc2")
 FLOORED = ("instruction/both", "instruction/strict")  # what a blind answer reaches is drawn beside them
 FLOOR = "blind to the instructions"
+_FLOOR_LINE = {
+    "annotation_text": FLOOR,
+    "line_dash": "dot",
+    "line_color": theme.INK,
+    "line_width": 2,
+}
 
 
 def label_of(metric: str) -> str:
@@ -63,8 +69,7 @@ def _with_floor(fig: go.Figure, summary: pd.DataFrame, metric: str) -> go.Figure
     floor = floor_of(summary, metric)
     if floor is None:
         return fig
-    look = {"line_dash": "dot", "line_color": theme.INK, "line_width": 2}
-    return fig.add_hline(y=floor, annotation_text=FLOOR, annotation_position="bottom right", **look)
+    return fig.add_hline(y=floor, annotation_position="bottom right", **_FLOOR_LINE)
 
 
 def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
@@ -103,8 +108,7 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
             fig.update_xaxes(range=[-0.04, 1.06], **place)
         floor = floor_of(summary, metric)
         if floor is not None:
-            look = {"line_dash": "dot", "line_color": theme.INK, "line_width": 2}
-            fig.add_vline(x=floor, annotation_text=FLOOR, annotation_position="bottom", **look, **place)
+            fig.add_vline(x=floor, annotation_position="bottom", **_FLOOR_LINE, **place)
     names = [n for n in all_methods() if n in set(summary["method"])]
     fig.update_yaxes(categoryorder="array", categoryarray=names[::-1])
     height = 140 + lines * (90 + 30 * len(names))

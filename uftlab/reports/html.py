@@ -12,7 +12,7 @@ import plotly.io as pio
 
 from uftlab.files import write_atomically
 from uftlab.plots import figures, theme
-from uftlab.reports.tables import LIMITS, cell
+from uftlab.reports.tables import LIMITS, cell, untuned
 from uftlab.study import comparisons, results
 from uftlab.training.methods import all_methods
 
@@ -77,8 +77,8 @@ def write_report(path: Path, trials: list[dict[str, Any]]) -> Path:
 
 
 def _untuned(trials: list[dict[str, Any]]) -> list[str]:
-    """The methods without tuning: a comparison with a tuned method is not fair."""
-    names = ", ".join(dict.fromkeys(t["method"] for t in trials if not t.get("tuned", True)))
+    """The methods without tuning, as a paragraph."""
+    names = ", ".join(untuned(trials))
     return [f"<p>Not tuned, run with the registry's defaults: {html.escape(names)}.</p>"] if names else []
 
 

@@ -11,13 +11,14 @@ from typing import Any
 
 from uftlab.files import write_atomically
 from uftlab.reports.study import study_page
-from uftlab.reports.tables import LIMITS, cell, markdown
+from uftlab.reports.tables import LIMITS, cell, linked, markdown, skills_table, untuned
 from uftlab.study import comparisons, results
 from uftlab.study.overoptimisation import STORED
 from uftlab.training.methods import PIPELINE_METHODS, all_methods
 
 HEAD = "<!-- made by `uftlab results --study ... --page ...`: run the study again instead -->"
 SHOWN = ("instruction/both", "truth/knowledge", "truth/cued", "plain/mc2", "retention/lost", "length/words")
+CARDS = "methods"  # from docs/
 TOLD = (*comparisons.OUTCOMES, "retention/lost")
 MORE_LIMITS = (
     "Methods that sample ask the world's raters, without slips, about answers that no table holds. The others see a "
@@ -40,7 +41,6 @@ def pipelines_page(trials: list[dict[str, Any]]) -> str:
     rows = [r for r in comparisons.compare(frame) if r["comparison"] in named and r["metric"] in TOLD]
     settled = [r for r in rows if r["verdict"] != "not settled"]
     unsettled = [r for r in rows if r["verdict"] == "not settled"]
-    skills = [f"{results.HEADLINES[m][0]} ({results.HEADLINES[m][1]})" for m in SHOWN]
     parts = [
         HEAD,
         "# Pipelines, mergers and online learning",
@@ -51,12 +51,12 @@ def pipelines_page(trials: list[dict[str, Any]]) -> str:
         "seeds.",
         *_untuned(trials),
         "## Skills",
-        markdown(["method", *skills], [[_name(m), *(cell(cells.get((m, k))) for k in SHOWN)] for m in methods]),
+        skills_table(frame, methods, SHOWN, CARDS),
         "## Costs",
         "Means over seeds. Seconds include measuring, and depend on what else the machine did.",
         markdown(
             ["method", *(label for _, label in results.COSTS.values())],
-            [[_name(m), *(cell(cells.get((m, k)), whole=True) for k in results.COSTS)] for m in methods],
+            [[linked(m, CARDS), *(cell(cells.get((m, k)), whole=True) for k in results.COSTS)] for m in methods],
         ),
         "## What is settled",
         _sentences(settled),
@@ -71,7 +71,7 @@ def pipelines_page(trials: list[dict[str, Any]]) -> str:
 
 
 def _untuned(trials: list[dict[str, Any]]) -> list[str]:
-    names = ", ".join(f"`{name}`" for name in dict.fromkeys(t["method"] for t in trials if not t.get("tuned", True)))
+    names = ", ".join(f"`{name}`" for name in untuned(trials))
     told = f"Not tuned, run with defaults: {names}. A comparison of one of them with a tuned method is not fair."
     return [told] if names else []
 
@@ -102,10 +102,6 @@ def _overoptimised(runs: list[dict[str, Any]]) -> str:
             told.append(f"{meaning} {found.mean:+.2f} ({found.low:.2f} to {found.high:.2f})")
         lines.append(f"- β = {beta:g}, {len(own)} worlds: {', '.join(told)}.")
     return "\n".join(lines)
-
-
-def _name(method: str) -> str:
-    return f"[{method}](methods/{method}.md)" if all_methods()[method].stages else method
 
 
 def _sentences(rows: list[dict[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from uftlab.reports.tables import LIMITS, cell, markdown
+from uftlab.reports.tables import LIMITS, linked, markdown, skills_table
 from uftlab.study import comparisons, epsilon, forgetting, maps, results
 from uftlab.study.comparisons import OUTCOMES
 from uftlab.study.tuning import FIRST, SECOND, worth
@@ -20,6 +20,7 @@ from uftlab.training.methods import TUNED, all_methods, method_named, space
 
 HEAD = "<!-- made by `uftlab results --page docs/results/study.md`: run the study again instead -->"
 SHOWN = (*OUTCOMES, "truth/cued", "plain/mc2", "retention/lost", "length/words")
+CARDS = "../methods"  # from docs/results/
 ALIKE = 0.03  # two methods are called alike where the whole interval lies within this much of 0
 EXPERIMENTS = {
     "E1": "Order, learning rates and loss",
@@ -66,7 +67,7 @@ def study_page(
         "A blind answer, which never looks at the instructions, follows "
         f"{_mean(frame, 'instruction/blind')} of the prompts: the floor of the first column. A policy that doubts what "
         f"the base is unsure of would have {_beyond(frame)} in the second column.",
-        _skills(frame, methods),
+        skills_table(frame, methods, SHOWN, CARDS),
         "## Other contrasts that are settled",
         "Exploratory. One family of its own, corrected by Holm's method.",
         _settled(rows),
@@ -157,20 +158,10 @@ def _beyond(frame: pd.DataFrame) -> str:
     return f"about {-float(own.mean()):.2f}"
 
 
-def _skills(frame: pd.DataFrame, methods: Sequence[str]) -> str:
-    cells = {(r["method"], r["metric"]): r for r in results.summary(frame).to_dict("records")}
-    heads = [f"{results.HEADLINES[m][0]} ({results.HEADLINES[m][1]})" for m in SHOWN]
-    return markdown(["method", *heads], [[_name(m), *(cell(cells.get((m, k))) for k in SHOWN)] for m in methods])
-
-
 def _settled(rows: Sequence[dict[str, Any]]) -> str:
     own = [r for r in rows if r["family"] == "secondary"]
     told = [f"- {comparisons.sentence(r)}" for r in own if r["verdict"] != "not settled"]
     return f"{len(told)} of {len(own)} are settled.\n\n" + "\n".join(told)
-
-
-def _name(method: str) -> str:
-    return f"[{method}](../methods/{method}.md)" if all_methods()[method].stages else method
 
 
 # ------------------------------------------------------------------------------------------ tuning
@@ -191,7 +182,7 @@ def _tuning(sweep: list[dict[str, Any]]) -> str:
             beyond, count = beyond + outside, count + 1
         worths = [worth(t["metrics"], base[t["draw"]]) for t in sweep if t["method"] == name]
         best = ", ".join(f"{value:.2f}" for value in chosen["worth"][name])
-        lines.append([_name(name), best, f"{np.median(worths):.2f}", " then ".join(rates)])
+        lines.append([linked(name, CARDS), best, f"{np.median(worths):.2f}", " then ".join(rates)])
     table = markdown(
         ["method", "worth of the choice, by draw", "median of all its trials", "learning rates chosen, by draw"], lines
     )

@@ -83,6 +83,25 @@ def cell(row: Mapping[str, Any] | None, spread: str = " ({low:.2f} to {high:.2f}
     return f"{row['mean']:.2f}" + (spread.format(**row, half=half) if half else "")
 
 
+def linked(method: str, cards: str) -> str:
+    """The name of a method in Markdown, linked to its card in the folder `cards`. The base has no card."""
+    return f"[{method}]({cards}/{method}.md)" if all_methods()[method].stages else method
+
+
+def skills_table(frame: pd.DataFrame, methods: Sequence[str], metrics: Sequence[str], cards: str) -> str:
+    """Methods by metrics in Markdown: mean and interval of each."""
+    cells = {(r["method"], r["metric"]): r for r in summary(frame).to_dict("records")}
+    heads = [f"{HEADLINES[m][0]} ({HEADLINES[m][1]})" for m in metrics]
+    return markdown(
+        ["method", *heads], [[linked(m, cards), *(cell(cells.get((m, k))) for k in metrics)] for m in methods]
+    )
+
+
+def untuned(trials: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The methods that nobody tuned: a comparison of one of them with a tuned method is not fair."""
+    return list(dict.fromkeys(t["method"] for t in trials if not t.get("tuned", True)))
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of Markdown."""
     lines = ["| " + " | ".join(line) + " |" for line in (head, *rows)]

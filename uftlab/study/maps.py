@@ -185,11 +185,3 @@ def shares(frame: pd.DataFrame, name: str, outcome: str) -> dict[str, float]:
     total = float((apart**2).sum())
     names = (*FACTORS[name], "seed")
     return {n: float((apart.groupby(own[n]).transform("mean") ** 2).sum()) / total if total else 0.0 for n in names}
-
-
-def at_matched_rates(frame: pd.DataFrame, outcomes: Sequence[str]) -> pd.DataFrame:
-    """E1 with the same learning rate in all stages: a row per loss, strength of KL and rate, a column per order."""
-    own = of_experiment(frame, "E1")
-    own = own[(own["first_rate"] == own["rate"])]
-    wide = own.pivot_table(index=["loss", "nats", "rate"], columns="order", values=list(outcomes))
-    return wide.reorder_levels([1, 0], axis=1)

@@ -78,15 +78,12 @@ def interval(
     """
     if not len(values):
         raise InputError("An interval", "have at least one value", "none", "Run more seeds")
-    mean, n = float(sum(values) / len(values)), len(values)
-    residuals = np.asarray(values, dtype=float) - mean
-    if clusters is not None:
-        number = np.unique(np.asarray(clusters), return_inverse=True)[1]
-        residuals = np.bincount(number, weights=residuals).astype(float)
-    count = len(residuals)
+    mean = float(sum(values) / len(values))
+    own = np.arange(len(values)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    count = int(own.max()) + 1
     if count == 1:
         return Interval(mean, None, None, 1)
-    error = math.sqrt(count / (count - 1) * float((residuals**2).sum())) / n
+    error = math.sqrt(_clustered(np.asarray(values, dtype=float) - mean, own))
     spread = error * float(stats.t.ppf(0.5 + level / 2, count - 1))
     p = float(2 * stats.t.sf(abs(mean) / error, count - 1)) if error > 0 else float(mean == 0)
     return Interval(mean, mean - spread, mean + spread, count, p)
