@@ -32,7 +32,7 @@ from transformers import set_seed
 from uftlab.engine import population
 from uftlab.engine.population import Member, train
 from uftlab.engine.stack import flatten
-from uftlab.engine.trainer import Quiet, UFTTrainer
+from uftlab.engine.trainer import Quiet, ObjectiveTrainer
 from uftlab.models.generation import generate_ids
 from uftlab.models.logps import ReferenceCache, read_logps
 from uftlab.models.policies import TINY, frozen_copy, load_base, load_policy, with_lora
@@ -116,11 +116,21 @@ def right(result: Result, profile: Profile, dry: bool) -> None:
             policy = frozen_copy(load_base(0)).requires_grad_(True).to(DEVICE)
             wanted = {"per_device_train_batch_size": member.per_step, "max_steps": member.steps}
             with tempfile.TemporaryDirectory() as folder:
-                fit(UFTTrainer, policy, folder, member.order, member.objective, member.settings, 0, [Quiet()], **wanted)
+                fit(
+                    ObjectiveTrainer,
+                    policy,
+                    folder,
+                    member.order,
+                    member.objective,
+                    member.settings,
+                    0,
+                    [Quiet()],
+                    **wanted,
+                )
             weights, number = flatten(policy.state_dict(), layout()).cpu(), list(members).index(name)
             moved = (here.weights[number] - member.start.cpu()).norm()
             result["trainer"][name] = float((weights - here.weights[number]).norm() / moved)
-        log(f"UFTTrainer: {result['trainer']}")
+        log(f"ObjectiveTrainer: {result['trainer']}")
     with attempted(result, "references"):
         base, rows = frozen_copy(load_base(0)), members["una-score"].order[:512]
         found = [
@@ -265,7 +275,7 @@ def fast(result: Result, profile: Profile, dry: bool) -> None:
         for _ in range(1 if dry else 3):
             trainers.append(trainer_seconds(crowd(1, steps, profile)[0]))
         result["trainer_seconds_per_step"] = statistics.median(trainers)
-        log(f"UFTTrainer: {1000 * result['trainer_seconds_per_step']:.1f} ms a step")
+        log(f"ObjectiveTrainer: {1000 * result['trainer_seconds_per_step']:.1f} ms a step")
     alone = None
     for count in counts:
         with attempted(result, f"{count} members"):
@@ -494,7 +504,7 @@ def real_run(
     }
     with tempfile.TemporaryDirectory() as scratch, phase(found, "training", policy, made.order):
         arguments = (made.order, made.objective, made.settings, pad, [Quiet(), clock])
-        trained = fit(UFTTrainer, policy, scratch, *arguments, **wanted)
+        trained = fit(ObjectiveTrainer, policy, scratch, *arguments, **wanted)
     trained.accelerator.unwrap_model(policy, keep_fp32_wrapper=False)  # from here on in float32 again
     found["step_seconds"] = statistics.median(clock.seconds()) if steps > WARM_UP else None
     found["history"] = [{k: float(f"{v:.5g}") for k, v in entry.items()} for entry in history_of(trained)]

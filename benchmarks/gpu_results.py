@@ -61,8 +61,13 @@ def _measured(part: dict[str, Any]) -> dict[str, dict[str, Any]]:
 Check = tuple[str, Callable[[Parts], float], str, float]
 
 CHECKS: tuple[Check, ...] = (
-    ("64 members over UFTTrainer one after another", lambda p: _size(p, 64, "speedup_over_trainer"), ">=", 25),
-    ("1,024 members over UFTTrainer one after another", lambda p: _size(p, 1024, "speedup_over_trainer"), ">=", 100),
+    ("64 members over ObjectiveTrainer one after another", lambda p: _size(p, 64, "speedup_over_trainer"), ">=", 25),
+    (
+        "1,024 members over ObjectiveTrainer one after another",
+        lambda p: _size(p, 1024, "speedup_over_trainer"),
+        ">=",
+        100,
+    ),
     ("the grid, trained and measured, in seconds", lambda p: p["grid"]["seconds"], "<=", 20),
     ("the study of sixteen seeds in seconds", lambda p: p["study"]["seconds"], "<=", 60),
     ("distance of the GPU's weights from the CPU's, share of the way", lambda p: _worst(p, "distance"), "<=", 0.01),
@@ -97,7 +102,7 @@ def readme_lines(parts: Parts) -> str:
         [
             f"On one {fast['device']} ([all numbers](docs/gpu.md); `benchmarks/gpu.sh` measures them again):",
             "",
-            f"- **{small['speedup_over_trainer']:.0f}** times as fast as `UFTTrainer` for 64 models, one after the"
+            f"- **{small['speedup_over_trainer']:.0f}** times as fast as `ObjectiveTrainer` for 64 models, one after the"
             f" other; **{large['speedup_over_trainer']:.0f}** times for 1,024 models.",
             f"- **{grid['seconds']:.0f}** s for a grid of {grid['members']} models, {grid['steps']:,} steps each,"
             " measured at the end.",
@@ -135,7 +140,7 @@ def page(parts: Parts) -> str:
             [[name, f"{e['distance']:.1e}", f"{e['logs']:.1e}"] for name, e in right["trajectories"].items()],
         ),
         "",
-        "`UFTTrainer` on the GPU against the engine on the CPU, distance: "
+        "`ObjectiveTrainer` on the GPU against the engine on the CPU, distance: "
         + ", ".join(f"{name} {value:.1e}" for name, value in right["trainer"].items())
         + ".",
         "",
@@ -160,7 +165,7 @@ def page(parts: Parts) -> str:
         "",
         "## How fast?",
         "",
-        f"UFT, 32 completions a step. `UFTTrainer` takes {1000 * fast['trainer_seconds_per_step']:.1f} ms a step for",
+        f"UFT, 32 completions a step. `ObjectiveTrainer` takes {1000 * fast['trainer_seconds_per_step']:.1f} ms a step for",
         "one model. GPU alone: the captured step without the making of batches, which the CPU does at the same time.",
         "The last two columns: operations and bytes that a step needs at least, over what a large matrix product and a",
         "large copy reach on this GPU.",
@@ -172,7 +177,7 @@ def page(parts: Parts) -> str:
                 "GPU alone",
                 "making a batch",
                 "model steps per s",
-                "over UFTTrainer",
+                "over ObjectiveTrainer",
                 "over one by one",
                 "memory, GiB",
                 "arithmetic",

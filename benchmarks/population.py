@@ -27,7 +27,7 @@ from uftlab.engine import population
 from uftlab.engine.packing import pack
 from uftlab.engine.population import Member, memory_per_member, train
 from uftlab.engine.stack import Weights, logits, token_logps
-from uftlab.engine.trainer import Quiet, UFTTrainer
+from uftlab.engine.trainer import Quiet, ObjectiveTrainer
 from uftlab.evals.skills import measure
 from uftlab.models.policies import frozen_copy, load_base
 from uftlab.study import cohort
@@ -71,11 +71,21 @@ def crowd(count: int, steps: int, profile: Profile) -> list[Member]:
 
 
 def trainer_seconds(member: Member) -> float:
-    """Seconds per step of `UFTTrainer` on one member, without the set-up."""
+    """Seconds per step of `ObjectiveTrainer` on one member, without the set-up."""
     policy, clock = frozen_copy(load_base(0)).requires_grad_(True).to(usual_device()), Clock()
     wanted = {"per_device_train_batch_size": member.per_step, "max_steps": member.steps}
     with tempfile.TemporaryDirectory() as folder:
-        fit(UFTTrainer, policy, folder, member.order, member.objective, member.settings, 0, [clock, Quiet()], **wanted)
+        fit(
+            ObjectiveTrainer,
+            policy,
+            folder,
+            member.order,
+            member.objective,
+            member.settings,
+            0,
+            [clock, Quiet()],
+            **wanted,
+        )
     return statistics.mean(clock.seconds())
 
 
@@ -132,7 +142,7 @@ def step_work(stack: list[Member]) -> dict[str, float]:
 
 
 def gains(count: int, steps: int, rounds: int, profile: Profile) -> dict[str, Any]:
-    """One stack compared with `UFTTrainer` and with stacks of one member, measured in turn."""
+    """One stack compared with `ObjectiveTrainer` and with stacks of one member, measured in turn."""
     stack = crowd(count, steps, profile)
     times: dict[str, list[float]] = {"stack": [], "trainer": [], "alone": [], "tall": []}
     for _ in tqdm(range(rounds), unit="round"):

@@ -76,7 +76,7 @@ def test_results_become_files_a_page_and_lines_of_readme(made, tmp_path, monkeyp
         monkeypatch.setattr(gpu_results, name, path)
     code = gpu_results.main([str(made), "--commit"])
     said = capsys.readouterr().out
-    assert code == 1 and "NO  64 members over UFTTrainer" in said  # a CPU does not reach what a GPU has to
+    assert code == 1 and "NO  64 members over ObjectiveTrainer" in said  # a CPU does not reach what a GPU has to
     assert sorted(path.name for path in store.iterdir()) == sorted(f"{name}.json" for name in read(made))
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and "On one a GPU" in text

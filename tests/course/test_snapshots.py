@@ -155,7 +155,7 @@ def test_a_stored_policy_reads_what_was_read_in_training(kept, rows):
 
 def test_readings_are_those_of_the_reference_cache(kept, rows):
     p = kept["uft"]
-    assert torch.allclose(reference_logps(p.policy(-1), tokenised(rows), 0), p.logps[-1], atol=1e-4)
+    assert torch.allclose(reference_logps(p.policy(-1), tokenised(rows)), p.logps[-1], atol=1e-4)
 
 
 def test_snapshots_of_a_run_is_the_run_that_a_trial_of_the_study_would_be(kept, tmp_path):

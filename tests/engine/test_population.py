@@ -1,4 +1,4 @@
-"""Many models in one stack: each as if it were alone, and as `UFTTrainer` would train it."""
+"""Many models in one stack: each as if it were alone, and as `ObjectiveTrainer` would train it."""
 
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 from uftlab.engine import population
 from uftlab.engine.population import Adam, Member, learning_rates, memory_per_member, spans_of, train
 from uftlab.engine.stack import Layout, flatten, unflatten
-from uftlab.engine.trainer import HeldTrainer, Quiet, UFTTrainer, training_arguments
+from uftlab.engine.trainer import HeldTrainer, Quiet, ObjectiveTrainer, training_arguments
 from uftlab.errors import InputError
 from uftlab.losses import l2_to_start
 from uftlab.models.logps import ReferenceCache
@@ -45,7 +45,7 @@ def member_of(name, seed=0, steps=STEPS, **settings):
     """A member that starts from random weights and learns from random examples; half and half where kinds are mixed."""
     objective, model = OBJECTIVES[name], model_of(seed)
     made = [tuple(map(shifted, example)) for example in examples_of(objective, 24, first=100 * seed)]
-    examples = [tuple(map(beside, example)) for example in ReferenceCache().fill(model, made, 0)]
+    examples = [tuple(map(beside, example)) for example in ReferenceCache().fill(model, made)]
     kinds = len(objective.kinds)
     sources = [examples[kind::kinds] for kind in range(kinds)]
     order = interleave(sources, [PER_STEP // kinds] * kinds, steps, seed)
@@ -53,7 +53,7 @@ def member_of(name, seed=0, steps=STEPS, **settings):
     return Member(flatten(model.state_dict(), LAYOUT), objective, changed, order, PER_STEP)
 
 
-def trained_alone(member, folder, trainer=UFTTrainer):
+def trained_alone(member, folder, trainer=ObjectiveTrainer):
     """The same by the library's trainer: its weights and what it logged."""
     model = LlamaForCausalLM(tiny_config())
     model.load_state_dict(unflatten(member.start, LAYOUT), strict=False)

@@ -144,8 +144,8 @@ def test_the_last_possible_noise_still_draws_a_token():
 
 
 def test_a_stack_finds_texts_as_likely_as_each_model_does(bases, reader, rows, tokenizer, monkeypatch):
-    for lines in (reading.ROWS, 4):
-        monkeypatch.setattr(reading, "ROWS", lines)
+    for tokens in (2048, 40):
+        monkeypatch.setattr(reading, "READ_TOKENS", {"cpu": tokens, "cuda": tokens})
         found, predicted = reader.logps(rows), reader.logits(rows)
         for member, (model, own) in enumerate(zip(bases, rows, strict=True)):
             one = ModelReader(model, tokenizer)

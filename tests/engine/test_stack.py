@@ -13,7 +13,8 @@ from uftlab.engine.stack import token_logps as stacked_logps
 from uftlab.errors import InputError
 from uftlab.models.logps import token_logps
 from uftlab.models.policies import load_base, tiny_config
-from uftlab.rows.tokens import Completion, collate
+from uftlab.rows.batches import to_batch
+from uftlab.rows.tokens import Completion
 
 LAYOUT = Layout.of(tiny_config())
 
@@ -55,7 +56,7 @@ def test_log_probabilities_are_those_of_transformers(models, members):
     with torch.no_grad():
         ours = stacked_logps(logits(Weights.of(stacked(models), LAYOUT), batch, LAYOUT), batch)
         for model, examples, own in zip(models, members, ours, strict=True):
-            theirs = token_logps(model, collate(examples, 0))
+            theirs = token_logps(model, to_batch(examples))
             rows, columns = theirs.shape
             assert_close(own[:rows, :columns], theirs, atol=1e-4, rtol=1e-4)
             assert not own[rows:].any() and not own[:, columns:].any()
@@ -67,7 +68,7 @@ def test_the_gradient_is_that_of_transformers():
     weights = stacked([model]).requires_grad_()
     batch = pack([examples])
     stacked_logps(logits(Weights.of(weights, LAYOUT), batch, LAYOUT), batch).sum().backward()
-    token_logps(model, collate(examples, 0)).sum().backward()
+    token_logps(model, to_batch(examples)).sum().backward()
     theirs = flatten({name: w.grad for name, w in model.named_parameters()}, LAYOUT)
     assert_close(weights.grad[0], theirs, atol=1e-4, rtol=1e-3)
 
@@ -103,5 +104,5 @@ def test_a_llama_of_another_build_is_refused(change):
     config = tiny_config()
     for name, value in change.items():
         setattr(config, name, value)
-    with pytest.raises(InputError, match=r"A Llama in a stack must have tied embeddings.*UFTTrainer"):
+    with pytest.raises(InputError, match=r"A Llama in a stack must have tied embeddings.*ObjectiveTrainer"):
         Layout.of(config)

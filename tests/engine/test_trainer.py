@@ -1,4 +1,4 @@
-"""`UFTTrainer` on the real `transformers.Trainer`: accumulation, determinism, resuming, direction, settings."""
+"""`ObjectiveTrainer` on the real `transformers.Trainer`: accumulation, determinism, resuming, direction, settings."""
 
 import copy
 from dataclasses import replace
@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from uftlab.engine.trainer import HeldTrainer, UFTTrainer, training_arguments
+from uftlab.engine.trainer import HeldTrainer, ObjectiveTrainer, training_arguments
 from uftlab.errors import InputError
 from uftlab.losses import l2_to_start
 from uftlab.models.logps import ReferenceCache, completion_logps
 from uftlab.objectives.registry import OBJECTIVES
 from uftlab.rows.table import as_labels, from_rows
-from uftlab.rows.tokens import Tokens, collate, interleave, with_mismatched
+from uftlab.rows.batches import to_batch
+from uftlab.rows.tokens import Tokens, interleave, with_mismatched
 from uftlab.world.world import World, pairs
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
@@ -49,10 +50,10 @@ def examples_for(name, sources, model, steps=STEPS, seed=0):
         tables = [with_mismatched(table) for table in tables]
     share = BATCH // len(tables)
     ordered = interleave(tables, [share] * len(tables), steps, seed)
-    return ReferenceCache().fill(model, ordered, pad_id=0)
+    return ReferenceCache().fill(model, ordered)
 
 
-def run(folder, model, name, examples, settings=None, resume=None, trainer=UFTTrainer, **changes):
+def run(folder, model, name, examples, settings=None, resume=None, trainer=ObjectiveTrainer, **changes):
     """Trains a copy of the model; returns the trainer."""
     changes = {"per_device_train_batch_size": BATCH, "max_steps": STEPS, "logging_steps": 2, **changes}
     arguments = training_arguments(folder, use_cpu=True, **changes)
@@ -72,7 +73,7 @@ def assert_bit_identical(first, second):
 
 def margin_of(model, examples):
     """Mean log-ratio of the chosen minus that of the rejected completions, in nats."""
-    batch = collate(examples, 0)
+    batch = to_batch(examples)
     with torch.no_grad():
         logratios = completion_logps(model.eval(), batch) - batch["reference_logps"]
     return (logratios[0::2] - logratios[1::2]).mean().item()
@@ -246,9 +247,10 @@ def test_first_loss_of_dpo_is_log_2(tmp_path, untrained, sources):
 def test_examples_are_eaten_in_the_order_given(tmp_path, untrained, sources):
     examples = examples_for("sft", sources, untrained)
     arguments = training_arguments(tmp_path, use_cpu=True, per_device_train_batch_size=BATCH)
-    trainer = UFTTrainer(untrained, arguments, examples, OBJECTIVES["sft"])
+    trainer = ObjectiveTrainer(untrained, arguments, examples, OBJECTIVES["sft"])
     for start, batch in zip(range(0, len(examples), BATCH), trainer.get_train_dataloader(), strict=True):
-        assert torch.equal(batch["input_ids"], collate(examples[start : start + BATCH], 0)["input_ids"])
+        expected = to_batch(examples[start : start + BATCH])
+        assert torch.equal(batch["completion_ids"], expected["completion_ids"])
 
 
 def test_one_pass_over_the_order_is_the_default(tmp_path):
@@ -267,7 +269,7 @@ def test_training_changes_none_of_the_users_settings(tmp_path, untrained, source
     settings = {"beta": 0.7}
     arguments = training_arguments(tmp_path, use_cpu=True, max_steps=2, max_grad_norm=0.5, learning_rate=2e-4)
     before = arguments.to_dict()
-    trainer = UFTTrainer(copy.deepcopy(untrained), arguments, examples, OBJECTIVES["dpo"], settings)
+    trainer = ObjectiveTrainer(copy.deepcopy(untrained), arguments, examples, OBJECTIVES["dpo"], settings)
     trainer.train()
     assert arguments.to_dict() == before
     assert settings == {"beta": 0.7} and trainer.settings == {"beta": 0.7}
@@ -284,7 +286,7 @@ def test_unfilled_reference_is_refused(tmp_path, untrained, sources, name):
         for example in examples_for(name, sources, untrained, steps=1)
     ]
     with pytest.raises(InputError, match=f"Examples for {name} must carry reference log-probabilities"):
-        UFTTrainer(untrained, training_arguments(tmp_path, use_cpu=True), unfilled, OBJECTIVES[name])
+        ObjectiveTrainer(untrained, training_arguments(tmp_path, use_cpu=True), unfilled, OBJECTIVES[name])
 
 
 @pytest.mark.parametrize(("name", "other"), [("dpo", "una-score"), ("kto", "una-binary"), ("sft-plus-dpo", "sft")])
@@ -292,4 +294,4 @@ def test_examples_of_another_objective_are_refused(tmp_path, untrained, sources,
     """Scored rows give DPO a loss of 0 and no gradient, and labels without mismatched rows give KTO a NaN."""
     examples = examples_for(other, sources, untrained, steps=1)
     with pytest.raises(InputError, match=f"Examples for {name} must have the roles"):
-        UFTTrainer(untrained, training_arguments(tmp_path, use_cpu=True), examples, OBJECTIVES[name])
+        ObjectiveTrainer(untrained, training_arguments(tmp_path, use_cpu=True), examples, OBJECTIVES[name])

@@ -1,4 +1,4 @@
-"""Every objective in `UFTTrainer` on a real model: accumulation, padding, order, live and cached references, LoRA."""
+"""Every objective in `ObjectiveTrainer` on a real model: accumulation, padding, order, live and cached references, LoRA."""
 
 import copy
 import math
@@ -8,13 +8,14 @@ import torch
 from torch.testing import assert_close
 
 from uftlab import losses
-from uftlab.engine.trainer import UFTTrainer, training_arguments
+from uftlab.engine.trainer import ObjectiveTrainer, training_arguments
 from uftlab.errors import InputError
-from uftlab.models.logps import ReferenceCache, completion_ids, gather_logps, token_logps
+from uftlab.models.logps import ReferenceCache, gather_logps, token_logps
 from uftlab.models.policies import with_lora
 from uftlab.objectives.registry import OBJECTIVES
 from uftlab.rows.table import as_labels, from_rows
-from uftlab.rows.tokens import Completion, Tokens, collate, with_mismatched, with_quantiles
+from uftlab.rows.batches import to_batch
+from uftlab.rows.tokens import Completion, Tokens, with_mismatched, with_quantiles
 from uftlab.world.world import World, pairs
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
@@ -46,12 +47,12 @@ def examples_for(name, sources, model):
     made = [sources[kind][: 8 // len(objective.kinds)] for kind in objective.kinds]
     made = [with_mismatched(table) for table in made] if objective.mismatched else made
     made = [with_quantiles(table) for table in made] if objective.quantiles else made
-    return ReferenceCache().fill(model, [example for row in zip(*made, strict=True) for example in row], pad_id=0)
+    return ReferenceCache().fill(model, [example for row in zip(*made, strict=True) for example in row])
 
 
 def trainer_of(name, model, examples, folder, **changes):
     arguments = training_arguments(folder, use_cpu=True, max_steps=1, **{"optim": "sgd", **changes})
-    return UFTTrainer(model, arguments, examples, OBJECTIVES[name])
+    return ObjectiveTrainer(model, arguments, examples, OBJECTIVES[name])
 
 
 def moved(model):
@@ -79,13 +80,13 @@ def test_eight_micro_batches_equal_one_batch_of_eight_in_any_order(name, sources
     examples = examples_for(name, sources, untrained)
     trainer = trainer_of(name, untrained, examples, tmp_path)
     trainer.model.load_state_dict(moved(untrained).state_dict())
-    whole, big = gradient(trainer, [collate(examples, 0)])
-    turned, other = gradient(trainer, [collate(examples[::-1], 0)])
+    whole, big = gradient(trainer, [to_batch(examples)])
+    turned, other = gradient(trainer, [to_batch(examples[::-1])])
     assert big.abs().max() > 0
     assert_close(turned, whole, rtol=1e-4, atol=1e-5)
     assert_close(other, big, rtol=1e-3, atol=2e-5 * big.abs().max().item())
     if not OBJECTIVES[name].across_batch:
-        parts, small = gradient(trainer, [collate([example], 0) for example in examples])
+        parts, small = gradient(trainer, [to_batch([example]) for example in examples])
         assert_close(parts, whole, rtol=1e-4, atol=1e-5)
         assert_close(small, big, rtol=1e-3, atol=2e-5 * big.abs().max().item())
 
@@ -96,9 +97,9 @@ def test_live_distributions_are_those_of_the_cached_reference(name, sources, unt
     examples = examples_for(name, sources, untrained)
     trainer = trainer_of(name, untrained, examples, tmp_path)
     trainer.model.load_state_dict(moved(untrained).state_dict())
-    batch = collate(examples, 0)
+    batch = to_batch(examples)
     positions = trainer._positions(trainer.model, batch)
-    live = gather_logps(positions.reference_logits, completion_ids(batch), batch["completion_mask"]).sum(-1)
+    live = gather_logps(positions.reference_logits, batch["completion_ids"], batch["completion_mask"]).sum(-1)
     assert_close(live, batch["reference_logps"], atol=1e-4, rtol=1e-5)
     assert (positions.logps.sum(-1) - live).abs().max() > 0.01
     assert not positions.reference_logits.requires_grad
@@ -114,9 +115,9 @@ def test_with_lora_the_live_reference_is_the_model_with_its_adapters_off(name, s
         for parameter, weight in policy.named_parameters():
             if "lora" in parameter:
                 weight.add_(0.1)
-    batch = collate(examples, 0)
+    batch = to_batch(examples)
     positions = trainer._positions(policy.train(), batch)
-    live = gather_logps(positions.reference_logits, completion_ids(batch), batch["completion_mask"]).sum(-1)
+    live = gather_logps(positions.reference_logits, batch["completion_ids"], batch["completion_mask"]).sum(-1)
     assert_close(live, batch["reference_logps"], atol=1e-4, rtol=1e-5)
     trainer.compute_loss(policy, batch).backward()
     assert policy.training and all(w.grad is not None for w in policy.parameters() if w.requires_grad)
@@ -127,7 +128,7 @@ def test_objectives_of_sums_keep_no_tokens_and_no_second_model(sources, untraine
     trainer = trainer_of("dpo", untrained, examples_for("dpo", sources, untrained), tmp_path)
     assert trainer.reference is None
     trainer._positions = lambda *args: pytest.fail("looked at single tokens")
-    trainer.compute_loss(trainer.model, collate(trainer.train_dataset, 0))
+    trainer.compute_loss(trainer.model, to_batch(trainer.train_dataset))
 
 
 @every_objective
@@ -155,9 +156,9 @@ def test_masking_the_shared_prefix_changes_neither_value_nor_gradient_on_a_real_
     """The mask of the joint objective drops out of the margin: both sides read the prefix after the same tokens."""
     sides = (("chosen", (43, 44, 25, 6, 3)), ("rejected", (43, 44, 122, 97, 6, 3)))
     pair = tuple(Completion((2, 4, 92, 44, 45, 9, 5), ids, role) for role, ids in sides)
-    examples = ReferenceCache().fill(untrained, [pair], 0)
-    policy, batch = moved(untrained), collate(examples, 0)
-    prefix = losses.shared_prefix(*completion_ids(batch).split(1))
+    examples = ReferenceCache().fill(untrained, [pair])
+    policy, batch = moved(untrained), to_batch(examples)
+    prefix = losses.shared_prefix(*batch["completion_ids"].split(1))
     assert prefix.sum() == 2
     found = []
     for mask in (prefix, torch.zeros_like(prefix)):

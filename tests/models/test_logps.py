@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,14 @@ import torch
 from jaxtyping import TypeCheckError
 from torch import nn
 from torch.testing import assert_close
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from uftlab.models import logps as reading
 from uftlab.models.logps import (
@@ -21,9 +29,8 @@ from uftlab.models.logps import (
     reference_logps,
     token_logps,
 )
-from uftlab.rows.tokens import Completion, collate
-
-PAD = 0
+from uftlab.rows.batches import positions_of, to_batch
+from uftlab.rows.tokens import Completion
 
 
 def rows_of_length(*lengths, seed=0):
@@ -40,7 +47,7 @@ ROWS = rows_of_length((1, 3), (9, 1), (4, 7), (2, 2))
 
 
 def batch_of(rows):
-    return collate([(row,) for row in rows], PAD)
+    return to_batch([(row,) for row in rows])
 
 
 @torch.no_grad()
@@ -71,9 +78,8 @@ def model(request):
 class Successor(nn.Module):
     """Predicts, nearly surely, that the next token is the present one plus one."""
 
-    def forward(self, input_ids, logits_to_keep, **ignored):
-        logits = 50.0 * nn.functional.one_hot(input_ids + 1, 32).float()
-        return SimpleNamespace(logits=logits[:, -logits_to_keep:])
+    def forward(self, input_ids, **ignored):
+        return SimpleNamespace(logits=50.0 * nn.functional.one_hot(input_ids + 1, 32).float())
 
 
 # ----------------------------------------------------------------------------------- values
@@ -165,10 +171,10 @@ def test_gather_logps_refuses_a_mask_of_another_shape():
 @pytest.mark.parametrize("training", [True, False])
 def test_reference_is_read_in_evaluation_mode_and_left_as_it_was(gpt2, training):
     """GPT-2 has dropout, so a reference read in training mode would be a random number."""
-    expected = reference_logps(gpt2.eval(), ROWS, PAD)
+    expected = reference_logps(gpt2.eval(), ROWS)
     gpt2.train(training)
     state = torch.get_rng_state()
-    found = reference_logps(gpt2, ROWS, PAD)
+    found = reference_logps(gpt2, ROWS)
     assert torch.equal(found, expected) and not found.requires_grad
     assert {module.training for module in gpt2.modules()} == {training}
     assert torch.equal(torch.get_rng_state(), state)
@@ -177,44 +183,44 @@ def test_reference_is_read_in_evaluation_mode_and_left_as_it_was(gpt2, training)
 def test_submodule_that_was_kept_in_evaluation_mode_stays_there(gpt2):
     gpt2.train()
     gpt2.transformer.drop.eval()
-    reference_logps(gpt2, ROWS, PAD)
+    reference_logps(gpt2, ROWS)
     assert gpt2.training and not gpt2.transformer.drop.training
 
 
 def test_cache_fills_what_the_reference_says_and_keeps_the_order(untrained, monkeypatch):
-    monkeypatch.setattr(reading, "ROWS", 2)
+    monkeypatch.setattr(reading, "READ_TOKENS", {"cpu": 12, "cuda": 12})
     examples = [(ROWS[2],), (ROWS[0], ROWS[1]), (ROWS[3],)]
-    filled = ReferenceCache().fill(untrained, examples, PAD)
+    filled = ReferenceCache().fill(untrained, examples)
     assert filled == examples  # `reference_logps` does not take part in the comparison
-    expected = reference_logps(untrained, [c for e in examples for c in e], PAD)
+    expected = reference_logps(untrained, [c for e in examples for c in e])
     assert_close(torch.tensor([c.reference_logps for e in filled for c in e]), expected, atol=1e-4, rtol=1e-5)
 
 
 def test_cache_computes_each_distinct_content_once(untrained):
     cache = ReferenceCache()
     first, second, third = ROWS[:3]
-    cache.fill(untrained, [(first,), (first,), (first, second)], PAD)
+    cache.fill(untrained, [(first,), (first,), (first, second)])
     assert cache.computed == 2
     again = Completion(first.prompt_ids, first.completion_ids, "chosen")  # other role, equal content
-    cache.fill(untrained, [(again, third)], PAD)
+    cache.fill(untrained, [(again, third)])
     assert cache.computed == 3
 
 
 def test_cache_is_never_stale(untrained):
     cache = ReferenceCache()
-    before = cache.fill(untrained, [(ROWS[0],)], PAD)[0][0].reference_logps
+    before = cache.fill(untrained, [(ROWS[0],)])[0][0].reference_logps
     with torch.no_grad():
         untrained.model.norm.weight.mul_(1.5)
-    after = cache.fill(untrained, [(ROWS[0],)], PAD)[0][0].reference_logps
+    after = cache.fill(untrained, [(ROWS[0],)])[0][0].reference_logps
     assert cache.computed == 2
     assert after != before
-    assert_close(after, reference_logps(untrained, ROWS[:1], PAD).item())
+    assert_close(after, reference_logps(untrained, ROWS[:1]).item())
 
 
 def test_filling_the_cache_moves_neither_random_state_nor_weights(gpt2):
     gpt2.train()
     state, weights = torch.get_rng_state(), fingerprint(gpt2)
-    ReferenceCache().fill(gpt2, [(row,) for row in ROWS], PAD)
+    ReferenceCache().fill(gpt2, [(row,) for row in ROWS])
     assert torch.equal(torch.get_rng_state(), state) and fingerprint(gpt2) == weights
     assert gpt2.training and all(p.grad is None for p in gpt2.parameters())
 
@@ -253,51 +259,187 @@ def adapted(untrained):
 
 
 def test_reference_of_an_adapted_model_is_its_base(untrained, adapted):
-    base = reference_logps(untrained, ROWS, PAD)
-    assert torch.equal(reference_logps(adapted, ROWS, PAD), base)
+    base = reference_logps(untrained, ROWS)
+    assert torch.equal(reference_logps(adapted, ROWS), base)
     with torch.no_grad():
         assert (completion_logps(adapted, batch_of(ROWS)) - base).abs().min() > 1e-3  # switched on again afterwards
 
 
 def test_cache_of_an_adapted_model_holds_its_base(untrained, adapted):
-    filled = ReferenceCache().fill(adapted, [(row,) for row in ROWS], PAD)
-    expected = reference_logps(untrained, ROWS, PAD)
+    filled = ReferenceCache().fill(adapted, [(row,) for row in ROWS])
+    expected = reference_logps(untrained, ROWS)
     assert_close(torch.tensor([row.reference_logps for (row,) in filled]), expected, atol=1e-4, rtol=1e-5)
+
+
+# --------------------------------------------------------------------------------- shared prompts
+
+
+PAIR = rows_of_length((6, 4), (6, 7), seed=3)
+PAIR[1] = replace(PAIR[1], prompt_ids=PAIR[0].prompt_ids)
+
+
+def test_two_completions_in_one_line_are_read_as_if_each_were_alone(model):
+    """The second must not see the first, and its positions go on from the prompt."""
+    assert reading.shares_prompts(model)
+    batch = to_batch([tuple(PAIR)])
+    assert batch["groups"][0]["input_ids"].shape == (1, 6 + 3 + 6)
+    naive = [naive_token_logps(model, row) for row in PAIR]
+    with torch.no_grad():
+        found = token_logps(model, batch)
+    for logps, expected in zip(found, naive, strict=True):
+        assert_close(logps[: len(expected)], torch.tensor(expected), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_gradient_of_a_shared_line_is_the_sum_of_its_rows(untrained, attention):
+    model = copy.deepcopy(untrained)
+    model.set_attn_implementation(attention)
+
+    def gradient(share):
+        model.zero_grad()
+        completion_logps(model, to_batch([tuple(PAIR)], share)).sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    assert_close(gradient(True), gradient(False), atol=2e-3, rtol=1e-3)
+
+
+def test_a_model_with_windows_of_attention_reads_every_row_alone():
+    config = MistralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, sliding_window=8,
+    )  # fmt: skip
+    assert not reading.shares_prompts(MistralForCausalLM(config))
+
+
+def test_lines_of_different_length_lie_in_different_rectangles(untrained):
+    """Forty short rows and four long ones: padding all to the longest would compute three times as much."""
+    rows = rows_of_length(*[(20, 10)] * 40, *[(150, 50)] * 4)
+    together, apart = (to_batch([(row,) for row in rows], least=least) for least in (10**6, 100))
+    computed = [positions_of(batch)[0] / positions_of(batch)[1] for batch in (together, apart)]
+    assert computed[0] > 4 and computed[1] <= 1.15
+    with torch.no_grad():
+        both = [token_logps(untrained, batch) for batch in (together, apart)]
+    assert_close(*both, atol=1e-4, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------- the output layer
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_head_logps_and_their_gradients_equal_the_plain_softmax(trained, bias, monkeypatch):
+    """Five words in chunks of two tokens: values, and the gradients of states, weights and bias."""
+    monkeypatch.setattr(reading, "LOGITS", 10)
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(7, 4, generator=draw), torch.randn(5, 4, generator=draw)
+    offset = torch.randn(5, generator=draw) if bias else None
+    targets, arrives = torch.tensor([0, 4, 2, 2, 1, 3, 0]), torch.randn(7, generator=draw)
+
+    def gradients(function):
+        parts = [hidden.clone().requires_grad_(), weight.clone().requires_grad_(trained)]
+        parts += [offset.clone().requires_grad_(trained)] if bias else []
+        values = function(*parts, *([] if bias else [None]))
+        values.backward(arrives)
+        return [values.detach(), *(part.grad for part in parts if part.requires_grad)]
+
+    def plain(hidden, weight, offset):
+        return nn.functional.linear(hidden, weight, offset).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+
+    found = gradients(lambda *parts: reading.head_logps(*parts, targets))
+    for own, expected in zip(found, gradients(plain), strict=True):
+        assert_close(own, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_head_logps_by_hand():
+    states, weight = torch.zeros(1, 3), torch.ones(2, 3)
+    assert reading.head_logps(states, weight, None, torch.tensor([1])).item() == pytest.approx(-math.log(2))
+
+
+def test_a_model_that_bends_its_logits_is_read_through_its_logits():
+    """Gemma 2 squeezes logits after the output layer, so the layer alone would give other values."""
+    config = Gemma2Config(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8, final_logit_softcapping=1.0, initializer_range=0.5,
+    )  # fmt: skip
+    model = Gemma2ForCausalLM(config).eval()
+    assert not reading.has_plain_head(model)
+    row = Completion((3, 4, 5), (6, 7), "scored")
+    with torch.no_grad():
+        found = token_logps(model, to_batch([(row,)]))[0]
+    assert_close(found, torch.tensor(naive_token_logps(model, row)), atol=1e-4, rtol=1e-4)
+
+
+def test_the_output_layer_answers_logits_again_afterwards(untrained):
+    ids = torch.tensor([[5, 6, 7]])
+    before = untrained(input_ids=ids).logits
+    token_logps(untrained, batch_of(ROWS))
+    assert torch.equal(untrained(input_ids=ids).logits, before)
+
+
+def test_no_tensor_holds_the_logits_of_all_tokens(untrained, monkeypatch):
+    """The largest thing that the output layer makes has `LOGITS` numbers, whatever the rows."""
+    reading.shares_prompts(untrained)  # tries the model once
+    sizes, linear = [], nn.functional.linear
+
+    def counted(hidden, weight, *bias):
+        made = linear(hidden, weight, *bias)
+        sizes.append(made.numel() if weight.shape[0] == untrained.config.vocab_size else 0)
+        return made
+
+    monkeypatch.setattr(reading, "LOGITS", 4 * untrained.config.vocab_size)
+    monkeypatch.setattr(reading.F, "linear", counted)
+    reading.read_logps(untrained, rows_of_length(*[(5, 6)] * 30))
+    assert max(sizes) == reading.LOGITS
 
 
 # ------------------------------------------------------------------------------------------ memory
 
 
-def with_sizes(model, vocabulary, width):
-    """The model, which says that it is large."""
-    model.config.vocab_size, model.config.hidden_size = vocabulary, width
-    return model
-
-
-def test_reading_fills_a_share_of_the_free_memory_whatever_the_vocabulary(untrained, monkeypatch):
-    """200 tokens over 151,000 words are 0.5 GB a row with what their sums need: 8 GB hold fifteen rows, not 256."""
-    monkeypatch.setattr(reading, "free_memory", lambda device: 80e9)
-    large = with_sizes(untrained, 151_936, 896)
-    assert reading.rows_at_once(large, 300, 200) == 8  # a power of 2
-    assert reading.rows_at_once(large, 50, 2) == 256
-    monkeypatch.setattr(reading, "free_memory", lambda device: 1e6)
-    assert reading.rows_at_once(large, 300, 200) == 1
-
-
 def test_a_batch_is_no_larger_for_more_rows(untrained, monkeypatch):
-    monkeypatch.setattr(reading, "free_memory", lambda device: 4e7)
+    monkeypatch.setattr(reading, "READ_TOKENS", {"cpu": 100, "cuda": 100})
     sizes = []
     for count in (40, 400):
         rows = rows_of_length(*[(5, 6)] * count)
-        batches = [(here, batch) for here, batch in reading.row_batches(untrained, rows, PAD)]
-        assert sorted(i for here, _ in batches for i in here) == list(range(count))
-        sizes.append(max(len(here) for here, _ in batches))
-    assert sizes[0] == sizes[1] < 40
+        told = []
+        batches = list(reading.row_batches(untrained, rows, told.append))
+        assert sorted(i for here, _ in batches for i in here) == list(range(count)) and sum(told) == count
+        sizes.append(max(positions_of(batch)[0] for _, batch in batches))
+    assert sizes[0] == sizes[1] == 100
 
 
 def test_what_is_read_does_not_depend_on_how_much_is_read_at_a_time(untrained, monkeypatch):
     rows = rows_of_length(*[(2 + i % 7, 1 + i % 5) for i in range(50)])
-    whole = reading.read_token_logps(untrained, rows, PAD)
-    monkeypatch.setattr(reading, "free_memory", lambda device: 1e6)
-    assert_close(reading.read_token_logps(untrained, rows, PAD), whole, atol=1e-4, rtol=1e-5)
+    whole = reading.read_token_logps(untrained, rows)
+    monkeypatch.setattr(reading, "READ_TOKENS", {"cpu": 30, "cuda": 30})
+    assert_close(reading.read_token_logps(untrained, rows), whole, atol=1e-4, rtol=1e-5)
     assert whole.shape == (50, 5) and not whole[0, 1:].any()
+
+
+# -------------------------------------------------------------------------------- kept on disk
+
+
+def test_a_second_run_over_the_same_rows_reads_nothing(untrained, tmp_path):
+    examples = [(row,) for row in ROWS]
+    first = ReferenceCache(tmp_path).fill(untrained, examples)
+    again = ReferenceCache(tmp_path)
+    second = again.fill(untrained, examples)
+    assert again.computed == 0
+    assert [c.reference_logps for e in first for c in e] == [c.reference_logps for e in second for c in e]
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(b"half a file")
+    broken = ReferenceCache(tmp_path)
+    broken.fill(untrained, examples)
+    assert broken.computed == len(ROWS)
+
+
+def test_all_seeds_of_adapters_share_the_file_of_their_base(untrained, adapted, tmp_path):
+    ReferenceCache(tmp_path).fill(untrained, [(row,) for row in ROWS])
+    cache = ReferenceCache(tmp_path)
+    cache.fill(adapted, [(row,) for row in ROWS])
+    assert cache.computed == 0
+
+
+def test_a_place_where_one_may_not_write_costs_only_a_second_reading(untrained, tmp_path):
+    (tmp_path / "file").write_text("")
+    filled = ReferenceCache(tmp_path / "file" / "below").fill(untrained, [(ROWS[0],)])
+    assert math.isfinite(filled[0][0].reference_logps)

@@ -12,12 +12,13 @@ from rows import END, WORDS, examples_of, loss_of, rows_of, tables
 from torch.testing import assert_close
 
 from uftlab import losses
-from uftlab.engine.trainer import UFTTrainer, training_arguments
+from uftlab.engine.trainer import ObjectiveTrainer, training_arguments
 from uftlab.errors import InputError
 from uftlab.models.logps import ReferenceCache, completion_logps, token_logps
 from uftlab.objectives.objective import batch_metrics
 from uftlab.objectives.registry import OBJECTIVES
 from uftlab.rows.table import from_rows
+from uftlab.rows.batches import to_batch
 from uftlab.rows.tokens import Completion, Tokens, collate, interleave, with_mismatched
 
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
@@ -78,7 +79,7 @@ def test_3_the_prompt_of_the_rejected_side_is_masked_too(untrained):
     batch = collate([pair], 0)
     assert batch["completion_mask"].sum(-1).tolist() == [3, 2]
     with torch.no_grad():
-        assert ((token_logps(untrained, batch) != 0).sum(-1) == torch.tensor([3, 2])).all()
+        assert ((token_logps(untrained, to_batch([pair])) != 0).sum(-1) == torch.tensor([3, 2])).all()
 
 
 @every_objective
@@ -108,12 +109,12 @@ def test_5_accumulation_is_the_big_batch(name):
 def test_6_a_cached_reference_is_never_stale_never_the_policy_itself_and_moves_no_random_state(untrained):
     rows = [(Completion((1, 7, 8), (5, 6, 2), "scored", 1.0),)]
     cache, before = ReferenceCache(), torch.random.get_rng_state()
-    ((first,),) = cache.fill(untrained, rows, 0)
+    ((first,),) = cache.fill(untrained, rows)
     assert torch.equal(torch.random.get_rng_state(), before)
     with torch.no_grad():
         next(untrained.parameters()).add_(0.1)  # training
-    ((second,),) = cache.fill(untrained, rows, 0)
-    live = completion_logps(untrained, collate(rows, 0)).item()
+    ((second,),) = cache.fill(untrained, rows)
+    live = completion_logps(untrained, to_batch(rows)).item()
     assert first.reference_logps != second.reference_logps == pytest.approx(live, abs=1e-4)
     assert interleave([rows * 8], [2], 4, seed=0) == interleave([rows * 8], [2], 4, seed=0)
 
@@ -121,10 +122,10 @@ def test_6_a_cached_reference_is_never_stale_never_the_policy_itself_and_moves_n
 @pytest.mark.parametrize("name", [name for name, objective in OBJECTIVES.items() if objective.distributions])
 def test_6_a_live_reference_does_not_train_with_the_policy(name, tmp_path, untrained):
     objective = OBJECTIVES[name]
-    trainer = UFTTrainer(
+    trainer = ObjectiveTrainer(
         untrained,
         training_arguments(tmp_path, use_cpu=True, max_steps=1, lr_scheduler_type="constant", warmup_steps=0),
-        ReferenceCache().fill(untrained, examples_of(objective, 4), 0),
+        ReferenceCache().fill(untrained, examples_of(objective, 4)),
         objective,
     )
     before = copy.deepcopy(trainer.reference.state_dict())

@@ -10,7 +10,7 @@ import torch
 from trials import TINY, WeightProbe, probe, random_base, trial_of
 
 from uftlab.cli import app
-from uftlab.engine.trainer import Quiet, UFTTrainer, training_arguments
+from uftlab.engine.trainer import Quiet, ObjectiveTrainer, training_arguments
 from uftlab.errors import InputError
 from uftlab.models.policies import tiny_tokenizer
 from uftlab.objectives.registry import objective_named
@@ -124,7 +124,7 @@ class Killed(BaseException):
 def test_a_killed_trial_run_again_gives_the_same_bits(whole, name, steps, tmp_path_factory, monkeypatch):
     """Killed when the last stage is about to make its first step, or its second; stage one is on disk by then."""
     folder = tmp_path_factory.getbasetemp() / "killed"
-    done, original = [], UFTTrainer.training_step
+    done, original = [], ObjectiveTrainer.training_step
 
     def step(self, *args, **kwargs):
         if len(done) == steps:
@@ -132,7 +132,7 @@ def test_a_killed_trial_run_again_gives_the_same_bits(whole, name, steps, tmp_pa
         done.append(self)
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(UFTTrainer, "training_step", step)
+    monkeypatch.setattr(ObjectiveTrainer, "training_step", step)
     with pytest.raises(Killed):
         run_trial(trial(name), folder)
     assert not trial(name).path(folder).exists()

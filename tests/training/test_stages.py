@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from trials import random_base
 
 from uftlab.engine.stack import flatten, unflatten
-from uftlab.engine.trainer import UFTTrainer
+from uftlab.engine.trainer import ObjectiveTrainer
 from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import tiny_tokenizer
 from uftlab.rows.table import from_rows
@@ -101,9 +101,9 @@ def test_arguments_of_the_trainer_are_heard_whatever_could_train_the_stage(table
 def test_the_policy_is_on_its_device_before_it_is_read_or_copied(stage, tables, monkeypatch):
     events, policy = [], random_base(0)
     monkeypatch.setattr(type(policy), "to", lambda self, *args: events.append("moved") or self)
-    fill, copied, step = ReferenceCache.fill, copy.deepcopy, UFTTrainer.training_step
+    fill, copied, step = ReferenceCache.fill, copy.deepcopy, ObjectiveTrainer.training_step
     monkeypatch.setattr(ReferenceCache, "fill", lambda *args: events.append("read") or fill(*args))
-    monkeypatch.setattr(UFTTrainer, "training_step", lambda *args, **kwargs: events.append("step") or step(*args))
+    monkeypatch.setattr(ObjectiveTrainer, "training_step", lambda *args, **kwargs: events.append("step") or step(*args))
 
     def watched(thing, *args):
         if thing is policy:

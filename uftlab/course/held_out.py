@@ -47,7 +47,7 @@ def tokenised(rows: pd.DataFrame) -> list[Completion]:
 
 def read(model: nn.Module, completions: Sequence[Completion]) -> Float[Tensor, "row pos"]:
     """log pi of each token of each completion in nats, its end token included, 0 after the end."""
-    return read_token_logps(model, completions, tiny_tokenizer().pad_token_id)  # type: ignore[arg-type]
+    return read_token_logps(model, completions)
 
 
 def kinds_of_tokens(rows: pd.DataFrame) -> np.ndarray:

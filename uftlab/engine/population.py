@@ -1,6 +1,6 @@
 """Trains many tiny models at once, each with its own weights, data, objective, learning rate and settings.
 
-A stack of models is trained as `engine.trainer.UFTTrainer` trains one model: with the same order of data, schedule,
+A stack of models is trained as `engine.trainer.ObjectiveTrainer` trains one model: with the same order of data, schedule,
 optimiser and losses (a test compares the trajectories). `torch.func.vmap` maps the losses of the registry over models.
 """
 
@@ -14,17 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import get_scheduler
 
 from uftlab.engine.packing import Lines, Packed, Shape, pack
-from uftlab.engine.stack import MOST_LINES, Layout, Weights, logits, token_logps
+from uftlab.engine.stack import MOST_LINES, Layout, Weights, free_memory, logits, token_logps
 from uftlab.engine.trainer import training_arguments
 from uftlab.errors import InputError
 from uftlab.losses.weights import l2_to_start
-from uftlab.models.logps import free_memory
-from uftlab.objectives.objective import Objective, Positions, Rows
+from uftlab.objectives.objective import Objective, Positions, Rows, means_of
 from uftlab.rows.tokens import ROLE_INDEX, Example
 
 Watch = Callable[[int, Sequence[int], Float[Tensor, "member parameter"]], Any]
@@ -61,6 +60,10 @@ class Member:
         """The examples of a step."""
         return self.order[step * self.per_step : (step + 1) * self.per_step]
 
+    def demonstrated(self) -> tuple[bool, ...]:
+        """Which completions of a step are demonstrations: the same in all steps."""
+        return tuple(c.demonstrated for example in self.batch(0) for c in example)
+
     def roles(self) -> tuple[str, ...]:
         """Roles of the completions of a step, which are the same in all steps.
 
@@ -94,6 +97,7 @@ class _Group:
     spans: dict[str, slice]
     own: slice
     settings: dict[str, Float[Tensor, "member"]]
+    demonstrated: Bool[Tensor, "completion"]
 
     def losses(self, logps: Tensor, batch: Packed, policy: Tensor, reference: Tensor | None) -> Float[Tensor, "member"]:
         """The scalar that each member minimises."""
@@ -149,10 +153,10 @@ def spans_of(roles: Sequence[str]) -> dict[str, slice]:
 
 
 def _alike(members: Sequence[Member]) -> list[list[int]]:
-    """Numbers of the members, grouped by objective and places of the roles."""
-    alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+    """Numbers of the members, grouped by objective, places of the roles and places of demonstrations."""
+    alike: dict[tuple[int, tuple[str, ...], tuple[bool, ...]], list[int]] = {}
     for number, member in enumerate(members):
-        alike.setdefault((id(member.objective), member.roles()), []).append(number)
+        alike.setdefault((id(member.objective), member.roles(), member.demonstrated()), []).append(number)
     return list(alike.values())
 
 
@@ -163,7 +167,8 @@ def _group(members: Sequence[Member], first: int, device: torch.device) -> _Grou
     full = [objective.with_defaults(settings) for settings in changed]
     settings = {name: torch.tensor([float(s[name]) for s in full], device=device) for name in objective.settings}
     role = torch.tensor([ROLE_INDEX[role] for role in roles], device=device)
-    return _Group(objective, role, spans_of(roles), slice(first, first + len(members)), settings)
+    shown = torch.tensor(members[0].demonstrated())
+    return _Group(objective, role, spans_of(roles), slice(first, first + len(members)), settings, shown)
 
 
 def _check(members: Sequence[Member]) -> None:
@@ -253,7 +258,7 @@ def train(
 
     Args:
         watch: called after each step in `at` with the number of steps, the numbers of the members and their weights.
-        logging_steps: each entry of a history is a mean over this many steps, as in `UFTTrainer`.
+        logging_steps: each entry of a history is a mean over this many steps, as in `ObjectiveTrainer`.
 
     Raises:
         InputError: if numbers of steps differ, or if an objective cannot learn from its examples.
@@ -351,9 +356,10 @@ class _Stack:
             for m, index in enumerate(range(group.own.start, group.own.stop)):
                 settings = {name: float(value[m]) for name, value in group.settings.items()}
                 policy, reference, scores = (part[:, index, : len(group.role)] for part in (logps, *seen))
-                metrics = group.objective.metrics(Rows(policy, reference, scores, group.role.cpu()), settings)
+                rows = Rows(policy, reference, scores, group.role.cpu(), demonstrated=group.demonstrated)
+                sums = group.objective.sums(rows, settings)
                 rate = self.members[index].settings["learning_rate"]
-                made.append(_history(losses[:, index], metrics, [rate * f for f in self.factors], every))
+                made.append(_history(losses[:, index], sums, [rate * f for f in self.factors], every))
         return made
 
 
@@ -467,13 +473,14 @@ def _train(
 
 def _history(
     losses: Float[Tensor, "step"],
-    metrics: Mapping[str, Float[Tensor, "step"]],
+    sums: Mapping[str, Float[Tensor, "step 2"]],
     rates: Sequence[float],
     every: int,
 ) -> list[dict[str, float]]:
     """Means over windows of `every` steps. Steps after the last full window are left out, as in the library."""
     windows = len(losses) // every
-    means = {n: v[: windows * every].view(windows, every).nanmean(-1).tolist() for n, v in sorted(metrics.items())}
+    added = {n: v[: windows * every].view(windows, every, 2).sum(1) for n, v in sums.items()}
+    means = {name: values.tolist() for name, values in means_of(added).items()}
     history = []
     for index in range(windows):
         end = (index + 1) * every

@@ -132,7 +132,7 @@ class ModelReader:
         """See `Reader`."""
         (own,), predicted = rows, _Predicted(rows)
         with torch.no_grad(), evaluation_mode(self.model):
-            for here, batch in row_batches(self.model, own, self._pad):
+            for here, batch in row_batches(self.model, own):
                 mask = batch["completion_mask"]
                 predicted.put(0, here, completion_logits(self.model, batch)[mask], mask)
         return predicted.entries()
@@ -140,12 +140,7 @@ class ModelReader:
     def logps(self, rows: Sequence[Sequence[Completion]]) -> list[Float[Tensor, "row"]]:
         """See `Reader`."""
         (own,) = rows
-        return [read_logps(self.model, own, self._pad)]
-
-    @property
-    def _pad(self) -> int:
-        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
-        return end if pad is None else pad  # type: ignore[return-value]
+        return [read_logps(self.model, own)]
 
 
 class StackReader:

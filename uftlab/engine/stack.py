@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 import torch.nn.functional as F
 from jaxtyping import Complex, Float, Int
@@ -21,11 +22,16 @@ from transformers import LlamaConfig
 
 from uftlab.engine.packing import Packed
 from uftlab.errors import InputError
-from uftlab.models.logps import READING, free_memory
 
 REACH = 512  # number of positions in the table of rotations
+READING = 0.1  # share of the free memory that reading may use; several processes may share a GPU
 MOST_LINES = 32_768  # most lines for one attention call on a GPU (the CUDA grid has at most 65,535)
 CPU_LINES = 256  # lines that a CPU reads at a time; more do not fit in its cache
+
+
+def free_memory(device: torch.device) -> int:
+    """Free memory of a device, in bytes."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Layout:
         )
         if not plain:
             rule = "have tied embeddings, plain rotations, a key for each query head and no biases"
-            raise InputError("A Llama in a stack", rule, config.to_dict(), "Train it with UFTTrainer")
+            raise InputError("A Llama in a stack", rule, config.to_dict(), "Train it with ObjectiveTrainer")
         return cls(
             config.vocab_size,
             config.hidden_size,

@@ -1,22 +1,33 @@
-"""`UFTTrainer`: `transformers.Trainer` for any objective of the registry, with as few overrides as possible."""
+"""`ObjectiveTrainer`: `transformers.Trainer` for any objective of the registry, with as few overrides as possible."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from uftlab.models.logps import as_reference, completion_ids, completion_logits, completion_logps, gather_logps
-from uftlab.models.policies import frozen_copy
-from uftlab.objectives.objective import Objective, Positions, Rows, mean_metrics
-from uftlab.rows.tokens import Example, collate
+from uftlab.errors import InputError
+from uftlab.models.logps import (
+    as_reference,
+    completion_logits,
+    completion_logps,
+    gather_logps,
+    has_plain_head,
+    shares_prompts,
+    token_logps,
+)
+from uftlab.models.policies import evaluation_mode, frozen_copy
+from uftlab.objectives.objective import Objective, Positions, Rows, Sums, added, means_of
+from uftlab.rows.batches import LEAST, to_batch
+from uftlab.rows.tokens import Example
 
 logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 
@@ -40,6 +51,7 @@ def training_arguments(folder: Path | str, **changes: Any) -> TrainingArguments:
         "logging_steps": 20,
         "save_strategy": "no",
         "report_to": "none",
+        "logging_nan_inf_filter": False,  # else NaN is logged as a loss of 0
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -55,17 +67,38 @@ class Quiet(TrainerCallback):
         state.is_local_process_zero = False
 
 
-class UFTTrainer(Trainer):
+class Diverged(RuntimeError):
+    """A loss or a gradient is not finite: what comes after it is lost, what was saved before is not."""
+
+
+class Finite(TrainerCallback):
+    """Stops a run whose loss or gradient is not finite, as soon as it is logged, before anything is saved."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        """The library would log a loss of NaN as 0 and go on."""
+        for name in ("loss", "grad_norm"):
+            value = (logs or {}).get(name, 0.0)
+            if not math.isfinite(float(value)):
+                what, remedy = f"The {name.replace('_', ' ')} of step {state.global_step}", "Lower the learning rate"
+                raise Diverged(str(InputError(what, "be finite", value, remedy)))
+
+
+class ObjectiveTrainer(Trainer):
     """Trains a policy on tokenised examples with one objective.
 
     The examples are in training order (`uftlab.rows.tokens.interleave`) and carry their reference log-probabilities
     (`uftlab.models.logps.ReferenceCache`). The library does gradient accumulation, mixed precision, distribution over
-    processes and resuming. Logged metrics: `loss` and those of `uftlab.objectives.objective.batch_metrics`. If an
-    objective needs the full distributions of the reference, they come from a frozen copy of the model, made at the
-    start. With LoRA they come from the model with its adapters off.
+    processes and resuming. Logged metrics: `loss` and those of `uftlab.objectives.objective.batch_metrics`, over all
+    micro-batches and processes. If an objective needs the full distributions of the reference, they come from a frozen
+    copy of the model, made at the start. With LoRA they come from the model with its adapters off.
+
+    Args:
+        held_out: examples for `evaluate`, filled in as the others.
+        dropout: whether dropout is on in the policy. It is off in the reference, so with it margins do not start at 0.
 
     Raises:
         InputError: for examples that the objective cannot learn from (`Objective.check`).
+        Diverged: in training, when a loss or a gradient is not finite.
     """
 
     def __init__(
@@ -75,27 +108,45 @@ class UFTTrainer(Trainer):
         examples: Sequence[Example],
         objective: Objective,
         settings: Mapping[str, float] | None = None,
-        pad_id: int = 0,
         callbacks: list[TrainerCallback] | None = None,
+        held_out: Sequence[Example] | None = None,
+        dropout: bool = False,
+        **options: Any,
     ) -> None:
         self.check(objective, examples)
+        if held_out:
+            self.check(objective, held_out)
+        self._shares, self._least = False, LEAST
+        if not dropout:
+            without_dropout(model)
         super().__init__(
             model=model,
             args=args,
             train_dataset=examples,  # type: ignore[arg-type]
-            data_collator=partial(collate, pad_id=pad_id),
-            callbacks=callbacks,
+            eval_dataset=held_out,  # type: ignore[arg-type]
+            data_collator=self.batch,
+            callbacks=[Finite(), *(callbacks or ())],
+            **options,
         )
         self.objective: Objective = objective
         self.settings = objective.with_defaults(settings or {})
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the counts of the whole optimiser step
-        self._metrics: list[dict[str, Tensor]] = []
+        self._sums: list[Sums] = []
         copied = objective.distributions and not hasattr(model, "disable_adapter")
         self.reference: Any = frozen_copy(model) if copied else None  # type: ignore[arg-type]
+        # tried before the library wraps the model
+        self._shares = shares_prompts(model)
+        has_plain_head(model)
+        # every process has to call the model equally often, so there one call is all
+        self._least = LEAST if args.world_size == 1 else 2**62
 
     def check(self, objective: Objective, examples: Sequence[Example]) -> None:
         """Refuses examples that the objective cannot learn from, before anything is set up."""
         objective.check(examples)
+
+    def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """The collator: lines as this model can read them."""
+        return to_batch(examples, self._shares, self._least)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(cast(Any, self.train_dataset))  # the order of the examples is part of the data
@@ -110,39 +161,84 @@ class UFTTrainer(Trainer):
     def compute_loss(  # type: ignore[override]  # the counts are always a tensor here
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """The loss of one micro-batch, already divided by the counts of the whole optimiser step."""
         positions = self._positions(model, inputs) if self.objective.tokens else None
         logps = completion_logps(model, inputs) if positions is None else positions.logps.sum(-1)
-        rows = Rows(logps, inputs["reference_logps"], inputs["score"], inputs["role"], positions)
+        shown = inputs["demonstrated"]
+        rows = Rows(logps, inputs["reference_logps"], inputs["score"], inputs["role"], positions, demonstrated=shown)
         counts = self.objective.counts(inputs) if num_items_in_batch is None else num_items_in_batch
         # gradients are averaged over processes, but counts are sums over processes: hence the factor
-        loss = self.objective.loss(rows, self.settings, counts) * self.args.world_size
-        self._metrics.append(self.objective.metrics(rows, self.settings))
+        factor = self.args.world_size if model.training else 1
+        loss = self.objective.loss(rows, self.settings, counts) * factor
+        self._sums.append(self.objective.sums(rows, self.settings))
         return (loss, {"logps": logps}) if return_outputs else loss
 
-    def _positions(self, model: nn.Module, inputs: dict[str, Tensor]) -> Positions:
+    def _positions(self, model: nn.Module, inputs: dict[str, Any]) -> Positions:
         """Single tokens of the batch, with full distributions if the objective needs them."""
-        ids, mask, reference = completion_ids(inputs), inputs["completion_mask"], None
-        if self.objective.distributions:  # first: the policy needs its adapters on
-            source = self.accelerator.unwrap_model(model) if self.reference is None else self.reference.to(mask.device)
-            with as_reference(source), self.accelerator.autocast():
-                reference = completion_logits(source, inputs)
+        ids, mask = inputs["completion_ids"], inputs["completion_mask"]
+        if not self.objective.distributions:
+            return Positions(ids, mask, token_logps(model, inputs))
+        # the reference first: the policy needs its adapters on
+        source = self.accelerator.unwrap_model(model) if self.reference is None else self.reference.to(mask.device)
+        with as_reference(source), self.accelerator.autocast():
+            reference = completion_logits(source, inputs)
         logits = completion_logits(model, inputs)
-        logps = gather_logps(logits, ids, mask)
-        return Positions(ids, mask, logps, logits if self.objective.distributions else None, reference)
+        return Positions(ids, mask, gather_logps(logits, ids, mask), logits, reference)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        """The loss of a batch of `evaluate`, as a part of the loss of all held-out examples."""
+        inputs = self._prepare_inputs(inputs)
+        # the library weighs each batch by its number of completions: this undoes it
+        counts = self._whole.to(inputs["role"].device) * len(inputs["role"]) / self._completions
+        with torch.no_grad(), evaluation_mode(model), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs, num_items_in_batch=counts)
+        return loss.detach(), None, None
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Loss, rewards, margin and accuracy on the held-out examples, under the names of training after `eval_`."""
+        whole = to_batch(cast(Any, self.eval_dataset), share=False)
+        self._whole, self._completions = self.objective.counts(whole), len(whole["role"])
+        before, self._sums = self._sums, []
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._sums = before
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the means of the batch metrics since the last call to `logs`."""
-        logs.update(mean_metrics(self._metrics))
-        self._metrics.clear()
+        """Adds the means of the batch metrics since the last call to `logs`, over all processes."""
+        mark = "eval_" if any(name.startswith("eval_") for name in logs) else ""
+        logs.update({mark + name: value for name, value in self._means().items()})
         super().log(logs, *args, **kwargs)
 
+    def _means(self) -> dict[str, float]:
+        sums = added(self._sums)
+        self._sums = []
+        if self.args.world_size > 1:  # a process may lack a metric that another has
+            everywhere = gather_object([{name: value.cpu() for name, value in sums.items()}])
+            sums = added(everywhere)
+        return {name: float(value) for name, value in sorted(means_of(sums).items())}
 
-class HeldTrainer(UFTTrainer):
+
+def without_dropout(model: nn.Module) -> None:
+    """Sets all dropout of a model to 0, but that of LoRA adapters, which the user asks for by name.
+
+    Modules keep their training mode, which gradient checkpointing needs. What is saved is the configuration as it was.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = module.p if "lora_dropout" in name else 0.0
+        for attribute, value in vars(module).items():
+            if "dropout" in attribute and isinstance(value, float):
+                setattr(module, attribute, 0.0)
+
+
+class HeldTrainer(ObjectiveTrainer):
     """Adds to the loss a penalty on how far the trainable weights are from where they start.
 
     Args:

@@ -5,13 +5,16 @@ This module runs one model with transformers. `uftlab.engine.readers` generates 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from uftlab.models.policies import evaluation_mode
+from uftlab.rows.batches import FILLER
 from uftlab.rows.tokens import Tokens
 
 
@@ -28,8 +31,7 @@ def generate_ids(
     Args:
         seed: None decodes greedily. A number samples at temperature 1, without top-k or top-p.
     """
-    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-    pad = end if pad is None else pad
+    stops = Tokens(tokenizer).stop_ids
     device = next(model.parameters()).device
     made: list[tuple[int, ...]] = []
     forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
@@ -38,21 +40,30 @@ def generate_ids(
         for start in range(0, len(prompts), batch_size):
             chunk = prompts[start : start + batch_size]
             width = max(map(len, chunk))
-            ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in chunk], device=device)
+            ids = torch.tensor([[FILLER] * (width - len(p)) + list(p) for p in chunk], device=device)
             mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in chunk], device=device)
-            choice = {"do_sample": False} if seed is None else {"do_sample": True, "top_k": 0, "temperature": 1.0}
-            out = model.generate(  # type: ignore[operator]
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=pad,
-                eos_token_id=end,
-                **choice,
-            )
+            choice = GenerationConfig(
+                do_sample=seed is not None, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=max_new_tokens,
+                pad_token_id=stops[0], eos_token_id=list(stops),
+            )  # fmt: skip
+            with _own_configuration(model, choice):
+                out = model.generate(input_ids=ids, attention_mask=mask)  # type: ignore[operator]
             for row in out[:, width:].tolist():
-                stop = row.index(end) + 1 if end in row else len(row)
+                stop = next((n + 1 for n, token in enumerate(row) if token in stops), len(row))
                 made.append(tuple(row[:stop]))
     return made
+
+
+@contextmanager
+def _own_configuration(model: nn.Module, choice: GenerationConfig) -> Iterator[None]:
+    """Within, what the model's generation_config.json asks for (top_p, penalties) does not change its samples."""
+    bare: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    usual = bare.generation_config
+    bare.generation_config = choice
+    try:
+        yield
+    finally:
+        bare.generation_config = usual
 
 
 def answers(

@@ -1,26 +1,38 @@
-"""Log-probabilities of completions: shifting, masking and gathering, reading rows in batches, the reference cache."""
+"""Log-probabilities of completions: masking and gathering, reading rows in batches, the reference cache.
+
+The output layer runs at the positions that predict a completion token, and on some of them at a time. So no tensor
+grows with vocabulary x length. (liger-kernel's fused losses do the same on GPUs alone, each for one loss.)
+"""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
-import psutil
+import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
+from accelerate.utils import gather_object
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from uftlab.models.policies import evaluation_mode
-from uftlab.rows.tokens import Completion, Example, collate
+from uftlab.rows.batches import Line, lines_of, to_batch
+from uftlab.rows.tokens import Completion, Example
 
-READING = 0.1  # share of the free memory that reading may use; several processes may share a GPU
-ROWS = 256  # most rows that one model reads at a time
-LOGITS_KEPT = 4  # numbers per completion token and word: logits, logits in float32, two temporary copies
-STATES_KEPT = 32  # numbers per token and unit of width, within the largest layer of the model
+READ_TOKENS = {
+    "cpu": 2048,
+    "cuda": 16384,
+}  # tokens that a model reads at a time: never more because there are more rows
+LOGITS = 2**24  # numbers that the output layer makes at a time: 64 MB in float32
+SMALL = (5, (4, 3))  # prompt and completions of the text on which a model is tried
 
 
 def gather_logps(
@@ -50,39 +62,254 @@ def token_kl(
     return torch.where(mask, (log_p.exp() * (log_p - log_q)).sum(-1), 0.0)
 
 
-def completion_logits(model: nn.Module, batch: dict[str, Tensor]) -> Float[Tensor, "completion pos vocabulary"]:
-    """Logits that predict the completion tokens, column by column. The output layer runs at these columns only."""
-    attention = batch["attention_mask"]
-    keep = batch["completion_mask"].shape[1] + 1  # one more: the last prompt token predicts the first completion token
-    outputs = model(
-        input_ids=batch["input_ids"],
-        attention_mask=attention,
-        position_ids=(attention.cumsum(-1) - 1).clamp(min=0),
-        logits_to_keep=keep,
-        use_cache=False,
-    )
-    return outputs.logits[:, -keep:-1]
+# ------------------------------------------------------------------------------------- the output layer
 
 
-def completion_ids(batch: dict[str, Tensor]) -> Int[Tensor, "completion pos"]:
-    """Token ids of the completions, padding included."""
-    return batch["input_ids"][:, -batch["completion_mask"].shape[1] :]
+class _FrozenHead(torch.autograd.Function):
+    """log p(target) of an output layer that is not trained.
+
+    d log p_t / d h_t = W_y - sum_v p_v W_v does not depend on what comes after. So it is computed with the value, and
+    the logits are forgotten at once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        """Some positions at a time."""
+        logps, slopes = [], []
+        for start in range(0, len(hidden), size := _at_once(weight)):
+            here, wanted = hidden[start : start + size], targets[start : start + size, None]
+            logits = F.linear(here, weight, bias).float()
+            total = logits.logsumexp(-1, keepdim=True)
+            logps.append((logits.gather(-1, wanted) - total)[:, 0])
+            if ctx.needs_input_grad[0]:
+                away = torch.exp(logits - total).neg_()
+                away.scatter_add_(-1, wanted, torch.ones_like(away[:, :1]))
+                slopes.append((away.to(weight.dtype) @ weight).to(hidden.dtype))
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(logps)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        """The slope of each position times what arrives there."""
+        (slopes,) = ctx.saved_tensors
+        return slopes * grad[:, None].to(slopes.dtype), None, None, None
 
 
-def token_logps(model: nn.Module, batch: dict[str, Tensor]) -> Float[Tensor, "completion pos"]:
+def _at_once(weight: Tensor) -> int:
+    return max(1, LOGITS // weight.shape[0])
+
+
+def head_logps(
+    hidden: Float[Tensor, "token width"],
+    weight: Float[Tensor, "vocabulary width"],
+    bias: Float[Tensor, "vocabulary"] | None,
+    targets: Int[Tensor, "token"],
+) -> Float[Tensor, "token"]:
+    """log softmax(W h + b)[target] of each token in nats, in float32. The logits of all tokens never exist together.
+
+    -log 2 for a hidden state of zeros, two words and no bias.
+    """
+    if not weight.requires_grad:
+        return cast(Tensor, _FrozenHead.apply(hidden, weight, bias, targets))
+
+    def some(here: Tensor, wanted: Tensor) -> Tensor:
+        logits = F.linear(here, weight, bias).float()
+        return logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1)
+
+    size = _at_once(weight)
+    parts = zip(hidden.split(size), targets.split(size), strict=True)
+    # computed once more in the backward pass, instead of kept
+    return torch.cat([checkpoint(some, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+
+
+@contextmanager
+def _answering(head: nn.Module, answer: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within, the output layer gives `answer` of the hidden states instead of logits."""
+    usual = vars(head).get("forward")
+    head.forward = answer  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        if usual is None:
+            del head.forward
+        else:
+            head.forward = usual
+
+
+_plain_heads: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_sharing: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _small(model: nn.Module) -> list[Completion]:
+    """Two made-up completions of one prompt."""
+    words = int(next(model.parameters()).shape[0]) if not hasattr(model, "config") else 0
+    config: Any = getattr(model, "config", None)
+    words = words or int(getattr(config.get_text_config(), "vocab_size", 2))
+    prompt, lengths = SMALL
+    ids = [(7 * k * k + 3 * k + 1) % words for k in range(prompt + sum(lengths))]
+    first = prompt + lengths[0]
+    return [Completion(tuple(ids[:prompt]), tuple(own), "scored") for own in (ids[prompt:first], ids[first:])]
+
+
+def output_layer(model: nn.Module) -> nn.Module | None:
+    """The layer that makes logits of hidden states; None where the model does not say which."""
+    return cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+
+def has_plain_head(model: nn.Module) -> bool:
+    """Whether the logits are what a linear output layer gives, and nothing is done to them afterwards.
+
+    The model is tried once on a few tokens. Gemma 2, for instance, bends its logits after the output layer.
+    """
+    if model not in _plain_heads:
+        head, made = output_layer(model), []
+        plain = type(head) is nn.Linear and not hasattr(head, "_hf_hook")
+        if plain and head is not None:
+            hook = head.register_forward_hook(lambda module, args, out: made.append(out))
+            ids = torch.tensor([_small(model)[0].prompt_ids], device=next(model.parameters()).device)
+            with torch.no_grad(), evaluation_mode(model):
+                logits = model(input_ids=ids, use_cache=False).logits
+            hook.remove()
+            plain = len(made) == 1 and torch.equal(made[0].float(), logits.float())
+        _plain_heads[model] = plain
+    return _plain_heads[model]
+
+
+def shares_prompts(model: nn.Module) -> bool:
+    """Whether two completions of a prompt can share a line: the model obeys a mask of any form.
+
+    It is tried once on a few tokens. Models with windows of attention are left out, whatever the trial says.
+    """
+    if model not in _sharing:
+        config: Any = getattr(model, "config", None)
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+        windows = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
+        able = getattr(text, "_attn_implementation", None) in ("sdpa", "eager")
+        able = able and kinds == {"full_attention"} and not windows
+        if able:
+            rows, device = _small(model), next(model.parameters()).device
+            try:
+                with torch.no_grad(), evaluation_mode(model):
+                    one, two = (
+                        token_logps(model, on_device(to_batch([tuple(rows)], share), device)).float()
+                        for share in (True, False)
+                    )
+                exact = next(model.parameters()).dtype == torch.float32
+                able = torch.allclose(one, two, atol=1e-3 if exact else 0.1, rtol=1e-3)
+            except (TypeError, ValueError, RuntimeError, IndexError):  # whatever a model says to a mask it cannot use
+                able = False
+        _sharing[model] = bool(able)
+    return _sharing[model]
+
+
+# ------------------------------------------------------------------------------------------ one batch
+
+
+def on_device(batch: Any, device: torch.device | str) -> Any:
+    """A batch, or a part of one, on a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {name: on_device(part, device) for name, part in batch.items()}
+    return [on_device(part, device) for part in batch]
+
+
+def _run(model: nn.Module, group: Mapping[str, Tensor]) -> Tensor:
+    """What the model says of a rectangle of lines."""
+    mask = group["attention_mask"]
+    if bool(group["shared"]):
+        mask = _forked(group, next(model.parameters()).dtype)
+    made = model(input_ids=group["input_ids"], attention_mask=mask, position_ids=group["position_ids"], use_cache=False)
+    return made.logits
+
+
+def _forked(group: Mapping[str, Tensor], dtype: torch.dtype) -> Float[Tensor, "line 1 column column"]:
+    """0 where a token may attend, the lowest number elsewhere: later columns, and the other completion."""
+    column = torch.arange(group["input_ids"].shape[1], device=group["input_ids"].device)
+    prompt, fork = group["prompt"][:, None], group["fork"][:, None]
+    first, second = (column >= prompt) & (column < fork), column >= fork
+    hidden = (column > column[:, None]) | (second[:, :, None] & first[:, None])
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
+
+
+def completion_logits(model: nn.Module, batch: Mapping[str, Any]) -> Float[Tensor, "completion pos vocabulary"]:
+    """Logits that predict the completion tokens, position by position; 0 at padding.
+
+    The output layer runs at these positions only.
+    """
+    mask = batch["completion_mask"]
+    made: Tensor | None = None
+    head = output_layer(bare(model))
+    for group in batch["groups"]:
+        line, column = group["line"], group["column"]
+        if head is None:
+            logits = _run(model, group)[line, column]
+        else:
+            hook = head.register_forward_pre_hook(lambda _, args, line=line, column=column: (args[0][line, column],))
+            try:
+                logits = _run(model, group)
+            finally:
+                hook.remove()
+        if made is None:
+            made = logits.new_zeros(*mask.shape, logits.shape[-1])
+        made = made.index_put((group["row"], group["position"]), logits)
+    assert made is not None  # a batch has at least one group
+    return made
+
+
+def token_logps(model: nn.Module, batch: Mapping[str, Any]) -> Float[Tensor, "completion pos"]:
     """log pi(y_t | x, y_<t) of each completion token in nats; 0 at padding."""
-    return gather_logps(completion_logits(model, batch), completion_ids(batch), batch["completion_mask"])
+    ids, mask, plain = batch["completion_ids"], batch["completion_mask"], bare(model)
+    if not has_plain_head(plain):
+        return gather_logps(completion_logits(model, batch), ids, mask)
+    head: Any = output_layer(plain)
+    found = torch.zeros(mask.shape, device=mask.device)
+    for group in batch["groups"]:
+        line, column, at = group["line"], group["column"], (group["row"], group["position"])
+
+        def answer(hidden: Tensor, line: Tensor = line, column: Tensor = column, wanted: Tensor = ids[at]) -> Tensor:
+            return head_logps(hidden[line, column], head.weight, head.bias, wanted)
+
+        with _answering(head, answer):
+            found = found.index_put(at, _run(model, group))
+    return found
 
 
-def completion_logps(model: nn.Module, batch: dict[str, Tensor]) -> Float[Tensor, "completion"]:
+def bare(model: nn.Module) -> nn.Module:
+    """The model itself, without what distributes it over processes."""
+    inner: Any = model
+    while not hasattr(inner, "config") and hasattr(inner, "module"):
+        inner = inner.module
+    return inner
+
+
+def completion_logps(model: nn.Module, batch: Mapping[str, Any]) -> Float[Tensor, "completion"]:
     """log pi(y | x), summed over completion tokens (the end token included), in nats."""
     return token_logps(model, batch).sum(-1)
 
 
+# ------------------------------------------------------------------------------------------ many rows
+
+
 def fingerprint(model: nn.Module) -> str:
     """A digest of all weights. Models with equal weights have equal digests; training changes the digest."""
+    return _digest(model.state_dict())
+
+
+def reference_fingerprint(model: nn.Module) -> str:
+    """A digest of what `as_reference` reads: of an adapted model that of its base, whatever its adapters."""
+    if not hasattr(model, "disable_adapter"):
+        return fingerprint(model)
+    plain = {name: weight for name, weight in model.state_dict().items() if ".lora_" not in name}
+    return _digest({n.removeprefix("base_model.model.").replace(".base_layer.", "."): w for n, w in plain.items()})
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for name, weight in sorted(model.state_dict().items()):
+    for name, weight in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -96,97 +323,163 @@ def as_reference(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def free_memory(device: torch.device) -> int:
-    """Free memory of a device, in bytes."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+def row_batches(
+    model: nn.Module, rows: Sequence[Completion], done: Callable[[int], Any] | None = None
+) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """Batches of rows of similar length: the numbers of the rows, and the batch itself, on the device of the model.
 
-
-def rows_at_once(model: nn.Module, columns: int, reads: int) -> int:
-    """How many rows a transformers model reads together: as many as fit in a share of the free memory, at most `ROWS`.
-
-    The result is a power of 2, so that small changes of the free memory do not change it.
+    A batch has `READ_TOKENS` at most, or one line. So the memory that reading needs does not grow with the number of
+    rows. Rows with the same prompt share lines where the model can.
 
     Args:
-        columns: number of tokens of a row.
-        reads: number of completion tokens among them. Each needs logits over the whole vocabulary.
-    """
-    config: Any = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    vocabulary, width = (int(getattr(config, name, None) or 0) for name in ("vocab_size", "hidden_size"))
-    each = 4 * (LOGITS_KEPT * reads * vocabulary + STATES_KEPT * columns * width)
-    fit = READING * free_memory(next(model.parameters()).device) / max(1, each)
-    return 2 ** int(math.log2(min(ROWS, max(1.0, fit))))
-
-
-def row_batches(
-    model: nn.Module, rows: Sequence[Completion], pad_id: int
-) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Batches of rows of similar length, as large as memory allows: the numbers of the rows, and the batch itself.
-
-    The batch is on the device of the model. The memory that reading needs does not grow with the number of rows.
+        done: is told the number of rows of each batch that was read.
     """
     device = next(model.parameters()).device
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt_ids) + len(rows[i].completion_ids))
-    while order:
-        own = [rows[i] for i in order[:ROWS]]
-        reads = max(len(c.completion_ids) for c in own)
-        size = rows_at_once(model, max(len(c.prompt_ids) for c in own) + reads, reads)
-        here, order = order[:size], order[size:]
-        batch = collate([(c,) for c in own[:size]], pad_id)
-        yield here, {name: value.to(device) for name, value in batch.items()}
+    most, share = READ_TOKENS["cuda" if device.type == "cuda" else "cpu"], shares_prompts(model)
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].prompt_ids), rows[i].prompt_ids, i))
+    lines = sorted(lines_of([rows[i] for i in order], share), key=lambda line: line.length)
+    while lines:
+        count, longest = 0, 0
+        for line in lines:
+            longest = max(longest, line.length)
+            if count and (count + 1) * longest > most:
+                break
+            count += 1
+        own, lines = lines[:count], lines[count:]
+        here = [order[number] for line in own for number in line.numbers]
+        examples: list[Example] = [line.rows for line in own]
+        yield here, on_device(to_batch(examples, share, most), device)
+        if done is not None:
+            done(len(here))
 
 
-def read_token_logps(model: nn.Module, rows: Sequence[Completion], pad_id: int) -> Float[Tensor, "completion pos"]:
+def read_token_logps(
+    model: nn.Module, rows: Sequence[Completion], done: Callable[[int], Any] | None = None
+) -> Float[Tensor, "completion pos"]:
     """log pi of each completion token of each row in nats, 0 after the end, on the CPU.
 
     The model is in evaluation mode, without gradient. LoRA adapters stay as they are.
     """
     found = torch.zeros(len(rows), max((len(c.completion_ids) for c in rows), default=0))
     with torch.no_grad(), evaluation_mode(model):
-        for here, batch in row_batches(model, rows, pad_id):
+        for here, batch in row_batches(model, rows, done):
             logps = token_logps(model, batch).cpu()
             found[here, : logps.shape[1]] = logps
     return found
 
 
-def read_logps(model: nn.Module, rows: Sequence[Completion], pad_id: int) -> Float[Tensor, "completion"]:
+def read_logps(
+    model: nn.Module, rows: Sequence[Completion], done: Callable[[int], Any] | None = None
+) -> Float[Tensor, "completion"]:
     """log pi(y | x) of each row, summed over its completion tokens, in nats. See `read_token_logps`."""
-    return read_token_logps(model, rows, pad_id).sum(-1)
+    return read_token_logps(model, rows, done).sum(-1)
 
 
-def reference_logps(model: nn.Module, rows: Sequence[Completion], pad_id: int) -> Float[Tensor, "completion"]:
+def reference_logps(
+    model: nn.Module, rows: Sequence[Completion], done: Callable[[int], Any] | None = None
+) -> Float[Tensor, "completion"]:
     """log pi_ref(y | x) of each row in nats. LoRA adapters are switched off."""
     with as_reference(model):
-        return read_logps(model, rows, pad_id)
+        return read_logps(model, rows, done)
 
 
 class ReferenceCache:
     """Reference log-probabilities: computed once for each pair of weights and tokens, looked up afterwards.
 
     The key includes a digest of the weights, so a value is never out of date. The computation draws no random numbers,
-    so it cannot change the order of the data.
+    so it cannot change the order of the data. Several processes of one training share the reading.
+
+    Args:
+        folder: where values are kept for other runs, a file for each model; None keeps them in memory.
+        precision: under which the model reads; it belongs to the key, because values differ.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None, precision: torch.dtype | None = None) -> None:
         self._known: dict[tuple[str, bytes], float] = {}
         self.computed = 0  # number of completions that the reference has read, for budgets and tests
+        self.folder, self.precision, self._loaded = folder, precision, set[str]()
 
-    def fill(self, model: nn.Module, examples: Sequence[Example], pad_id: int) -> list[Example]:
-        """The examples with `reference_logps` set. LoRA adapters of the model are switched off."""
-        return self.fill_from(fingerprint(model), lambda rows: reference_logps(model, rows, pad_id), examples)
+    def fill(
+        self, model: nn.Module, examples: Sequence[Example], done: Callable[[int, int], Any] | None = None
+    ) -> list[Example]:
+        """The examples with `reference_logps` set. LoRA adapters of the model are switched off.
+
+        Args:
+            done: is told how many rows were read, and how many there are to read.
+        """
+        device = next(model.parameters()).device.type
+        mixed = torch.autocast(device, self.precision) if self.precision else nullcontext()
+
+        def read(rows: Sequence[Completion]) -> Tensor:
+            with mixed:
+                return reference_logps(model, rows, done and partial(_tell, done, [0], len(rows)))
+
+        weights = reference_fingerprint(model) + (f" {self.precision}" if self.precision else "")
+        return self.fill_from(weights, read, examples)
 
     def fill_from(
         self, weights: str, read: Callable[[Sequence[Completion]], Tensor], examples: Sequence[Example]
     ) -> list[Example]:
         """Like `fill`, for any function `read` from completions to log-probabilities; `weights` is the digest."""
+        self._load(weights)
         keys = {c.key(): c for example in examples for c in example}
         missing = {key: c for key, c in keys.items() if (weights, key) not in self._known}
         if missing:
-            values = read(list(missing.values())).tolist()
-            self._known.update({(weights, key): value for key, value in zip(missing, values, strict=True)})
+            self._known.update({(weights, key): value for key, value in _shared(read, missing).items()})
+            self._save(weights)
         self.computed += len(missing)
 
         def filled(c: Completion) -> Completion:
             return replace(c, reference_logps=self._known[weights, c.key()])
 
         return [tuple(map(filled, example)) for example in examples]
+
+    def _file(self, weights: str) -> Path | None:
+        return self.folder and self.folder / f"{weights.replace(' ', '-')}.npz"
+
+    def _load(self, weights: str) -> None:
+        path = self._file(weights)
+        if path is None or weights in self._loaded or not path.is_file():
+            return
+        self._loaded.add(weights)
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                keys, values = [bytes(key) for key in stored["keys"]], stored["values"].tolist()
+        except (OSError, ValueError, KeyError):  # a file that is no cache is read anew
+            return
+        self._known.update({(weights, key): value for key, value in zip(keys, values, strict=True)})
+
+    def _save(self, weights: str) -> None:
+        path = self._file(weights)
+        if path is None or not _is_main():
+            return
+        own = {key: value for (of, key), value in self._known.items() if of == weights}
+        part = path.with_name(f"{path.stem}.{hashlib.blake2b(repr(own).encode(), digest_size=4).hexdigest()}.npz")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            keys = np.frombuffer(b"".join(own), dtype=np.uint8).reshape(len(own), -1)
+            np.savez(part, keys=keys, values=np.array(list(own.values()), dtype=np.float32))
+            part.replace(path)
+        except OSError:  # a place where one may not write costs a second reading, and nothing else
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def _tell(done: Callable[[int, int], Any], so_far: list[int], total: int, more: int) -> None:
+    so_far[0] += more
+    done(so_far[0], total)
+
+
+def _is_main() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def _shared(read: Callable[[Sequence[Completion]], Tensor], missing: Mapping[bytes, Completion]) -> dict[bytes, float]:
+    """What is missing, read by all processes of a training together."""
+    keys = list(missing)
+    if not torch.distributed.is_initialized():
+        return dict(zip(keys, read([missing[key] for key in keys]).tolist(), strict=True))
+    rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    own = keys[rank::count]
+    values = read([missing[key] for key in own]).tolist() if own else []
+    return dict(gather_object(list(zip(own, values, strict=True))))

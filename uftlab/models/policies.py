@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -138,26 +140,92 @@ def load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     path = str(TINY) if name == "tiny" else name
     try:
         with _without_progress_bar():
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        remedy = "Give a folder with config.json, weights and tokenizer, a hub name, or tiny"
+            model, home = _loaded(path)
+            tokenizer = AutoTokenizer.from_pretrained(home, **_gguf(home))
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, HFValidationError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "Give a folder with config.json, safetensors and tokenizer, an adapter's folder, a hub name, or tiny"
         raise InputError("The model", "be loadable", f"{name} ({reason})", remedy) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by position, never by token id
+    _check_whole(model, name)
     return model, tokenizer
 
 
-def with_lora(model: PreTrainedModel, rank: int = 16) -> Any:
-    """The model with LoRA adapters on all linear layers; its reference is itself with the adapters off.
+def _loaded(path: str) -> tuple[PreTrainedModel, str]:
+    """A model, and where its tokenizer lies. An adapter is merged into its base: its folder is a policy."""
+    if (Path(path) / "adapter_config.json").is_file():
+        from peft import PeftConfig, PeftModel
 
-    Hu et al. 2021, arXiv 2106.09685; rank 16 is the UFT paper's, alpha = rank is ours.
+        base = str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+        near = (Path(path) / base).resolve()  # a base that is given relative to the adapter
+        base = str(near) if not Path(base).is_dir() and near.is_dir() else base
+        model, home = _loaded(base)
+        merged: Any = PeftModel.from_pretrained(model, path).merge_and_unload()
+        return merged, path if (Path(path) / "tokenizer_config.json").is_file() else home
+    # pickled weights are refused: loading them runs code
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **_gguf(path, weights=True)
+    )
+    return model, path
+
+
+def _gguf(path: str, weights: bool = False) -> dict[str, Any]:
+    """What the library has to be told of a folder that holds a single GGUF file and no other model."""
+    found = sorted(Path(path).glob("*.gguf")) if Path(path).is_dir() else []
+    if not found or (Path(path) / "config.json").is_file():
+        return {}
+    told: dict[str, Any] = {"gguf_file": found[0].name}
+    if weights:
+        from transformers import GgufConfig
+
+        told["quantization_config"] = GgufConfig(dequantize=True)  # else a quantiser stays, and nothing can be trained
+    return told
+
+
+def _check_whole(model: nn.Module, name: str) -> None:
+    """Refuses weights that are not finite.
+
+    Raises:
+        InputError: naming the first such tensor.
+    """
+    for tensor, weight in model.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise InputError(f"The weights of {name}", "be finite", f"NaN or infinity in {tensor}", "Use another copy")
+
+
+def with_lora(
+    model: PreTrainedModel,
+    rank: int = 16,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    targets: str | Sequence[str] = "all-linear",
+) -> Any:
+    """The model with LoRA adapters; its reference is itself with the adapters off.
+
+    Hu et al. 2021, arXiv 2106.09685; rank 16 is the UFT paper's, on all linear layers.
+
+    Args:
+        alpha: the adapters are multiplied by alpha / rank; None: alpha = rank, which is ours.
+        dropout: of the adapters' inputs. The reference has none.
+        targets: "all-linear", or names of modules.
     """
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(model, config)  # a PeftModel, which is no PreTrainedModel
+    named = targets if isinstance(targets, str) else list(targets)
+    alpha = rank if alpha is None else alpha
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=named,
+        task_type="CAUSAL_LM",  # type: ignore[arg-type]
+    )
+    made: Any = get_peft_model(model, config)  # a PeftModel, which is no PreTrainedModel
+    base = made.peft_config["default"].base_model_name_or_path
+    if base and Path(base).is_dir():  # so that the adapter finds its base from every directory
+        made.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
+    return made
 
 
 @contextmanager

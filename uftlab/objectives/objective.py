@@ -84,7 +84,8 @@ class Rows:
     """What a loss may read: one entry per completion of the batch.
 
     `spans` has the places of each role, if they are known beforehand. Then the code does not read values of `role`.
-    `torch.func.vmap` forbids reading values, and on a GPU the CPU would have to wait for them.
+    `torch.func.vmap` forbids reading values, and on a GPU the CPU would have to wait for them. `demonstrated` marks
+    what comes from the table of demonstrations; only logged numbers look at it.
     """
 
     policy_logps: Float[Tensor, "*step completion"]
@@ -93,6 +94,7 @@ class Rows:
     role: Int[Tensor, "completion"]
     positions: Positions | None = None
     spans: Mapping[str, slice] | None = None
+    demonstrated: Bool[Tensor, "completion"] | None = None
 
     def of(self, role: str) -> Rows:
         """The completions of one role, in order. The n-th chosen one belongs to the n-th rejected one."""
@@ -217,45 +219,67 @@ class Objective:
             total = total + weight * term.loss(rows, settings).sum() / count.clamp(min=1)
         return total
 
-    def metrics(self, rows: Rows, settings: Mapping[str, float]) -> dict[str, Float[Tensor, "*step"]]:
-        """The logged numbers of a batch: `batch_metrics`, without rewards if this objective reads no reference."""
-        metrics = batch_metrics(rows, settings.get("beta", 1.0))
-        return {name: value for name, value in metrics.items() if self.reference or not name.startswith("reward/")}
+    def sums(self, rows: Rows, settings: Mapping[str, float]) -> Sums:
+        """The logged numbers of a batch: `metric_sums`, without rewards if this objective reads no reference."""
+        found = metric_sums(rows, settings.get("beta", 1.0))
+        return {name: value for name, value in found.items() if self.reference or not name.startswith("reward/")}
 
 
-def mean_metrics(entries: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-    """The mean of each metric over the batches that have it. {a: 1} and {a: 2, b: 5} give a 1.5, b 5."""
-    found: dict[str, list[Tensor]] = {}
-    for entry in entries:
-        for name, value in entry.items():
-            found.setdefault(name, []).append(value)
-    return {name: torch.stack(values).mean().item() for name, values in sorted(found.items())}
+Sums = Mapping[str, Float[Tensor, "*step 2"]]  # of each metric the sum over completions, and their number
 
 
-def batch_metrics(rows: Rows, beta: float) -> dict[str, Float[Tensor, "*step"]]:
-    """Rewards (beta included) and log-probabilities of a batch, under the same names for every objective.
+def metric_sums(rows: Rows, beta: float) -> dict[str, Float[Tensor, "*step 2"]]:
+    """Of rewards (beta included) and log-probabilities the sums over completions and their numbers, for any objective.
 
-    A completion with a label or score above one half counts as chosen. A metric without completions is left out. Rows
-    of many steps may be given at once if all steps have the same roles. Then a metric is NaN at a step without such.
+    A completion with a label or score above one half counts as chosen, unless it comes from the demonstrations, which
+    are counted apart. A metric without completions is left out. Rows of many steps may be given at once if all steps
+    have the same roles. `means_of` divides. So parts of a step can be added up first.
     """
     rewards = implicit_reward(rows.policy_logps, rows.reference_logps, beta).detach()
     logps = rows.policy_logps.detach()
     real = rows.role != ROLE_INDEX["mismatched"]
-    demonstration = (rows.role == ROLE_INDEX["demonstration"]).expand(logps.shape)
+    demonstration = rows.role == ROLE_INDEX["demonstration"]
+    if rows.demonstrated is not None:
+        demonstration = demonstration | rows.demonstrated
+    demonstration = demonstration.expand(logps.shape)
     chosen = (rows.role == ROLE_INDEX["chosen"]) | (real & ~demonstration & (rows.scores > 0.5))
-    rejected = (rows.role == ROLE_INDEX["rejected"]) | (real & (rows.scores <= 0.5))
-    metrics = {}
+    rejected = (rows.role == ROLE_INDEX["rejected"]) | (real & ~demonstration & (rows.scores <= 0.5))
+    sums = {}
     for name, here in (("chosen", chosen), ("rejected", rejected), ("demonstration", demonstration)):
         if here.any():
-            metrics[f"reward/{name}"], metrics[f"logps/{name}"] = _mean(rewards, here), _mean(logps, here)
-    if chosen.any() and rejected.any():
-        metrics["reward/margin"] = metrics["reward/chosen"] - metrics["reward/rejected"]
+            sums[f"reward/{name}"], sums[f"logps/{name}"] = _sum(rewards, here), _sum(logps, here)
     first, second = (rewards[..., rows.role == ROLE_INDEX[role]] for role in ("chosen", "rejected"))
     if first.numel():
-        metrics["reward/accuracy"] = (first > second).float().mean(-1)
-    return metrics
+        higher = first > second
+        sums["reward/accuracy"] = _sum(higher.to(rewards.dtype), torch.ones_like(higher))
+    return sums
 
 
-def _mean(values: Float[Tensor, "*step completion"], here: Bool[Tensor, "*step completion"]) -> Float[Tensor, "*step"]:
-    """The mean over the completions where `here` is True. NaN if there are none."""
-    return values.where(here, 0.0).sum(-1) / here.sum(-1)
+def means_of(sums: Sums) -> dict[str, Float[Tensor, "*step"]]:
+    """Means of `metric_sums`, and `reward/margin`: the mean reward of the chosen minus that of the rejected.
+
+    Sums (6, 2) and (1, 1) of chosen and rejected rewards give 3, 1 and a margin of 2. NaN without completions.
+    """
+    means = {name: value[..., 0] / value[..., 1] for name, value in sorted(sums.items())}
+    if {"reward/chosen", "reward/rejected"} <= set(means):
+        means["reward/margin"] = means["reward/chosen"] - means["reward/rejected"]
+    return means
+
+
+def added(entries: Sequence[Sums]) -> dict[str, Float[Tensor, "*step 2"]]:
+    """Sums of several batches as those of one. {a: (1, 1)} and {a: (3, 1), b: (5, 2)} give a (4, 2), b (5, 2)."""
+    found: dict[str, Tensor] = {}
+    for entry in entries:
+        for name, value in entry.items():
+            found[name] = found[name] + value if name in found else value
+    return found
+
+
+def batch_metrics(rows: Rows, beta: float) -> dict[str, Float[Tensor, "*step"]]:
+    """`means_of` the `metric_sums` of a batch."""
+    return means_of(metric_sums(rows, beta))
+
+
+def _sum(values: Float[Tensor, "*step completion"], here: Bool[Tensor, "*step completion"]) -> Float[Tensor, "*step 2"]:
+    """The sum over the completions where `here` is True, and their number."""
+    return torch.stack([values.where(here, 0.0).sum(-1), here.sum(-1).to(values.dtype)], -1)

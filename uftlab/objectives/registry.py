@@ -1,7 +1,7 @@
 """The registry: every objective as terms of `uftlab.losses`, with what it needs, its source and how sure we are of it.
 
 To add one, write a function and a line here (docs/how_to_add_a_loss.md). It is then a method of that name, runs in
-`uftlab run --methods` and in `UFTTrainer`, gets a card in docs/methods and is tested with all others.
+`uftlab run --methods` and in `ObjectiveTrainer`, gets a card in docs/methods and is tested with all others.
 """
 
 from __future__ import annotations

@@ -34,13 +34,17 @@ UNKNOWN_REFUSED = 0.5  # largest share of rows with unknown words
 
 @dataclass(frozen=True)
 class Completion:
-    """One tokenised completion with its prompt. `score` is the feedback, NaN if there is none."""
+    """One tokenised completion with its prompt. `score` is the feedback, NaN if there is none.
+
+    `demonstrated` says that it comes from the table of demonstrations, whatever its role in the loss.
+    """
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     role: str
     score: float = float("nan")
     reference_logps: float = field(default=float("nan"), compare=False)
+    demonstrated: bool = field(default=False, compare=False)
 
     def key(self) -> bytes:
         """A digest of the tokens. Equal tokens have equal keys."""

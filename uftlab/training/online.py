@@ -176,12 +176,12 @@ class Rollouts:
     def reference_logps(self, rows: Sequence[Completion]) -> list[float]:
         """log pi_ref of each sample in nats."""
         self.forwards += len(rows)
-        return reference_logps(self.reference, rows, self.task.pad).tolist()
+        return reference_logps(self.reference, rows).tolist()
 
     def rollout_logps(self, rows: Sequence[Completion]) -> list[float]:
         """log pi of each sample in nats under the policy as it is: the one that sampled them."""
         self.forwards += len(rows)
-        return read_logps(self.task.policy, rows, self.task.pad).tolist()
+        return read_logps(self.task.policy, rows).tolist()
 
 
 Label = Callable[[Rollouts, list[Completion], float], list[Completion]]

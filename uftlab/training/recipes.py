@@ -8,6 +8,7 @@ in `uftlab.training.online`. `uftlab.training.stages` knows all of them by name 
 from __future__ import annotations
 
 import copy
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
-from uftlab.engine.trainer import HeldTrainer, Quiet, UFTTrainer, training_arguments
+from uftlab.engine.trainer import HeldTrainer, Quiet, ObjectiveTrainer, training_arguments
 from uftlab.errors import InputError
 from uftlab.losses.weights import l2_to_start
 from uftlab.models.logps import ReferenceCache
@@ -28,7 +29,7 @@ from uftlab.models.policies import evaluation_mode
 from uftlab.objectives.objective import Objective
 from uftlab.objectives.registry import objective_named
 from uftlab.rows.table import KINDS, convert, kind_of
-from uftlab.rows.tokens import Example, Tokens, collate, interleave, with_mismatched, with_quantiles
+from uftlab.rows.tokens import Example, Tokens, interleave, with_mismatched, with_quantiles
 from uftlab.training.methods import Method, Stage, all_methods, data_kinds, tables_of
 from uftlab.training.reward_functions import Reward
 
@@ -79,6 +80,8 @@ def sources(
         )
         share = stage.demonstrations if name == "demonstrations" else 1 - stage.demonstrations
         per_step.append(max(1, round(batch * share) // (2 if kind == "preference" else 1)))
+        if name == "demonstrations":
+            made = [tuple(replace(c, demonstrated=True) for c in example) for example in made]
         made = with_quantiles(made) if objective.quantiles else made
         examples.append(with_mismatched(made) if objective.mismatched else made)
     return examples, per_step
@@ -144,26 +147,30 @@ def prepare(
     refer: Callable[[Sequence[Example]], list[Example]],
     batch: int = BATCH,
     max_length: int | None = None,
+    whole: bool = True,
 ) -> StageData:
     """Tokens, reference log-probabilities, resolved settings and the order of training of a stage.
 
     Args:
         refer: fills in the reference log-probabilities of examples.
+        whole: whether the reference reads all rows, or only those that are used. `beta_nats` is of all rows.
     """
     objective = objective_named(stage.objective)
     examples, per_step = sources(stage, tables, tokens, batch, max_length)
-    referred = 0
-    if objective.reference:
-        referred = distinct(examples)
+    whole = objective.reference and (whole or "beta_nats" in settings)
+    read = examples
+    if whole:
         examples = [refer(source) for source in examples]
-    chosen = resolve_settings(objective, settings, examples)
+    order = interleave(examples, per_step, steps, seed)
+    if objective.reference and not whole:
+        read, order = [order], refer(order)
     return StageData(
         objective,
         steps,
-        chosen,
-        interleave(examples, per_step, steps, seed),
+        resolve_settings(objective, settings, examples),
+        order,
         sum(per_step),
-        referred,
+        distinct(read) if objective.reference else 0,
         stage.chosen(settings),
     )
 
@@ -191,6 +198,8 @@ class Task:
         settings: `learning_rate`, settings of the objective, and options of the recipe.
         references: what was read of references before.
         arguments: passed on to `TrainingArguments`; they win over the defaults.
+        whole: whether the reference reads all rows, or only those that are used.
+        held_out: tables like `tables`, whose loss and margins are logged during training.
     """
 
     policy: nn.Module
@@ -207,16 +216,13 @@ class Task:
     reward: Reward | None = None
     references: ReferenceCache = field(default_factory=ReferenceCache)
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    whole: bool = True
+    held_out: Mapping[str, Dataset] = field(default_factory=dict)
 
     @property
     def objective(self) -> Objective:
         """The objective of its stage."""
         return objective_named(self.stage.objective)
-
-    @property
-    def pad(self) -> int:
-        """The token that fills batches."""
-        return self.tokens.tokenizer.pad_token_id  # type: ignore[return-value]
 
     def option(self, name: str) -> float:
         """One of the recipe's own settings: what the user set, else the stage's default."""
@@ -232,7 +238,7 @@ class Task:
 
     def refer(self, examples: Sequence[Example]) -> list[Example]:
         """The examples with log-probabilities of the policy as it is now."""
-        return self.references.fill(self.policy, examples, self.pad)
+        return self.references.fill(self.policy, examples)
 
     def resolved(self, examples: Sequence[Sequence[Example]]) -> dict[str, float]:
         """Settings of the objective, beta in nats turned into beta over the given completions."""
@@ -243,7 +249,7 @@ class Task:
         return replace(self, policy=copy.deepcopy(self.policy), stage=stage, steps=steps, callbacks=(Quiet(),))
 
 
-def offline(task: Task, trainer: Callable[..., UFTTrainer] = UFTTrainer, **arguments: Any) -> Record:
+def offline(task: Task, trainer: Callable[..., ObjectiveTrainer] = ObjectiveTrainer, **arguments: Any) -> Record:
     """The recipe of every stage that names no other: one objective on its tables.
 
     A stage with the option `l2` is pulled to the weights that it starts from (`uftlab.losses.weights.l2_to_start`).
@@ -258,38 +264,53 @@ def offline(task: Task, trainer: Callable[..., UFTTrainer] = UFTTrainer, **argum
         raise InputError("A stage trained here", "be offline", task.stage.recipe, "Call uftlab.training.stages.run")
     data = prepare(
         task.stage, task.tables, task.tokens, task.settings, task.steps, task.seed, task.refer, task.batch,
-        task.max_length,
+        task.max_length, task.whole,
     )  # fmt: skip
     if data.options.get("l2"):
         trainer = partial(HeldTrainer, penalty=partial(l2_to_start, strength=data.options["l2"]))
-    wanted = {"per_device_train_batch_size": data.per_step, "seed": task.seed, "max_steps": task.steps}
-    wanted |= {**task.arguments, **arguments}
+    wanted = {"seed": task.seed, "max_steps": task.steps, **task.arguments, **arguments}
+    wanted |= {"per_device_train_batch_size": share_of_a_step(data.per_step, wanted)}
+    if task.held_out:
+        held = [c for source in replace(task, tables=task.held_out).examples() for c in source]
+        trainer = partial(trainer, held_out=task.refer(held) if data.objective.reference else held)
     trained = fit(
-        trainer, task.policy, task.folder, data.order, data.objective, data.settings, task.pad, task.callbacks, **wanted
+        trainer, task.policy, task.folder, data.order, data.objective, data.settings, task.callbacks, **wanted
     )
     return data.record(history_of(trained))
 
 
+def share_of_a_step(examples: int, arguments: Mapping[str, Any]) -> int:
+    """Examples of a micro-batch in one process: those of a step over processes and accumulated micro-batches.
+
+    Raises:
+        InputError: when they do not divide.
+    """
+    parts = int(os.environ.get("WORLD_SIZE", 1)) * int(arguments.get("gradient_accumulation_steps", 1))
+    if examples % parts:
+        what, remedy = "The examples of a step", "Change --batch or --accumulation"
+        raise InputError(what, f"divide into {parts} equal parts (processes x accumulation)", examples, remedy)
+    return examples // parts
+
+
 def fit(
-    trainer: Callable[..., UFTTrainer],
+    trainer: Callable[..., ObjectiveTrainer],
     policy: nn.Module,
     folder: str,
     data: Any,
     objective: Objective,
     settings: Mapping[str, float],
-    pad_id: int,
     callbacks: Sequence[TrainerCallback],
     **arguments: Any,
-) -> UFTTrainer:
+) -> ObjectiveTrainer:
     """Make a trainer from resolved settings, learning rate among them, and train; `arguments` win over the defaults."""
     own = {name: value for name, value in settings.items() if name != "learning_rate"}
     made = training_arguments(folder, **{"learning_rate": settings["learning_rate"], **arguments})
-    trained = trainer(policy, made, data, objective, own, pad_id=pad_id, callbacks=list(callbacks))
+    trained = trainer(policy, made, data, objective, own, callbacks=list(callbacks))
     trained.train(resume_from_checkpoint=arguments.get("resume_from_checkpoint"))
     return trained
 
 
-def history_of(trainer: UFTTrainer) -> list[dict[str, float]]:
+def history_of(trainer: ObjectiveTrainer) -> list[dict[str, float]]:
     """What was logged, without the library's summary of the run."""
     return [{k: float(v) for k, v in entry.items()} for entry in trainer.state.log_history[:-1]]
 
@@ -299,7 +320,7 @@ def history_of(trainer: UFTTrainer) -> list[dict[str, float]]:
 Feed = Callable[["FedTrainer", int], list[Example]]
 
 
-class FedTrainer(UFTTrainer):
+class FedTrainer(ObjectiveTrainer):
     """Asks for the examples of a step when that step begins, so that they may depend on the policy as it is then.
 
     One trainer from first to last: optimiser state and schedule go on, whoever makes the batches. A data loader
@@ -319,16 +340,15 @@ class FedTrainer(UFTTrainer):
         feed: Feed,
         objective: Objective,
         settings: Mapping[str, float] | None = None,
-        pad_id: int = 0,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         parts = args.world_size * args.gradient_accumulation_steps
         if parts > 1:
             what, remedy = "A recipe that makes its batches as it goes", "Use one process and no accumulation"
             raise InputError(what, "make each step in one batch", f"{parts} parts", remedy)
-        super().__init__(model, args, [()] * args.max_steps, objective, settings, pad_id, callbacks)
+        super().__init__(model, args, [()] * args.max_steps, objective, settings, callbacks)
         self.data_collator = list  # type: ignore[assignment]
-        self.feed, self.pad_id, self.completions = feed, pad_id, 0
+        self.feed, self.completions = feed, 0
         self.last_loss = float("nan")
 
     def check(self, objective: Objective, examples: Any) -> None:
@@ -339,7 +359,7 @@ class FedTrainer(UFTTrainer):
     ) -> tuple[list, Tensor | None]:
         """The batch of the step that begins now."""
         next(epoch_iterator)
-        batch = collate(self.feed(self, self.state.global_step), self.pad_id)
+        batch = self.batch(self.feed(self, self.state.global_step))
         self.completions += len(batch["role"])
         return [batch], self._get_num_items_in_batch([batch], device)
 
@@ -351,24 +371,22 @@ class FedTrainer(UFTTrainer):
 
     def loss_of(self, examples: Sequence[Example]) -> float:
         """The objective's value on examples under the policy as it is, without a step."""
-        batch = self._prepare_inputs(collate(examples, self.pad_id))
+        batch: Any = self._prepare_inputs(self.batch(examples))
         model: Any = self.model
         with torch.no_grad(), evaluation_mode(model):
             loss = super().compute_loss(model, batch)
-        self._metrics.pop()
+        self._sums.pop()
         return float(loss)
 
     def note(self, metrics: Mapping[str, float]) -> None:
         """Adds numbers to what is logged next."""
-        self._metrics.append({name: torch.tensor(float(value)) for name, value in metrics.items()})
+        self._sums.append({name: torch.tensor([float(value), 1.0]) for name, value in metrics.items()})
 
 
 def feed_steps(task: Task, feed: Feed, settings: Mapping[str, float]) -> FedTrainer:
     """Train the policy of a task on what a feed gives, one batch of any size per step."""
     wanted = {"per_device_train_batch_size": 1, "seed": task.seed, "max_steps": task.steps, **task.arguments}
-    trained = fit(
-        FedTrainer, task.policy, task.folder, feed, task.objective, settings, task.pad, task.callbacks, **wanted
-    )
+    trained = fit(FedTrainer, task.policy, task.folder, feed, task.objective, settings, task.callbacks, **wanted)
     assert isinstance(trained, FedTrainer)
     return trained
 

@@ -22,7 +22,6 @@ from transformers import AutoModelForSequenceClassification, Trainer
 from uftlab.engine.trainer import Quiet, training_arguments
 from uftlab.errors import InputError
 from uftlab.losses.rewards import margin
-from uftlab.models.logps import row_batches
 from uftlab.models.policies import evaluation_mode
 from uftlab.rows.table import kind_of
 from uftlab.rows.tokens import Completion, Example, Tokens, collate, interleave
@@ -94,6 +93,9 @@ def world_reward(seed: int, length_bonus: int = 1) -> Reward:
 # ------------------------------------------------------------------------------------ a trained one
 
 
+ROWS = 64  # that a reward model reads at a time
+
+
 class RewardModel:
     """A scalar head on a copy of a language model, and the mean reward that it gave to the completions it learned from.
 
@@ -115,7 +117,10 @@ class RewardModel:
         """R of each completion, in nats of Bradley and Terry's preference; only differences mean anything."""
         found = torch.zeros(len(rows))
         with torch.no_grad(), evaluation_mode(self.model):
-            for here, batch in row_batches(self.model, rows, self.tokens.tokenizer.pad_token_id):
+            order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt_ids) + len(rows[i].completion_ids))
+            for start in range(0, len(order), ROWS):
+                here = order[start : start + ROWS]
+                batch = collate([(rows[i],) for i in here], self.tokens.tokenizer.pad_token_id)  # type: ignore[arg-type]
                 found[here] = rewards_of(self.model, batch).cpu()
         return found
 

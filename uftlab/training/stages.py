@@ -1,7 +1,7 @@
 """The one place where stages are trained: `run` alone chooses recipe, engine, device, batch size and reference cache.
 
 Stages of tiny models with the recipe "offline" and equally many steps are trained by one stack
-(`uftlab.engine.population`). All others are trained one after the other by `UFTTrainer`, as their recipe says.
+(`uftlab.engine.population`). All others are trained one after the other by `ObjectiveTrainer`, as their recipe says.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -116,6 +118,8 @@ def run(
     max_length: int | None = None,
     progress: Progress | None = None,
     callbacks: Sequence[TrainerCallback] | None = None,
+    folder: Path | None = None,
+    held_out: Mapping[str, Dataset] | None = None,
     **arguments: Any,
 ) -> list[Trained]:
     """Train all jobs, each for its number of optimiser steps of `batch` completions.
@@ -125,8 +129,10 @@ def run(
         max_length: rows with more tokens are dropped, with a warning.
         progress: is told how many optimiser steps were made since it was last called.
         callbacks: of the trainer; by default nothing is printed.
+        folder: where the trainer saves checkpoints; by default a temporary one.
+        held_out: tables whose loss and margins are logged during training.
         arguments: passed on to `TrainingArguments`; they win over the defaults. With arguments or callbacks every job
-            goes through `UFTTrainer`.
+            goes through `ObjectiveTrainer`.
 
     Raises:
         InputError: for a recipe that is not registered, or rows that a stage cannot learn from.
@@ -144,7 +150,9 @@ def run(
             stacks.setdefault(job.steps, []).append(number)
         else:
             watching = (Quiet(),) if callbacks is None else callbacks
-            made[number] = _trained_alone(job, tokens, batch, max_length, progress, watching, arguments)
+            made[number] = _trained_alone(
+                job, tokens, batch, max_length, progress, watching, arguments, folder, held_out or {}
+            )
     for numbers in stacks.values():
         together = [jobs[number] for number in numbers]
         trained = _trained_together(together, tokens, device or usual_device(), batch, max_length, progress)
@@ -243,8 +251,10 @@ def _trained_alone(
     progress: Progress | None,
     callbacks: Sequence[TrainerCallback],
     arguments: Mapping[str, Any],
+    folder: Path | None,
+    held_out: Mapping[str, Dataset],
 ) -> Trained:
-    """A job by `UFTTrainer`. The random state depends on the job's seed alone."""
+    """A job by `ObjectiveTrainer`. The random state depends on the job's seed alone."""
     tiny = isinstance(job.start, Tensor)
     watch = _Watch(job.snapshots_at if tiny else (), progress)
     wanted = {"logging_steps": max(1, job.steps // 20), **arguments}
@@ -253,12 +263,13 @@ def _trained_alone(
         policy = LlamaForCausalLM(tiny_config())
         policy.load_state_dict(unflatten(job.start.cpu(), layout()), strict=False)
     set_seed(job.seed)
-    with tempfile.TemporaryDirectory(prefix="uftlab-") as folder:
-        _move(policy, training_arguments(folder, **wanted))
+    place: Any = tempfile.TemporaryDirectory(prefix="uftlab-") if folder is None else nullcontext(str(folder))
+    with place as saved:
+        _move(policy, training_arguments(saved, **wanted))
         record = RECIPES[job.stage.recipe](
             Task(
-                policy, job.stage, job.tables, tokens, job.settings, job.steps, job.seed, folder, batch, max_length,
-                (watch, *callbacks), job.reward, job.references, wanted,
+                policy, job.stage, job.tables, tokens, job.settings, job.steps, job.seed, saved, batch, max_length,
+                (watch, *callbacks), job.reward, job.references, wanted, tiny, held_out,
             )
         )  # fmt: skip
     return Trained(record, {**watch.kept, job.steps: flatten(policy.state_dict(), layout())} if tiny else {})
