@@ -15,11 +15,12 @@ import itertools
 import random
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from typing import Any, cast
+from functools import cache, cached_property
+from typing import Any, Literal, cast
 
 import torch
 from datasets import Dataset
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -55,6 +56,11 @@ class Completion:
 Example = tuple[Completion, ...]  # completions that must stay in one batch: one, or the two of a pair
 
 
+# Conversations that show how a template ends an answer. The second serves templates that want a system message.
+_QUESTION, _ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
+_PROBES = ([_QUESTION], [{"role": "system", "content": "be brief"}, _QUESTION])
+
+
 def _plain(text: str | list[dict]) -> str:
     if not isinstance(text, str):
         raise InputError("A tokenizer for chat messages", "have a chat template", "none", "Use plain strings")
@@ -62,7 +68,21 @@ def _plain(text: str | list[dict]) -> str:
 
 
 class Tokens:
-    """Converts prompts and completions to token ids, with the chat template if the tokenizer has one."""
+    """Converts prompts and completions to token ids, with the chat template if the tokenizer has one.
+
+    The ids of a prompt and of its completion together are those of the whole conversation, tokenised at once. So
+    nothing is added at the boundary, for instance no space by SentencePiece. A row with a token that lies on both sides
+    of the boundary is refused. With a chat template:
+
+    - A template that closes an answer with a special token teaches the model this token, for instance `<|im_end|>` or
+      `<|eot_id|>`, even if the tokenizer names another token as its end. `stop_ids` holds both.
+    - After a template that closes an answer with nothing, the end token of the tokenizer is added.
+    - A space before the answer belongs to the completion, in training and in generation, because most tokenizers make
+      it a part of the first word.
+
+    Without a template the ids are the begin token if there is one, the text, and the end token. Then a completion is
+    tokenised as a continuation of any text if a token would lie on both sides of the boundary.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.eos_token_id is None:
@@ -72,59 +92,129 @@ class Tokens:
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def _render(self, messages: list[dict], **options: Any) -> str:
+        try:
+            return cast(str, self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        except (TemplateError, TypeError, KeyError) as error:  # the template's own words, or what it lacks
+            remedy = "Change the messages, or use a model whose template accepts them"
+            raise InputError("The chat template", "accept the conversation", str(error).rstrip("."), remedy) from None
+
+    @cached_property
+    def _closing(self) -> tuple[int, ...]:
+        """The special tokens with which the template closes an answer."""
+        for question in _PROBES:
+            try:
+                whole = self._ids(self._render([*question, _ANSWER]))
+                break
+            except InputError as error:
+                refused = error
+        else:
+            raise refused
+        closing: list[int] = []
+        for token in reversed(whole):
+            if self._is_special(token):
+                closing.insert(0, token)
+            elif str(self.tokenizer.decode([token])).strip():
+                break
+        return tuple(closing)
+
+    def _is_special(self, token: int) -> bool:
+        added = self.tokenizer.added_tokens_decoder.get(token)
+        is_end = token == self.tokenizer.eos_token_id
+        return is_end or (added is not None and added.special and token != self.tokenizer.unk_token_id)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer: the end token, and those with which the template closes an answer."""
+        closing = () if self.tokenizer.chat_template is None else self._closing
+        return tuple(dict.fromkeys((self.tokenizer.eos_token_id, *closing)))
+
+    @property
+    def _begin(self) -> tuple[int, ...]:
+        """What comes before a plain text."""
+        return () if self.tokenizer.bos_token_id is None else (self.tokenizer.bos_token_id,)
+
     def _prompt_text(self, prompt: str | list[dict]) -> str:
         if self.tokenizer.chat_template is None:
-            return (self.tokenizer.bos_token or "") + _plain(prompt)
-        messages = as_messages(prompt, "user")
-        return self._render(messages, add_generation_prompt=True)
-
-    def _render(self, messages: list[dict], **options: Any) -> str:
-        return cast(str, self.tokenizer.apply_chat_template(messages, tokenize=False, **options))
+            return _plain(prompt)
+        return self._render(as_messages(prompt, "user"), add_generation_prompt=True).rstrip(" ")
 
     def prompt(self, prompt: str | list[dict]) -> tuple[int, ...]:
-        """Ids of a prompt, up to the place where the answer starts."""
-        return self._ids(self._prompt_text(prompt))
+        """Ids of a prompt, up to the place where the answer starts.
+
+        Raises:
+            InputError: when the template refuses the prompt.
+        """
+        ids = self._ids(self._prompt_text(prompt))
+        return ids if self.tokenizer.chat_template is not None else (*self._begin, *ids)
 
     def prompts(self, prompts: Sequence[str | list[dict]]) -> list[tuple[int, ...]]:
         """The ids of many prompts at once, which takes half the time."""
         lines = [self._prompt_text(prompt) for prompt in prompts]
         if not lines:
             return []  # the tokenizers of the library refuse an empty list
-        return [tuple(ids) for ids in self.tokenizer(lines, add_special_tokens=False)["input_ids"]]
+        begin = () if self.tokenizer.chat_template is not None else self._begin
+        return [(*begin, *ids) for ids in self.tokenizer(lines, add_special_tokens=False)["input_ids"]]
 
     def completion(self, prompt: str | list[dict], completion: str | list[dict]) -> tuple[int, ...]:
-        """Ids of a completion and its end token. They are tokenised without the prompt, so the boundary is exact."""
-        if self.tokenizer.chat_template is None:
-            return (*self._ids(_plain(completion)), self.tokenizer.eos_token_id)
-        messages = as_messages(prompt, "user") + as_messages(completion, "assistant")
-        start = self._prompt_text(prompt)
-        whole = self._render(messages)
-        if not whole.startswith(start):
-            remedy = "Use a template that renders a conversation as a prefix of its continuation"
-            raise InputError("The chat template", "keep the prompt unchanged before the answer", whole[:80], remedy)
-        return self._ids(whole[len(start) :])
+        """Ids of a completion and of the token that ends it: what follows the ids of the prompt in the conversation.
 
-    def examples(self, table: Dataset, max_length: int | None = None) -> list[Example]:
+        Raises:
+            InputError: when the template refuses the conversation or changes the prompt once there is an answer, or
+                when a token lies on both sides of the boundary.
+        """
+        start = self.prompt(prompt)
+        if self.tokenizer.chat_template is None:
+            whole = (*self._begin, *self._ids(_plain(prompt) + _plain(completion)))
+            ids = whole[len(start) :] if whole[: len(start)] == start else self._continuation(_plain(completion))
+            return (*ids, self.tokenizer.eos_token_id)
+        text = self._render(as_messages(prompt, "user") + as_messages(completion, "assistant"))
+        whole = self._ids(text)
+        if whole[: len(start)] == start:
+            return whole[len(start) :] if self._closing else (*whole[len(start) :], self.tokenizer.eos_token_id)
+        if not text.startswith(self._prompt_text(prompt)):
+            remedy = "Use a template that renders a conversation as a prefix of its continuation"
+            raise InputError(
+                "The chat template", "keep the prompt unchanged before the answer", repr(text[:80]), remedy
+            )
+        shared = next((n for n, (a, b) in enumerate(zip(start, whole, strict=False)) if a != b), len(whole))
+        got = repr(self.tokenizer.decode(list(whole[shared : shared + 1])))
+        remedy = "Drop the row, or use a template that puts a special token before the answer"
+        raise InputError(
+            "The tokenizer", "have a boundary of tokens where the answer starts", f"the token {got}", remedy
+        )
+
+    def _continuation(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that follows another. After a line break SentencePiece adds no space of its own."""
+        mark = self._ids("\n")
+        both = self._ids("\n" + text)
+        return both[len(mark) :] if both[: len(mark)] == mark else self._ids(text)
+
+    def examples(
+        self, table: Dataset, max_length: int | None = None, on_bad_row: Literal["refuse", "drop"] = "refuse"
+    ) -> list[Example]:
         """Tokenise a table into examples, one for each row.
 
         Args:
             max_length: rows with more tokens, prompt plus completion, are dropped with a warning. None keeps all.
+            on_bad_row: whether a row that cannot be tokenised is an error or is dropped with a warning.
 
         Raises:
-            InputError: when half of the rows or more have words that the tokenizer does not know.
+            InputError: when a row cannot be tokenised; the message names the row. Also when half of the rows or more
+                have words that the tokenizer does not know.
         """
         kind = kind_of(table.column_names)
         examples: list[Example] = []
-        for row in table:
-            prompt = self.prompt(row["prompt"])
-            if kind == "preference":
-                sides = [("chosen", row["chosen"]), ("rejected", row["rejected"])]
-                example = tuple(Completion(prompt, self.completion(row["prompt"], y), role) for role, y in sides)
-            else:
-                ids = self.completion(row["prompt"], row["completion"])
-                feedback = {"scored": row.get("score"), "label": row.get("label"), "demonstration": 1.0}[kind]
-                example = (Completion(prompt, ids, kind, float(feedback)),)
-            examples.append(example)
+        refused: list[InputError] = []
+        for number, row in enumerate(table, start=1):
+            try:
+                examples.append(self._example(row, kind))
+            except InputError as error:
+                refused.append(error.at(f"Row {number} of the {kind} table"))
+                if on_bad_row == "refuse" or len(refused) == len(table):
+                    raise refused[-1] from None
+        if refused:
+            print(f"warning: dropped {len(refused)} of {len(table)} rows that cannot be tokenised. {refused[0]}")
         self._check_known(examples)
         kept = [e for e in examples if max_length is None or max(map(_length, e)) <= max_length]
         if not kept:
@@ -133,13 +223,23 @@ class Tokens:
             print(f"warning: dropped {len(examples) - len(kept)} of {len(examples)} rows over {max_length} tokens")
         return kept
 
+    def _example(self, row: dict[str, Any], kind: str) -> Example:
+        prompt = self.prompt(row["prompt"])
+        if kind == "preference":
+            sides = [("chosen", row["chosen"]), ("rejected", row["rejected"])]
+            return tuple(Completion(prompt, self.completion(row["prompt"], y), role) for role, y in sides)
+        ids = self.completion(row["prompt"], row["completion"])
+        feedback: Any = {"scored": row.get("score"), "label": row.get("label"), "demonstration": 1.0}[kind]
+        return (Completion(prompt, ids, kind, float(feedback)),)
+
     def once(self, key: Hashable, make: Callable[[], list[Example]]) -> list[Example]:
         """What `make` gives. `RememberingTokens` does not make it again for the same key."""
         return make()
 
     def _check_known(self, examples: list[Example]) -> None:
-        unknown = self.tokenizer.unk_token_id
-        if unknown is None:
+        unknown, tokenizer = self.tokenizer.unk_token_id, self.tokenizer
+        # GPT-2, Pythia, OPT and SmolLM name one token for begin, end and unknown: then it says nothing about the words.
+        if unknown is None or unknown in (tokenizer.bos_token_id, *self.stop_ids):
             return
         bad = sum(any(unknown in c.prompt_ids or unknown in c.completion_ids for c in e) for e in examples)
         share = bad / len(examples)
@@ -158,8 +258,8 @@ class RememberingTokens(Tokens):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(tokenizer)
-        self.prompt = cache(super().prompt)  # type: ignore[assignment,method-assign]
-        self.completion = cache(super().completion)  # type: ignore[assignment,method-assign]
+        self.prompt = _remembering(super().prompt)  # type: ignore[method-assign]
+        self.completion = _remembering(super().completion)  # type: ignore[method-assign]
         self._made: dict[Hashable, list[Example]] = {}
 
     def once(self, key: Hashable, make: Callable[[], list[Example]]) -> list[Example]:
@@ -168,6 +268,12 @@ class RememberingTokens(Tokens):
             self._made = dict(list(self._made.items())[1 - self.TABLES :])
             self._made[key] = make()
         return self._made[key]
+
+
+def _remembering(ids_of: Callable[..., tuple[int, ...]]) -> Callable[..., tuple[int, ...]]:
+    """The same function of texts, which computes each ids once. Messages are no keys, so they are computed again."""
+    remembered = cache(ids_of)
+    return lambda *texts: (remembered if all(isinstance(t, str) for t in texts) else ids_of)(*texts)
 
 
 def _length(completion: Completion) -> int:
