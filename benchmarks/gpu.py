@@ -32,7 +32,7 @@ from transformers import set_seed
 from uftlab.engine import population
 from uftlab.engine.population import Member, train
 from uftlab.engine.stack import flatten
-from uftlab.engine.trainer import Quiet, ObjectiveTrainer
+from uftlab.engine.trainer import ObjectiveTrainer, Quiet
 from uftlab.models.generation import generate_ids
 from uftlab.models.logps import ReferenceCache, read_logps
 from uftlab.models.policies import TINY, frozen_copy, load_base, load_policy, with_lora

@@ -102,8 +102,8 @@ def readme_lines(parts: Parts) -> str:
         [
             f"On one {fast['device']} ([all numbers](docs/gpu.md); `benchmarks/gpu.sh` measures them again):",
             "",
-            f"- **{small['speedup_over_trainer']:.0f}** times as fast as `ObjectiveTrainer` for 64 models, one after the"
-            f" other; **{large['speedup_over_trainer']:.0f}** times for 1,024 models.",
+            f"- **{small['speedup_over_trainer']:.0f}** times as fast as `ObjectiveTrainer` for 64 models, one after"
+            f" the other; **{large['speedup_over_trainer']:.0f}** times for 1,024 models.",
             f"- **{grid['seconds']:.0f}** s for a grid of {grid['members']} models, {grid['steps']:,} steps each,"
             " measured at the end.",
             f"- **{study['seconds']:.0f}** s for the first study: {study['trials']} trials in sixteen worlds.",
@@ -165,8 +165,8 @@ def page(parts: Parts) -> str:
         "",
         "## How fast?",
         "",
-        f"UFT, 32 completions a step. `ObjectiveTrainer` takes {1000 * fast['trainer_seconds_per_step']:.1f} ms a step for",
-        "one model. GPU alone: the captured step without the making of batches, which the CPU does at the same time.",
+        f"UFT, 32 completions a step. `ObjectiveTrainer` takes {1000 * fast['trainer_seconds_per_step']:.1f} ms a step",
+        "for one model. GPU alone: the captured step without the making of batches, which the CPU does at the same time.",
         "The last two columns: operations and bytes that a step needs at least, over what a large matrix product and a",
         "large copy reach on this GPU.",
         "",

@@ -27,7 +27,7 @@ from uftlab.engine import population
 from uftlab.engine.packing import pack
 from uftlab.engine.population import Member, memory_per_member, train
 from uftlab.engine.stack import Weights, logits, token_logps
-from uftlab.engine.trainer import Quiet, ObjectiveTrainer
+from uftlab.engine.trainer import ObjectiveTrainer, Quiet
 from uftlab.evals.skills import measure
 from uftlab.models.policies import frozen_copy, load_base
 from uftlab.study import cohort

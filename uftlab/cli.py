@@ -378,48 +378,76 @@ def pretrain(
 # ----------------------------------------------------------------------------------------- one model
 
 
-@command(example="uftlab train --model tiny --demonstrations a.jsonl --feedback b.jsonl --steps 100 --out my-model")
+def _option(text: str, **more: Any) -> Any:
+    return typer.Option(help=text, show_default=False, **more)
+
+
+@command(
+    example="uftlab train --model tiny --demonstrations a.jsonl --feedback b.jsonl --steps 100 --out my-model",
+    interrupted="With --save-every, or after a finished stage, the same command with --resume goes on from there.",
+)
 def train(
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
-    model: Annotated[str, typer.Option(help="A folder in the hub's layout, a hub name, or tiny.")] = "tiny",
-    demonstrations: Annotated[Path | None, typer.Option(help="JSONL or Parquet: prompt, completion.")] = None,
-    feedback: Annotated[
-        Path | None, typer.Option(help="JSONL or Parquet: pairs (chosen, rejected), labels or scores.")
+    out: Annotated[str | None, _option("Folder for the checkpoint.")] = None,
+    model: Annotated[
+        str | None, _option("A folder in the hub's layout, an adapter's folder, a hub name, or tiny.")
     ] = None,
-    method: Annotated[str, typer.Option(help="See `uftlab methods`.")] = "uft",
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps over all stages.")] = 100,
-    batch: Annotated[int, typer.Option(min=2, help="Completions per step.")] = 32,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate; empty: the default, which is printed.", show_default=False)
+    demonstrations: Annotated[
+        str | None, _option("Prompts with answers to learn: a file, a folder, or a hub name (name:subset@split).")
     ] = None,
-    beta: Annotated[
-        float | None,
-        typer.Option(
-            help="KL strength of the implicit reward; empty: the default, which is printed.", show_default=False
-        ),
-    ] = None,
-    lora: Annotated[int, typer.Option(help="Rank of LoRA adapters; 0 trains all weights.")] = 0,
-    max_length: Annotated[int, typer.Option(help="Drop rows with more tokens, with a warning; 0 keeps all.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the data order and the adapters.")] = 0,
+    feedback: Annotated[str | None, _option("Pairs (chosen, rejected), labels or scores: the same.")] = None,
+    method: Annotated[str | None, _option("See `uftlab methods`; uft if empty.")] = None,
+    steps: Annotated[int | None, _option("Optimiser steps over all stages; 100 if empty.")] = None,
+    epochs: Annotated[float | None, _option("Passes over the largest table, instead of steps.")] = None,
+    batch: Annotated[int | None, _option("Completions per step, over all processes; 32 if empty.")] = None,
+    accumulation: Annotated[int | None, _option("Micro-batches of a step.")] = None,
+    learning_rate: Annotated[float | None, _option("Peak learning rate; the default is printed.")] = None,
+    beta: Annotated[float | None, _option("KL strength of the implicit reward; the default is printed.")] = None,
+    lora: Annotated[int | None, _option("Rank of LoRA adapters; 0 trains all weights.")] = None,
+    lora_alpha: Annotated[float | None, _option("Adapters count alpha / rank times; the rank if empty.")] = None,
+    lora_dropout: Annotated[float | None, _option("Dropout of the adapters' inputs.")] = None,
+    lora_targets: Annotated[str | None, _option("Names of modules with commas; all linear layers if empty.")] = None,
+    merge: Annotated[bool | None, _option("Save the whole model, adapters merged.")] = None,
+    max_length: Annotated[int | None, _option("Drop rows with more tokens, with a warning.")] = None,
+    train_on: Annotated[str | None, _option("Of a conversation, learn the last answer or all (last, all).")] = None,
+    layout: Annotated[str | None, _option("Of the rows, where it is not recognised; see docs/data.md.")] = None,
+    score_range: Annotated[str | None, _option("Lowest and highest rating, such as 1,10.")] = None,
+    on_bad_row: Annotated[str | None, _option("drop-empty, drop (with a count) or refuse.")] = None,
+    precision: Annotated[str | None, _option("fp32, bf16 or fp16 (mixed precision).")] = None,
+    gradient_checkpointing: Annotated[bool | None, _option("Less memory, more time.")] = None,
+    warmup: Annotated[float | None, _option("Share of the steps; 0.1 if empty.")] = None,
+    weight_decay: Annotated[float | None, _option("Of AdamW; 0 if empty.")] = None,
+    clip: Annotated[float | None, _option("Largest norm of a gradient; 0 clips nothing.")] = None,
+    dropout: Annotated[bool | None, _option("Dropout in the policy (never in the reference).")] = None,
+    held_out: Annotated[float | None, _option("Share of each table to evaluate loss and margins on.")] = None,
+    evaluate_every: Annotated[int | None, _option("Steps between evaluations.")] = None,
+    save_every: Annotated[int | None, _option("Steps between checkpoints, for --resume.")] = None,
+    log_every: Annotated[int | None, _option("Steps between logged lines; a twentieth of a stage if empty.")] = None,
+    log_to: Annotated[str | None, _option("Loggers with commas: tensorboard, trackio, wandb.")] = None,
+    samples: Annotated[int | None, _option("Answers before and after, to that many prompts.")] = None,
+    seed: Annotated[int | None, _option("Of the data order and the adapters.")] = None,
+    config: Annotated[Path | None, _option("A YAML file with these options; others win over it.")] = None,
+    change: Annotated[list[str] | None, typer.Option("--set", help="name=value, also stages.0.beta=0.01.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run in --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained; train nothing.")] = False,
 ) -> None:
     """Train a checkpoint from your own rows with any method."""
+    given = {name: value for name, value in locals().items() if name not in ("config", "change", "resume", "dry_run")}
+    from uftlab.engine.trainer import DivergedError
     from uftlab.training.checkpoint import train_checkpoint
+    from uftlab.training.configuration import TrainConfig, read_config
 
-    tables = {"demonstrations": demonstrations, "feedback": feedback}
-    settings = {"learning_rate": learning_rate, "beta": beta}
-    train_checkpoint(
-        out,
-        model,
-        {name: path for name, path in tables.items() if path is not None},
-        method,
-        steps=steps,
-        batch=batch,
-        settings={name: value for name, value in settings.items() if value is not None},
-        lora=lora,
-        max_length=max_length or None,
-        seed=seed,
-        say=_say,
-    )
+    if resume:
+        extra = [name for name, value in given.items() if value is not None and name != "out"]
+        if extra or config or change or out is None:
+            got = ", ".join(extra) or ("no --out" if out is None else "--config or --set")
+            raise InputError("--resume", "come with --out alone: the folder knows the rest", got, "Leave them out")
+        wanted = TrainConfig(out=out)
+    else:
+        wanted = read_config(config, change or (), **given)
+    try:
+        train_checkpoint(wanted, _say, resume, dry_run)
+    except DivergedError as error:
+        _fail(str(error), 1)
 
 
 # ----------------------------------------------------------------------------------------- notebooks

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 from uftlab.engine import population
 from uftlab.engine.population import Adam, Member, learning_rates, memory_per_member, spans_of, train
 from uftlab.engine.stack import Layout, flatten, unflatten
-from uftlab.engine.trainer import HeldTrainer, Quiet, ObjectiveTrainer, training_arguments
+from uftlab.engine.trainer import HeldTrainer, ObjectiveTrainer, Quiet, training_arguments
 from uftlab.errors import InputError
 from uftlab.losses import l2_to_start
 from uftlab.models.logps import ReferenceCache

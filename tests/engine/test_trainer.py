@@ -13,8 +13,8 @@ from uftlab.errors import InputError
 from uftlab.losses import l2_to_start
 from uftlab.models.logps import ReferenceCache, completion_logps
 from uftlab.objectives.registry import OBJECTIVES
-from uftlab.rows.table import as_labels, from_rows
 from uftlab.rows.batches import to_batch
+from uftlab.rows.table import as_labels, from_rows
 from uftlab.rows.tokens import Tokens, interleave, with_mismatched
 from uftlab.world.world import World, pairs
 

@@ -1,4 +1,4 @@
-"""Every objective in `ObjectiveTrainer` on a real model: accumulation, padding, order, live and cached references, LoRA."""
+"""Every objective in `ObjectiveTrainer` on a real model: accumulation, padding, order, references, LoRA."""
 
 import copy
 import math
@@ -13,8 +13,8 @@ from uftlab.errors import InputError
 from uftlab.models.logps import ReferenceCache, gather_logps, token_logps
 from uftlab.models.policies import with_lora
 from uftlab.objectives.registry import OBJECTIVES
-from uftlab.rows.table import as_labels, from_rows
 from uftlab.rows.batches import to_batch
+from uftlab.rows.table import as_labels, from_rows
 from uftlab.rows.tokens import Completion, Tokens, with_mismatched, with_quantiles
 from uftlab.world.world import World, pairs
 

@@ -17,8 +17,8 @@ from uftlab.errors import InputError
 from uftlab.models.logps import ReferenceCache, completion_logps, token_logps
 from uftlab.objectives.objective import batch_metrics
 from uftlab.objectives.registry import OBJECTIVES
-from uftlab.rows.table import from_rows
 from uftlab.rows.batches import to_batch
+from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Completion, Tokens, collate, interleave, with_mismatched
 
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)

@@ -10,7 +10,7 @@ import torch
 from trials import TINY, WeightProbe, probe, random_base, trial_of
 
 from uftlab.cli import app
-from uftlab.engine.trainer import Quiet, ObjectiveTrainer, training_arguments
+from uftlab.engine.trainer import ObjectiveTrainer, Quiet, training_arguments
 from uftlab.errors import InputError
 from uftlab.models.policies import tiny_tokenizer
 from uftlab.objectives.registry import objective_named

@@ -1,7 +1,8 @@
 """Trains many tiny models at once, each with its own weights, data, objective, learning rate and settings.
 
-A stack of models is trained as `engine.trainer.ObjectiveTrainer` trains one model: with the same order of data, schedule,
-optimiser and losses (a test compares the trajectories). `torch.func.vmap` maps the losses of the registry over models.
+A stack of models is trained as `engine.trainer.ObjectiveTrainer` trains one model: with the same order of data,
+schedule, optimiser and losses (a test compares the trajectories). `torch.func.vmap` maps the losses of the registry
+over models.
 """
 
 from __future__ import annotations

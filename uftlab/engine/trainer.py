@@ -67,7 +67,7 @@ class Quiet(TrainerCallback):
         state.is_local_process_zero = False
 
 
-class Diverged(RuntimeError):
+class DivergedError(RuntimeError):
     """A loss or a gradient is not finite: what comes after it is lost, what was saved before is not."""
 
 
@@ -80,7 +80,7 @@ class Finite(TrainerCallback):
             value = (logs or {}).get(name, 0.0)
             if not math.isfinite(float(value)):
                 what, remedy = f"The {name.replace('_', ' ')} of step {state.global_step}", "Lower the learning rate"
-                raise Diverged(str(InputError(what, "be finite", value, remedy)))
+                raise DivergedError(str(InputError(what, "be finite", value, remedy)))
 
 
 class ObjectiveTrainer(Trainer):
@@ -98,7 +98,7 @@ class ObjectiveTrainer(Trainer):
 
     Raises:
         InputError: for examples that the objective cannot learn from (`Objective.check`).
-        Diverged: in training, when a loss or a gradient is not finite.
+        DivergedError: in training, when a loss or a gradient is not finite.
     """
 
     def __init__(

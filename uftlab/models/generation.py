@@ -33,6 +33,7 @@ def generate_ids(
     """
     stops = Tokens(tokenizer).stop_ids
     device = next(model.parameters()).device
+    own: Any = model
     made: list[tuple[int, ...]] = []
     forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     with torch.no_grad(), evaluation_mode(model), forked:
@@ -47,7 +48,7 @@ def generate_ids(
                 pad_token_id=stops[0], eos_token_id=list(stops),
             )  # fmt: skip
             with _own_configuration(model, choice):
-                out = model.generate(input_ids=ids, attention_mask=mask)  # type: ignore[operator]
+                out = own.generate(input_ids=ids, attention_mask=mask)
             for row in out[:, width:].tolist():
                 stop = next((n + 1 for n, token in enumerate(row) if token in stops), len(row))
                 made.append(tuple(row[:stop]))

@@ -17,14 +17,14 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from accelerate.utils import gather_object
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from uftlab.models.policies import evaluation_mode
-from uftlab.rows.batches import Line, lines_of, to_batch
+from uftlab.rows.batches import lines_of, to_batch
 from uftlab.rows.tokens import Completion, Example
 
 READ_TOKENS = {

@@ -170,6 +170,19 @@ def _loaded(path: str) -> tuple[PreTrainedModel, str]:
     return model, path
 
 
+def load_weights(path: str) -> PreTrainedModel:
+    """A model without its tokenizer, as `load_policy` loads it."""
+    with _without_progress_bar():
+        return _loaded(path)[0]
+
+
+def with_adapter(model: PreTrainedModel, folder: Path) -> Any:
+    """The model with adapters that were saved before."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(folder))
+
+
 def _gguf(path: str, weights: bool = False) -> dict[str, Any]:
     """What the library has to be told of a folder that holds a single GGUF file and no other model."""
     found = sorted(Path(path).glob("*.gguf")) if Path(path).is_dir() else []
@@ -213,10 +226,10 @@ def with_lora(
     from peft import LoraConfig, get_peft_model
 
     named = targets if isinstance(targets, str) else list(targets)
-    alpha = rank if alpha is None else alpha
+    scale: Any = rank if alpha is None else alpha
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=scale,
         lora_dropout=dropout,
         target_modules=named,
         task_type="CAUSAL_LM",  # type: ignore[arg-type]

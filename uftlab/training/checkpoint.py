@@ -1,20 +1,39 @@
-"""A checkpoint from one's own rows with any method: what `uftlab train` does."""
+"""A checkpoint from one's own rows with any method: what `uftlab train` does.
+
+Everything that a run needs to go on lies in its folder: `training.json` says what it was told and how far it is,
+`.training/` holds checkpoints and the result of each finished stage until the whole is saved.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
+import platformdirs
+import torch
+from accelerate import PartialState
+from datasets import Dataset
 from transformers import PreTrainedModel, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from uftlab.errors import InputError
 from uftlab.files import write_atomically
-from uftlab.models.policies import load_policy, tiny_config, with_lora
-from uftlab.rows.table import load_rows
-from uftlab.rows.tokens import Tokens
+from uftlab.models.generation import answers
+from uftlab.models.logps import ReferenceCache
+from uftlab.models.policies import load_policy, load_weights, tiny_config, with_adapter, with_lora
+from uftlab.objectives.registry import objective_named
+from uftlab.rows.sources import load_table
+from uftlab.rows.tokens import Example, Tokens, interleave
+from uftlab.training.configuration import TrainConfig
 from uftlab.training.methods import (
     LEARNING_RATE_ALL_WEIGHTS,
     LEARNING_RATE_LORA,
@@ -26,76 +45,406 @@ from uftlab.training.methods import (
     stage_defaults,
     tuned_settings,
 )
-from uftlab.training.recipes import sources
-from uftlab.training.stages import Job, check_recipes, run
+from uftlab.training.recipes import share_of_a_step, sources
+from uftlab.training.stages import Job, check_recipes, run, usual_device
+
+RECORD = "training.json"
+WORK = ".training"
+SHOWN = 2  # rows of each table that a dry run decodes
+Say = Callable[[str], None]
 
 
-def train_checkpoint(
-    out: Path,
-    model: str,
-    files: Mapping[str, Path],
-    method: str = "uft",
-    *,
-    steps: int = 100,
-    batch: int = 32,
-    settings: Mapping[str, float] | None = None,
-    lora: int = 0,
-    max_length: int | None = None,
-    seed: int = 0,
-    say: Callable[[str], None] = print,
-) -> Path:
-    """Train `model` on the rows of `files` and save the checkpoint, its tokenizer and `training.json` in `out`.
+@dataclass(frozen=True)
+class Prepared:
+    """A run before its first step: all that can be refused has been."""
+
+    config: TrainConfig
+    method: Method
+    tables: dict[str, Dataset]
+    held_out: dict[str, Dataset]
+    policy: PreTrainedModel
+    tokens: Tokens
+    planned: list[tuple[Stage, int, dict[str, float]]]
+    rows: list[tuple[list[list[Example]], list[int]]]  # of each stage: its tokenised tables, examples of each per step
+    where: str  # the settings that nobody set come from
+
+
+def train_checkpoint(config: TrainConfig, say: Say = print, resume: bool = False, dry_run: bool = False) -> Path:
+    """Train a model as the configuration says, and save it with its tokenizer and `training.json` in `config.out`.
 
     Args:
-        files: `demonstrations` and `feedback`, whichever the method's stages need.
-        steps: optimiser steps over all stages, `batch` completions each.
-        settings: replace those of every stage that has them; the others are `starting_settings`.
-        lora: rank of the adapters; 0 trains all weights. A pipeline's second stage refers to the base then,
-            because the reference is the model with its adapters off.
+        resume: go on with the unfinished run in that folder. Its configuration is the one that counts.
+        dry_run: say what would be trained, on what, and how long it takes. Nothing is trained or written.
 
     Returns:
-        The folder: a checkpoint in the hub's layout, or an adapter with LoRA.
+        The folder: a checkpoint in the hub's layout; with LoRA and one stage an adapter, unless `merge` is set.
 
     Raises:
         InputError: before any training, when rows, model, method or folder cannot be used.
+        DivergedError: when a loss or a gradient is not finite. What was saved before stays, for `resume`.
     """
+    out, main = Path(config.out), PartialState().is_main_process
+    say = say if main else (lambda _line: None)
+    if resume:
+        config = _unfinished(out)
+    elif not dry_run:
+        _check_folder(out)
+    made = prepared(config, say)
+    if dry_run:
+        describe(made, say)
+        return out
+    if main:
+        out.mkdir(parents=True, exist_ok=True)
+        _record(out, made, "unfinished", [])
+    PartialState().wait_for_everyone()
+    _train(made, out, say, resume)
+    return out
+
+
+# ------------------------------------------------------------------------------------------ before
+
+
+def prepared(config: TrainConfig, say: Say = print) -> Prepared:
+    """Everything but the training: rows, model, tokens, settings.
+
+    Raises:
+        InputError: when rows, model or method cannot be used.
+    """
+    config = config.checked()
+    method = method_named(config.method)
+    if not method.stages:
+        raise InputError("The method", "train something", config.method, "Choose another, see `uftlab methods`")
+    check_settings(method, config.settings)
+    tables, held = {}, {}
+    for name in ("demonstrations", "feedback"):
+        source = getattr(config, name)
+        if source is not None:
+            how: Any = {"layout": config.layout, "train_on": config.train_on, "on_bad_row": config.on_bad_row}
+            table, line = load_table(source, **how, score_range=_range(config.score_range))
+            say(f"{name}: {line}")
+            tables[name], held[name] = _split(table, config.held_out, config.seed, name)
+    check_recipes(method, tables, lora=config.lora)
+    others = [stage.recipe for stage in method.stages if stage.recipe != "offline"]
+    for name in ("held_out", "save_every"):
+        if others and getattr(config, name):
+            remedy = "Leave it out, or use a method without this recipe"
+            raise InputError(f"--{name.replace('_', '-')}", "go with plain stages", f"the recipe {others[0]}", remedy)
+    policy, tokenizer = load_policy(config.model)
+    policy.config.use_cache = False if config.gradient_checkpointing else policy.config.use_cache
+    tokens = Tokens(tokenizer)
+    limit = config.max_length or getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    _check_tokens(policy, tokens)
+    chosen, where = starting_settings(method, is_tiny(policy), config.lora)
+    chosen = [{**own, **_of_stage(stage, config.settings)} for stage, own in zip(method.stages, chosen, strict=True)]
+    for number, own in enumerate(config.stages):
+        if number >= len(chosen):
+            raise InputError(
+                "stages", f"be at most {len(chosen)}, those of {method.name}", len(config.stages), "Cut it"
+            )
+        check_settings(method, own)
+        chosen[number] |= {name: float(value) for name, value in own.items()}
+    budget = sum(stage.budget for stage in method.stages)
+    rows = []
+    with redirect_stdout(StringIO()):  # warnings come with their stage
+        for stage, _, _ in plan(method, 1, chosen):
+            rows.append(sources(stage, tables, tokens, config.batch, limit))
+            # a pair or a completion that does not fit is refused now, and not after an hour
+            share_of_a_step(sum(rows[-1][1]), {"gradient_accumulation_steps": config.accumulation})
+    steps = config.steps or _steps_of(rows, config.epochs) or 100
+    if steps < len(method.stages):
+        raise InputError("--steps", f"be at least {len(method.stages)}, one a stage", steps, "Raise it")
+    planned = [(stage, own, values) for (stage, _, values), own in zip(
+        plan(method, steps / budget, chosen), _shares(steps, [stage.budget for stage in method.stages]), strict=True
+    )]  # fmt: skip
+    return Prepared(config, method, tables, held if config.held_out else {}, policy, tokens, planned, rows, where)
+
+
+def _shares(steps: int, budgets: Sequence[float]) -> list[int]:
+    """Whole steps of each stage, one at least, which sum to `steps`. 3 and 5 steps of two halves: 2 + 1 and 2 + 3."""
+    ends = [round(steps * sum(budgets[: i + 1]) / sum(budgets)) for i in range(len(budgets))]
+    made = [max(1, end - start) for start, end in zip([0, *ends], ends, strict=False)]
+    made[made.index(max(made))] += steps - sum(made)
+    return made
+
+
+def _steps_of(rows: Sequence[tuple[list[list[Example]], list[int]]], epochs: float | None) -> int | None:
+    """Steps of all stages that are so many passes over the largest table of each."""
+    if epochs is None:
+        return None
+    rounds = [max(len(own) / count for own, count in zip(*stage, strict=True)) for stage in rows]
+    return max(1, round(epochs * sum(rounds)))
+
+
+def _range(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError("--score-range", "be two numbers", text, "Write for instance 1,10") from None
+    return low, high
+
+
+def _split(table: Dataset, share: float, seed: int, name: str) -> tuple[Dataset, Dataset]:
+    """The rows to train on, and those that are kept apart."""
+    if not share:
+        return table, table.select([])
+    count = max(1, round(share * len(table)))
+    if count >= len(table):
+        raise InputError("--held-out", "leave rows to train on", f"{share} of {len(table)} {name}", "Lower it")
+    parts = table.train_test_split(test_size=count, seed=seed)
+    return parts["train"], parts["test"]
+
+
+def _check_tokens(policy: PreTrainedModel, tokens: Tokens) -> None:
+    """Refuses a tokenizer with more tokens than the model has embeddings."""
+    embeddings: Any = policy.get_input_embeddings()
+    have, words = embeddings.weight.shape[0], len(tokens.tokenizer)
+    if words > have:
+        remedy = "Resize the model's embeddings, or use the tokenizer that it was trained with"
+        raise InputError("The tokenizer", f"have at most the model's {have} tokens", words, remedy)
+
+
+def _check_folder(out: Path) -> None:
+    """Refuses a folder that the result cannot be saved in, before anything is trained."""
     for parent in (out, *out.parents):
         if parent.exists() and not parent.is_dir():
             raise InputError("The output folder", "not lie below a regular file", parent, "Choose another --out")
+    if (out / RECORD).is_file() and _state(out) == "unfinished":
+        raise InputError("The output folder", "be empty", f"an unfinished run in {out}", "Add --resume, or delete it")
     if out.is_dir() and any(out.iterdir()):
         raise InputError("The output folder", "be empty", out, "Choose a new --out; nothing was changed")
-    definition = method_named(method)
-    if not definition.stages:
-        raise InputError("The method", "train something", method, "Choose another, see `uftlab methods`")
-    check_settings(definition, settings or {})
-    tables = {name: load_rows(path) for name, path in files.items()}
-    policy, tokenizer = load_policy(model)
-    tokens = Tokens(tokenizer)
-    chosen, where = starting_settings(definition, is_tiny(policy), lora)
-    chosen = [{**own, **_of_stage(stage, settings or {})} for stage, own in zip(definition.stages, chosen, strict=True)]
-    planned = plan(definition, steps / sum(stage.budget for stage in definition.stages), chosen)
-    with redirect_stdout(StringIO()):  # every refusal comes before the first step; warnings come with their stage
-        for stage, _, _ in planned:
-            sources(stage, tables, tokens, batch, max_length)
-    check_recipes(definition, tables, lora=lora)
-    set_seed(seed)
-    if lora:
-        policy = with_lora(policy, lora)
-    say(f"{method} on {model}: what you did not set is {where}")
-    records = []
-    for index, (stage, own, values) in enumerate(planned):
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        got = f"{out} ({error.strerror})"
+        raise InputError("The output folder", "be writable", got, "Choose another --out") from None
+
+
+def _state(out: Path) -> str:
+    try:
+        return str(json.loads((out / RECORD).read_text(encoding="utf-8"))["state"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unknown"
+
+
+def _unfinished(out: Path) -> TrainConfig:
+    """What an unfinished run was told."""
+    if _state(out) != "unfinished":
+        got = "a finished one" if _state(out) == "finished" else "none"
+        raise InputError("--resume", f"find an unfinished run in {out}", got, "Leave --resume out to begin a new run")
+    told = json.loads((out / RECORD).read_text(encoding="utf-8"))["config"]
+    return TrainConfig(**{**told, "out": str(out)})
+
+
+# ------------------------------------------------------------------------------------------ training
+
+
+def _train(made: Prepared, out: Path, say: Say, resume: bool) -> None:
+    config, work, main = made.config, out / WORK, PartialState().is_main_process
+    policy: Any = made.policy
+    set_seed(config.seed)
+    say(f"{config.method} on {config.model}: what you did not set is {made.where}")
+    prompts = _prompts(made.tables, config.samples)
+    before = answers(policy, made.tokens.tokenizer, prompts) if prompts else []
+    records: list[dict[str, Any]] = []
+    for index, (stage, steps, values) in enumerate(made.planned):
+        place, done = work / f"stage-{index + 1}", work / f"stage-{index + 1}" / "record.json"
+        last = index + 1 == len(made.planned)
+        if done.is_file():
+            say(f"stage {index + 1} of {len(made.planned)}: done before")
+            records.append(json.loads(done.read_text(encoding="utf-8")))
+            policy = _after(policy, place / "model", config, last)
+            continue
         shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
-        say(f"stage {index + 1} of {len(planned)}: {stage.objective}, {own} steps, {shown}")
-        job = Job(policy, stage, tables, values, own, seed)
-        (trained,) = run([job], tokens, batch=batch, max_length=max_length, callbacks=(), disable_tqdm=False)
+        say(f"stage {index + 1} of {len(made.planned)}: {stage.objective}, {steps} steps, {shown}")
+        if config.lora:
+            policy = with_lora(policy, config.lora, config.lora_alpha, config.lora_dropout, _targets(config))
+        job = Job(policy, stage, made.tables, values, steps, config.seed, references=_references(config))
+        (trained,) = run(
+            [job], made.tokens, batch=config.batch, max_length=_limit(made), callbacks=(), folder=place,
+            held_out=made.held_out, dropout=config.dropout, **_arguments(config, steps, place, resume),
+        )  # fmt: skip
         record = trained.record
-        records.append({"objective": stage.objective, "settings": record.settings, "history": record.history})
-    out.mkdir(parents=True, exist_ok=True)
-    policy.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    write_atomically(out / "training.json", json.dumps({"method": method, "model": model, "stages": records}, indent=1))
+        records.append(
+            {"objective": stage.objective, "steps": steps, "settings": record.settings, "history": record.history}
+        )
+        if main:
+            _save_policy(policy, place / "model")
+            write_atomically(done, json.dumps(records[-1]))
+            _record(out, made, "unfinished", records)
+        PartialState().wait_for_everyone()
+        policy = _after(policy, None, config, last)
+    after = answers(policy, made.tokens.tokenizer, prompts) if prompts else []
+    samples = [{"prompt": p, "before": b, "after": a} for p, b, a in zip(prompts, before, after, strict=True)]
+    for own in samples:
+        say(f"prompt: {own['prompt']}\n  before: {own['before']}\n  after:  {own['after']}")
+    if main:
+        _finish(policy, made, out, records, samples)
+    PartialState().wait_for_everyone()
     say(f"saved {out}")
-    return out
+
+
+def _limit(made: Prepared) -> int | None:
+    own = getattr(made.policy.config.get_text_config(), "max_position_embeddings", None)
+    return made.config.max_length or own
+
+
+def _targets(config: TrainConfig) -> str | list[str]:
+    names = [name.strip() for name in config.lora_targets.split(",")]
+    return config.lora_targets if names == ["all-linear"] else names
+
+
+def _references(config: TrainConfig) -> ReferenceCache:
+    """Log-probabilities of references, kept for other runs in the user's cache."""
+    precision = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
+    return ReferenceCache(platformdirs.user_cache_path("uftlab") / "references", precision)
+
+
+def _arguments(config: TrainConfig, steps: int, place: Path, resume: bool) -> dict[str, Any]:
+    """What transformers' Trainer is told."""
+    warmup = int(config.warmup * steps)  # the first step of a warm-up has a learning rate of 0: short runs have none
+    told: dict[str, Any] = {
+        "gradient_accumulation_steps": config.accumulation,
+        "bf16": config.precision == "bf16",
+        "fp16": config.precision == "fp16",
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "warmup_steps": warmup,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.clip,
+        "logging_steps": config.log_every or max(1, steps // 20),
+        "report_to": [name.strip() for name in config.log_to.split(",")],
+        "disable_tqdm": not PartialState().is_main_process,
+    }
+    if config.gradient_checkpointing:
+        told["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    if config.save_every:
+        told |= {"save_strategy": "steps", "save_steps": config.save_every, "save_total_limit": 2}
+    if config.held_out:
+        told |= {"eval_strategy": "steps", "eval_steps": config.evaluate_every or max(1, steps // 5)}
+    last = get_last_checkpoint(str(place)) if resume and place.is_dir() else None
+    return told | ({"resume_from_checkpoint": last} if last else {})
+
+
+def _after(policy: Any, stored: Path | None, config: TrainConfig, last: bool) -> Any:
+    """The policy with which the next stage begins. Adapters are merged: they are part of its reference then."""
+    if stored is not None:
+        policy = with_adapter(policy, stored) if config.lora else load_weights(str(stored))
+    return policy.merge_and_unload() if config.lora and not last else policy
+
+
+def _save_policy(policy: Any, folder: Path) -> None:
+    """All or nothing: a folder that is there is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    try:
+        policy.save_pretrained(part)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+    except OSError as error:
+        raise InputError("The disk", "hold the model", error.strerror, "Free space, then add --resume") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _finish(policy: Any, made: Prepared, out: Path, records: list, samples: list) -> None:
+    """Move the result to its place; `training.json` says so last, and the checkpoints go."""
+    merged = made.config.lora and (made.config.merge or len(made.planned) > 1)
+    final = out / WORK / "final"
+    _save_policy(policy.merge_and_unload() if merged else policy, final)
+    made.tokens.tokenizer.save_pretrained(final)
+    for path in sorted(final.iterdir()):
+        os.replace(path, out / path.name)
+    _record(out, made, "finished", records, samples)
+    shutil.rmtree(out / WORK, ignore_errors=True)
+
+
+def _record(out: Path, made: Prepared, state: str, records: list, samples: Sequence[Mapping] = ()) -> None:
+    config = made.config
+    write_atomically(
+        out / RECORD,
+        json.dumps(
+            {
+                "state": state,
+                "method": config.method,
+                "model": config.model,
+                "seed": config.seed,
+                "config": config.asdict(),
+                "rows": {name: len(table) for name, table in made.tables.items()},
+                "device": torch.cuda.get_device_name() if usual_device() == "cuda" else "CPU",
+                "processes": PartialState().num_processes,
+                "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
+                "stages": records,
+                "samples": list(samples),
+            },
+            indent=1,
+        ),
+    )
+
+
+def _prompts(tables: Mapping[str, Dataset], count: int) -> list[Any]:
+    """Different prompts of the tables, the first of each in turn."""
+    seen: dict[str, Any] = {}
+    for row in range(max(map(len, tables.values()), default=0)):
+        for table in tables.values():
+            if row < len(table) and len(seen) < count:
+                seen.setdefault(repr(table[row]["prompt"]), table[row]["prompt"])
+        if len(seen) >= count:
+            break
+    return list(seen.values())
+
+
+# ------------------------------------------------------------------------------------------ a dry run
+
+
+def describe(made: Prepared, say: Say) -> None:
+    """What would be trained: rows, tokens, steps, some rows decoded, an estimate of time and memory."""
+    import time
+
+    from uftlab.models.logps import on_device, read_logps
+    from uftlab.rows.batches import positions_of, to_batch
+
+    config, policy = made.config, made.policy
+    parameters = sum(p.numel() for p in policy.parameters())
+    decode = made.tokens.tokenizer.decode
+    say(f"{config.model}: {parameters / 1e6:.1f} million parameters; what you did not set is {made.where}")
+    seconds = 0.0
+    model: Any = policy
+    model.to(usual_device())
+    for number, ((stage, steps, values), (examples, per_step)) in enumerate(
+        zip(made.planned, made.rows, strict=True), start=1
+    ):
+        order = interleave(examples, per_step, min(steps, 8), config.seed)
+        tokens = sum(len(c.prompt_ids) + len(c.completion_ids) for e in order for c in e) * steps / min(steps, 8)
+        passes = [len(own) and steps * count / len(own) for own, count in zip(examples, per_step, strict=True)]
+        over = " and ".join(f"{p:.2f} passes over {len(e)} rows" for p, e in zip(passes, examples, strict=True))
+        say(
+            f"stage {number}: {stage.objective}, {steps} steps of {config.batch} completions, about {tokens:,.0f} tokens"
+        )
+        say(f"  {over}; settings: " + ", ".join(f"{name} {value:g}" for name, value in values.items()))
+        for own in examples:
+            for completion in [c for e in own[:SHOWN] for c in e][:SHOWN]:
+                text, trained = decode(list(completion.prompt_ids)), decode(list(completion.completion_ids))
+                say(f"  {completion.role}: {text!r} -> trained on {trained!r}")
+        step = order[: sum(per_step)]
+        rows = [c for e in step for c in e]
+        read_logps(policy, rows[:1])  # the first call pays for what is made once
+        start = time.perf_counter()
+        read_logps(policy, rows)
+        forward = time.perf_counter() - start
+        backward = 1 if config.lora else 2
+        reads = objective_named(stage.objective).reference
+        seconds += forward * steps * (1 + backward + reads)
+        computed, real = positions_of(on_device(to_batch(step), "cpu"))
+        say(f"  {computed / real:.2f} positions are computed for each token that has to be read")
+    extra = 0 if config.lora else 3  # gradients and the two moments of Adam
+    memory = parameters * 4 * (1 + extra)
+    say(f"about {seconds / 60:.1f} minutes on this machine, {memory / 2**30:.1f} GiB of weights and optimiser")
+    say("nothing was trained or written")
+
+
+# ------------------------------------------------------------------------------------------ settings
 
 
 def is_tiny(policy: PreTrainedModel) -> bool:

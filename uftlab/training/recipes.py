@@ -21,7 +21,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
-from uftlab.engine.trainer import HeldTrainer, Quiet, ObjectiveTrainer, training_arguments
+from uftlab.engine.trainer import HeldTrainer, ObjectiveTrainer, Quiet, training_arguments
 from uftlab.errors import InputError
 from uftlab.losses.weights import l2_to_start
 from uftlab.models.logps import ReferenceCache
@@ -200,6 +200,7 @@ class Task:
         arguments: passed on to `TrainingArguments`; they win over the defaults.
         whole: whether the reference reads all rows, or only those that are used.
         held_out: tables like `tables`, whose loss and margins are logged during training.
+        dropout: whether dropout is on in the policy.
     """
 
     policy: nn.Module
@@ -218,6 +219,7 @@ class Task:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     whole: bool = True
     held_out: Mapping[str, Dataset] = field(default_factory=dict)
+    dropout: bool = False
 
     @property
     def objective(self) -> Objective:
@@ -273,6 +275,8 @@ def offline(task: Task, trainer: Callable[..., ObjectiveTrainer] = ObjectiveTrai
     if task.held_out:
         held = [c for source in replace(task, tables=task.held_out).examples() for c in source]
         trainer = partial(trainer, held_out=task.refer(held) if data.objective.reference else held)
+    if task.dropout:
+        trainer = partial(trainer, dropout=True)
     trained = fit(
         trainer, task.policy, task.folder, data.order, data.objective, data.settings, task.callbacks, **wanted
     )

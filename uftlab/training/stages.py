@@ -120,6 +120,7 @@ def run(
     callbacks: Sequence[TrainerCallback] | None = None,
     folder: Path | None = None,
     held_out: Mapping[str, Dataset] | None = None,
+    dropout: bool = False,
     **arguments: Any,
 ) -> list[Trained]:
     """Train all jobs, each for its number of optimiser steps of `batch` completions.
@@ -131,6 +132,7 @@ def run(
         callbacks: of the trainer; by default nothing is printed.
         folder: where the trainer saves checkpoints; by default a temporary one.
         held_out: tables whose loss and margins are logged during training.
+        dropout: whether dropout is on in a model of transformers. It is off in the reference.
         arguments: passed on to `TrainingArguments`; they win over the defaults. With arguments or callbacks every job
             goes through `ObjectiveTrainer`.
 
@@ -151,7 +153,7 @@ def run(
         else:
             watching = (Quiet(),) if callbacks is None else callbacks
             made[number] = _trained_alone(
-                job, tokens, batch, max_length, progress, watching, arguments, folder, held_out or {}
+                job, tokens, batch, max_length, progress, watching, arguments, folder, held_out or {}, dropout
             )
     for numbers in stacks.values():
         together = [jobs[number] for number in numbers]
@@ -253,6 +255,7 @@ def _trained_alone(
     arguments: Mapping[str, Any],
     folder: Path | None,
     held_out: Mapping[str, Dataset],
+    dropout: bool,
 ) -> Trained:
     """A job by `ObjectiveTrainer`. The random state depends on the job's seed alone."""
     tiny = isinstance(job.start, Tensor)
@@ -269,7 +272,7 @@ def _trained_alone(
         record = RECIPES[job.stage.recipe](
             Task(
                 policy, job.stage, job.tables, tokens, job.settings, job.steps, job.seed, saved, batch, max_length,
-                (watch, *callbacks), job.reward, job.references, wanted, tiny, held_out,
+                (watch, *callbacks), job.reward, job.references, wanted, tiny, held_out, dropout,
             )
         )  # fmt: skip
     return Trained(record, {**watch.kept, job.steps: flatten(policy.state_dict(), layout())} if tiny else {})

@@ -1,0 +1,201 @@
+"""What `uftlab train` can be told, from its options or from a YAML file with the same names."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from uftlab.errors import InputError
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+POSITIVE = ("steps", "epochs", "batch", "accumulation", "learning_rate", "beta", "lora_alpha", "max_length")
+NOT_NEGATIVE = (
+    "lora", "lora_dropout", "warmup", "weight_decay", "clip", "held_out", "evaluate_every", "save_every", "samples",
+    "seed", "log_every",
+)  # fmt: skip
+SHARES = ("lora_dropout", "warmup", "held_out")  # below 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run: a model, its rows, a method, and how it is trained.
+
+    Args:
+        demonstrations, feedback: tables (`uftlab.rows.sources.load_table`): a file, a folder, or a hub name.
+        epochs: passes over the largest table; instead of `steps`.
+        batch: completions of an optimiser step, over all processes and micro-batches.
+        accumulation: micro-batches of a step.
+        stages: settings of single stages, first to last; they win over `learning_rate` and `beta`.
+        lora: rank of adapters; 0 trains all weights. Between two stages they are merged.
+        warmup: share of the steps. clip: largest norm of a gradient; 0 clips nothing.
+        held_out: share of each table that is kept apart; its loss and margins are logged.
+        train_on, layout, on_bad_row: how rows are read (`uftlab.rows.layouts.understand`); `score_range` is "1,10".
+        dropout: whether dropout is on in the policy. It is always off in the reference.
+        log_to: loggers of transformers by name, with commas: tensorboard, trackio, wandb.
+        samples: answers before and after, to that many prompts.
+    """
+
+    out: str
+    model: str = "tiny"
+    demonstrations: str | None = None
+    feedback: str | None = None
+    method: str = "uft"
+    steps: int | None = None
+    epochs: float | None = None
+    batch: int = 32
+    accumulation: int = 1
+    learning_rate: float | None = None
+    beta: float | None = None
+    stages: Sequence[Mapping[str, float]] = ()
+    lora: int = 0
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.0
+    lora_targets: str = "all-linear"
+    merge: bool = False
+    max_length: int | None = None
+    train_on: str | None = None
+    layout: str | None = None
+    on_bad_row: str = "drop-empty"
+    score_range: str | None = None
+    precision: str = "fp32"
+    gradient_checkpointing: bool = False
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    clip: float = 0.0
+    dropout: bool = False
+    held_out: float = 0.0
+    evaluate_every: int = 0
+    save_every: int = 0
+    log_every: int = 0
+    log_to: str = "none"
+    samples: int = 0
+    seed: int = 0
+    benchmarks: Sequence[str] = field(default=())
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """Those of every stage that has them."""
+        both = {"learning_rate": self.learning_rate, "beta": self.beta}
+        return {name: float(value) for name, value in both.items() if value is not None}
+
+    def checked(self) -> TrainConfig:
+        """The same, if its numbers mean something.
+
+        Raises:
+            InputError: for a number that is none, or outside its range.
+        """
+        for own in fields(self):
+            value = getattr(self, own.name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            low = own.name in POSITIVE
+            rule = "be above 0" if low else "be at least 0"
+            if not math.isfinite(value) or value < 0 or (low and value == 0):
+                raise InputError(_option(own.name), f"be a finite number and {rule}", value, "Choose another")
+            if own.name in SHARES and value >= 1:
+                raise InputError(_option(own.name), "be a share below 1", value, "Write 0.1 for a tenth")
+        if self.precision not in PRECISIONS:
+            raise InputError("--precision", f"be one of {', '.join(PRECISIONS)}", self.precision, "Choose one of them")
+        if self.steps and self.epochs:
+            raise InputError(
+                "--steps and --epochs", "not be given together", f"{self.steps}, {self.epochs}", "Keep one"
+            )
+        for number, stage in enumerate(self.stages, start=1):
+            for name, value in stage.items():
+                if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                    raise InputError(f"Stage {number}: {name}", "be a finite number", value, "Correct it")
+        if self.evaluate_every and not self.held_out:
+            rule, remedy = "have rows to evaluate", "Add --held-out 0.05, which keeps a share of each table apart"
+            raise InputError("--evaluate-every", rule, "no --held-out", remedy)
+        return self
+
+    def asdict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {**asdict(self), "stages": [dict(own) for own in self.stages], "benchmarks": list(self.benchmarks)}
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+TYPES = {own.name: str(own.type) for own in fields(TrainConfig)}
+
+
+def read_config(path: Path | None, changes: Sequence[str] = (), **options: Any) -> TrainConfig:
+    """The configuration of a YAML file, changed by `name=value` pairs and then by options that are not None.
+
+    `stages.0.beta=0.01` reaches into the list of stages, whose first has the number 0.
+
+    Raises:
+        InputError: for a file that cannot be read, a name that there is not, or a value of another type.
+    """
+    found: dict[str, Any] = {}
+    if path is not None:
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError("--config", "be a YAML file", f"{path} ({reason})", "Correct it") from None
+        if not isinstance(found, dict):
+            raise InputError(str(path), "hold `name: value` lines", type(found).__name__, "See docs/train.md")
+    for change in changes:
+        name, mark, value = change.partition("=")
+        if not mark:
+            raise InputError("--set", "be name=value", change, "Write for instance --set batch=16")
+        _place(found, name.strip().split("."), yaml.safe_load(value), change)
+    found |= {name: value for name, value in options.items() if value is not None}
+    if "out" not in found:
+        raise InputError("--out", "be given", "none", "Name a folder for the checkpoint")
+    return TrainConfig(**{name: _typed(name, value, path) for name, value in found.items()}).checked()
+
+
+def _place(found: dict[str, Any], names: list[str], value: Any, change: str) -> None:
+    """Set one value, in the list of stages too."""
+    if names[0] != "stages" or len(names) != 3 or not names[1].isdigit():
+        if len(names) > 1:
+            raise InputError("--set", "name an option, or stages.NUMBER.NAME", change, "See docs/train.md")
+        found[names[0]] = value
+        return
+    stages = [dict(own) for own in found.get("stages", [])]
+    stages += [{} for _ in range(int(names[1]) + 1 - len(stages))] if int(names[1]) < 10 else []
+    if int(names[1]) >= len(stages):
+        raise InputError("--set", "name a stage that there is", change, "The first stage has the number 0")
+    stages[int(names[1])][names[2]] = value
+    found["stages"] = stages
+
+
+def _typed(name: str, value: Any, path: Path | None) -> Any:
+    """The value of an option, of the type that it has."""
+    where = f"{path}: {name}" if path is not None else _option(name)
+    if name not in TYPES:
+        near = difflib.get_close_matches(name, TYPES, 1)
+        remedy = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(TYPES)}"
+        raise InputError(where, "be an option of `uftlab train`", repr(name), remedy.rstrip("?"))
+    kind = TYPES[name]
+    if value is None and "None" in kind:
+        return None
+    if kind.startswith("Sequence"):
+        if isinstance(value, list | tuple) and all(isinstance(own, Mapping | str) for own in value):
+            return tuple(value)
+        raise InputError(where, "be a list", repr(value), "Write it with `- ` before each entry")
+    wanted: Any = {"bool": bool, "int": int, "float": (int, float), "str": (str, Path)}[kind.split(" ")[0]]
+    if isinstance(value, str) and kind.startswith(("float", "int")):  # YAML reads 1e-4 as text
+        try:
+            number = float(value)
+            value = int(number) if kind.startswith("int") and number == int(number) else number
+        except (ValueError, OverflowError):
+            pass
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise InputError(where, f"be of the type {kind.split(' ')[0]}", repr(value), "Correct it")
+    return str(value) if kind.startswith("str") else value
+
+
+def with_changes(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """The configuration with other values."""
+    return replace(config, **changes).checked()
