@@ -98,7 +98,10 @@ MALFORMED = {
     "score below 0": ({**SCORED, "score": -0.01}, r"column 'score' must be a number in \[0, 1\]; got -0\.01"),
     "score NaN": ({**SCORED, "score": float("nan")}, r"column 'score' must be a number in \[0, 1\]; got nan"),
     "score missing": ({**SCORED, "score": None}, r"column 'score' must be a number in \[0, 1\]; got None"),
-    "score as text": ({**SCORED, "score": "1"}, r"column 'score' must be a number in \[0, 1\]; got 1"),
+    "score as text": (
+        {**SCORED, "score": "1"},
+        r"column 'score' must be a number in \[0, 1\]; got the text '1'\. .* without quotes",
+    ),
     "score as bool": ({**SCORED, "score": True}, r"column 'score' must be a number in \[0, 1\]; got True"),
     "not an object": (["a", "b"], "must be an object with named columns"),
     "a number": (5, "must be an object with named columns"),

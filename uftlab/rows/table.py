@@ -7,18 +7,21 @@
 | label         | prompt, completion, label (bool)                                         |
 | scored        | prompt, completion, score in [0, 1]                                      |
 
-Prompts and completions are strings or chat messages `[{"role", "content"}]`. `as_scored` converts every kind into
+Prompts and completions are strings or chat messages `[{"role", "content"}]`. A completion is one answer of the
+assistant, and nothing else is trained on. Earlier turns belong to the prompt. `as_scored` converts every kind into
 scored rows. This conversion is the idea of UFT (arXiv 2410.21438): a demonstration is feedback with score 1.
 """
 
 from __future__ import annotations
 
-import json
+import re
+import unicodedata
 from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
 from uftlab.errors import InputError
 
@@ -46,27 +49,15 @@ def kind_of(columns: Iterable[str], what: str = "A table") -> str:
 def load_rows(path: str | Path) -> Dataset:
     """Read a JSONL or Parquet file into a validated table. Errors name the file and the row.
 
+    Layouts of other tools are read too, see `uftlab.rows.layouts`. Then a line says what was understood.
+    `uftlab.rows.sources.load_table` reads folders and hub data sets as well, and has options.
+
     Raises:
         InputError: for a missing file, another format, a line that is no JSON object, or a row that breaks a rule.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError("A data file", "exist", path, "Check the path")
-    if path.suffix == ".parquet":
-        return from_rows(load_dataset("parquet", data_files=str(path), split="train").to_list(), str(path))
-    if path.suffix not in (".jsonl", ".json"):
-        raise InputError("A data file", "end in .jsonl or .parquet", path.name, "Convert it")
-    rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line.decode()))
-        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of 5,000 digits, too deep
-            what, remedy = f"{path}, line {number},", "Write one JSON object per line"
-            start = line[:60].decode(errors="replace")
-            raise InputError(what, "be valid JSON", f"{start!r} ({error})", remedy) from None
-    return from_rows(rows, str(path))
+    from uftlab.rows.sources import load_file  # imported here, because it builds on this module
+
+    return load_file(path)
 
 
 def from_rows(rows: list[Any], source: str = "rows") -> Dataset:
@@ -84,7 +75,12 @@ def from_rows(rows: list[Any], source: str = "rows") -> Dataset:
         if not isinstance(row, dict):
             raise InputError(where, "be an object with named columns", repr(row)[:60], "Write {column: value, ...}")
         kind = kind or kind_of(row, where)
-        _validate(row, kind, set(rows[0]), where)
+        validate(row, kind, set(rows[0]), where)
+    return table_of(rows, kind)
+
+
+def table_of(rows: list[dict[str, Any]], kind: str) -> Dataset:
+    """A table from rows of a kind that `validate` has accepted. Each column has one type (see `from_rows`)."""
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     needed = KINDS[kind] | (OPTIONAL & set(columns) if kind == "preference" else set())
     _one_type(columns, needed)
@@ -96,21 +92,37 @@ def validated(table: Dataset, source: str = "table") -> Dataset:
     return from_rows(table.to_list(), source)
 
 
-def _validate(row: dict[str, Any], kind: str, columns: set[str], where: str) -> None:
+class EmptyError(InputError):
+    """A row without a text to learn from."""
+
+
+def validate(row: dict[str, Any], kind: str, columns: set[str], where: str) -> None:
+    """Check that a row has these columns and that those of its kind hold what they must.
+
+    Raises:
+        InputError: naming `where`, the column and the rule. `EmptyError` if it lacks a text only.
+    """
     if set(row) != columns:
         difference = sorted(set(row) ^ columns)
         raise InputError(where, "have the columns of the first row", f"a difference in {difference}", "Fill them in")
     for column in KINDS[kind] & set(SPEAKERS):
         _validate_text(row[column], f"{where} column {column!r}")
+        if isinstance(row[column], list):
+            _validate_roles([message["role"] for message in row[column]], column, where)
     for column in ("score",) if kind == "scored" else OPTIONAL & columns if kind == "preference" else ():
         value, what = row[column], f"{where} column {column!r}"
         if value is None and column in OPTIONAL:
             continue
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        if isinstance(value, str):
+            raise InputError(what, "be a number in [0, 1]", f"the text {value!r}", "Write a number without quotes")
+        if not isinstance(value, int | float | Decimal) or isinstance(value, bool) or not 0 <= value <= 1:
             remedy = "Score or drop the row" if value is None else "Rescale the ratings, for instance (rating - 1) / 9"
             raise InputError(what, "be a number in [0, 1]", value, remedy)
     if kind == "label" and row["label"] not in (True, False):
-        raise InputError(f"{where} column 'label'", "be true or false", row["label"], "Use true or false")
+        got, remedy = row["label"], "Use true or false"
+        if isinstance(got, str):
+            got, remedy = f"the text {got!r}", "Write true or false without quotes"
+        raise InputError(f"{where} column 'label'", "be true or false", got, remedy)
 
 
 def _validate_text(value: Any, where: str) -> None:
@@ -122,9 +134,25 @@ def _validate_text(value: Any, where: str) -> None:
         raise InputError(where, "be a string or a list of chat messages", repr(value)[:60], remedy)
     if not texts[0 if isinstance(value, str) else -2].strip():
         got = "an empty string" if isinstance(value, str) else "an empty last message"
-        raise InputError(where, "contain text", got, "Fill in or drop the row")
+        raise EmptyError(where, "contain text", got, "Fill in or drop the row")
     if not all(map(_encodes, texts)):  # for instance half of a surrogate pair, "\ud83d" alone
         raise InputError(where, "be text that UTF-8 can write", repr(value)[:60], "Correct or drop the row")
+
+
+def _validate_roles(roles: list[str], column: str, where: str) -> None:
+    """A completion is one answer of the assistant: nothing else of a conversation may be trained on."""
+    what = f"{where} column {column!r}"
+    if column == "prompt":
+        if roles[-1] == "assistant":
+            remedy = "Move the last message to the completion"
+            raise InputError(what, "end with a message to answer", "a prompt that ends with the assistant", remedy)
+    elif roles[-1] != "assistant":
+        remedy = "Drop the last message or the row"
+        raise InputError(what, "end with the assistant", f"a completion that ends with the {roles[-1]}", remedy)
+    elif len(roles) > 1:
+        got = f"{len(roles)} messages ({', '.join(roles)[:60]})"
+        remedy = "Move the earlier turns to the prompt, or give whole conversations in a column `messages`"
+        raise InputError(what, "be one message of the assistant", got, remedy)
 
 
 def _encodes(text: str) -> bool:
@@ -161,6 +189,42 @@ def _fits(values: list[Any]) -> bool:
     except (TypeError, ValueError, OverflowError, NotImplementedError):  # what Arrow raises for mixed types
         return False
     return True
+
+
+# -------------------------------------------------------------------------- what a table cannot teach
+
+
+def without_signal(table: Dataset) -> list[str]:
+    """What a user should know about a table before training: pairs of two equal answers, labels of one class.
+
+    >>> without_signal(from_rows([{"prompt": "a", "chosen": "b", "rejected": "b"}]))
+    ['1 of 1 pairs have two equal answers, which teach no preference']
+    """
+    kind = kind_of(table.column_names)
+    if kind == "preference":
+        equal = sum(w == x for w, x in zip(table["chosen"], table["rejected"], strict=True))
+        return [f"{equal} of {len(table)} pairs have two equal answers, which teach no preference"] if equal else []
+    if kind == "label" and len(found := set(table["label"])) == 1:
+        return [f"all {len(table)} labels are {str(found.pop()).lower()}: there is only one class to learn"]
+    return []
+
+
+def overlap(prompts: Iterable[str | list[dict]], benchmark: Iterable[str]) -> list[str]:
+    """The prompts of a benchmark that are among the prompts of a table, in the order of the benchmark.
+
+    Some training data hold benchmark questions: UltraFeedback holds prompts of TruthfulQA. Two prompts are equal if
+    they differ only in case, punctuation and spaces. Of a conversation, each turn of the user is compared.
+
+    >>> overlap(["What is  it?", "Who?"], ["what is it", "where"])
+    ['what is it']
+    """
+    turns = (m["content"] for prompt in prompts for m in as_messages(prompt, "user") if m["role"] == "user")
+    seen = {_normalised(turn) for turn in turns} - {""}
+    return [question for question in dict.fromkeys(benchmark) if _normalised(question) in seen]
+
+
+def _normalised(text: str) -> str:
+    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
 
 
 # -------------------------------------------------------------------- from one kind to another

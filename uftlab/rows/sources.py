@@ -1,0 +1,283 @@
+"""Where tables come from: a file, a folder of files, or a data set of the Hugging Face hub.
+
+A source is a text:
+
+| source                    | is                                                                          |
+| ------------------------- | --------------------------------------------------------------------------- |
+| `rows.jsonl`              | a file: .parquet, .jsonl, .json (lines or one array), the last two also .gz |
+| `folder` or `folder@test` | a folder of such files, as on the hub: `data/train-00000-of-00001.parquet`  |
+| `owner/name:subset@split` | a data set of the hub; subset and split may be left out                     |
+
+Without a split, `train` is read, or the only split there is. Local files are read directly, without a cache, so a file
+that was replaced is read anew.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import pyarrow
+import pyarrow.parquet
+from datasets import Dataset
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+from uftlab.errors import InputError
+from uftlab.rows.layouts import OnBadRow, TrainOn, sentence, understand
+
+ENDINGS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")
+HUB_TIMEOUT = 10  # seconds to wait for the hub's first answer; there is no second attempt
+PIECE = re.compile(r"[-_.]?(\d{5}-of-\d{5}([-_.]\w+)?|part[-_.]?\d*|\d+)$")  # of a file name: which piece of a split
+
+HIDDEN = re.compile(r"/\.|/dataset_infos?\.json$")  # what a folder of the hub holds besides its rows
+
+
+def load_table(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    subset: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    layout: str | None = None,
+    train_on: TrainOn | None = None,
+    score_range: tuple[float, float] | None = None,
+    on_bad_row: OnBadRow = "drop-empty",
+    limit: int | None = None,
+) -> tuple[Dataset, str]:
+    """A validated table from any source in any known layout, and one line that says what was understood.
+
+    Args:
+        source: see the docstring of the module.
+        split, subset: in place of `@split` and `:subset` in the source. A subset of a folder is a folder inside it.
+        columns: our name -> the name in the source. Only these columns are read then, for instance
+            `{"prompt": "question", "completion": "answer"}`.
+        limit: read this many rows from the beginning. A conversation is one row here.
+        layout, train_on, score_range, on_bad_row: see `uftlab.rows.layouts.understand`.
+
+    Raises:
+        InputError: for a source that cannot be read, within seconds, and for what `understand` refuses.
+    """
+    name, subset, split = _parsed(str(source), subset, split)
+    path = Path(name)
+    if path.is_file():
+        if split is not None or subset is not None:
+            raise InputError(
+                f"The file {path}", "be given without split or subset", f"{split or subset}", "Leave it out"
+            )
+        rows = read_rows(path)
+    elif path.is_dir():
+        rows = _from_folder(path, subset, split)
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not name.endswith(ENDINGS):
+        rows = _from_hub(name, subset, split)
+    else:
+        remedy = "Give a file, a folder, or a data set of the hub as owner/name:subset@split"
+        raise InputError("A data file", "exist", name, f"Check the path. {remedy}")
+    rows = rows[:limit]
+    if columns is not None:
+        rows = [_renamed(row, columns, f"{source}, row {number},") for number, row in enumerate(rows, start=1)]
+    options: dict[str, Any] = {"layout": layout, "train_on": train_on, "score_range": score_range}
+    table, phrases = understand(rows, str(source), **options, on_bad_row=on_bad_row)
+    return table, sentence(source, phrases)
+
+
+def load_file(path: str | Path) -> Dataset:
+    """A table from one file or folder. Every bad row is an error. Prints what was understood if it is not plain."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError("A data file", "exist", path, "Check the path")
+    rows = _from_folder(path, None, None) if path.is_dir() else read_rows(path)
+    table, phrases = understand(rows, str(path), on_bad_row="refuse")
+    if len(phrases) > 1:
+        print(sentence(path, phrases))
+    return table
+
+
+def _parsed(source: str, subset: str | None, split: str | None) -> tuple[str, str | None, str | None]:
+    """Name, subset and split of a source. A path that exists is taken as it is, whatever signs are in it."""
+    if Path(source).exists():
+        return source, subset, split
+    found = re.fullmatch(r"(.+?)(?::([^:@/]+))?(?:@([^@/]+))?", source)
+    name, own_subset, own_split = found.groups() if found else (source, None, None)
+    for word, given, own in (("subset", subset, own_subset), ("split", split, own_split)):
+        if given is not None and own is not None and given != own:
+            raise InputError(f"The {word} of {name}", "be given once", f"{own} and {given}", "Leave out one of them")
+    return name, subset or own_subset, split or own_split
+
+
+def _renamed(row: Any, columns: Mapping[str, str], where: str) -> dict[str, Any]:
+    lacking = sorted(set(columns.values()) - set(row if isinstance(row, dict) else ()))
+    if lacking:
+        have = sorted(row) if isinstance(row, dict) else repr(row)[:60]
+        raise InputError(where, f"have the columns {', '.join(lacking)}", have, "Correct the map of columns")
+    return {ours: row[theirs] for ours, theirs in columns.items()}
+
+
+# --------------------------------------------------------------------------------------------- files
+
+
+def read_rows(path: Path) -> list[Any]:
+    """The rows of one file, as Python objects.
+
+    Raises:
+        InputError: naming the file, and the line if there is one.
+    """
+    if path.name.endswith(".parquet"):
+        return _parquet(path)
+    if not path.name.endswith(ENDINGS):
+        raise InputError("A data file", "end in .jsonl or .parquet", path.name, "Convert it")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path}", "be readable", error, "Check its permissions, or download it again") from None
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{path}", "be written in UTF-8", "UTF-16", "Save it as UTF-8")
+    content = content.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors put before UTF-8
+    if content.lstrip()[:1] == b"[" and (rows := _array(content)) is not None:
+        return rows
+    rows = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line.strip():
+            rows.append(_json(line, f"{path}, line {number},"))
+    return rows
+
+
+def _array(content: bytes) -> list[Any] | None:
+    """The rows of a JSON array; None if the content is none. Then the lines tell where it is wrong."""
+    try:
+        whole = json.loads(content, object_pairs_hook=_object)
+    except (ValueError, RecursionError):
+        return None
+    return whole if isinstance(whole, list) else None
+
+
+def _json(line: bytes, what: str) -> Any:
+    try:
+        return json.loads(line.decode(), object_pairs_hook=_object)
+    except UnicodeDecodeError as error:
+        got = f"{line[:60].decode(errors='replace')!r} (byte {line[error.start]:#x} is no UTF-8)"
+        raise InputError(what, "be valid JSON in UTF-8", got, "Save the file as UTF-8; it may be Latin-1") from None
+    except (ValueError, RecursionError) as error:  # no JSON, a number of 5,000 digits, too deep
+        remedy = "Write one JSON object per line"
+        raise InputError(what, "be valid JSON", f"{line[:60].decode()!r} ({error})", remedy) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is there twice")
+    return made
+
+
+def _parquet(path: Path) -> list[Any]:
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                remedy = "Rename or drop one of them"
+                raise InputError(f"{path}", "have each column once", f"{', '.join(twice)} twice", remedy)
+            return file.read().to_pylist()
+    except (OSError, pyarrow.ArrowException, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"{path}", "be a whole Parquet file", reason, "Write or download it again") from None
+
+
+# -------------------------------------------------------------------------------------------- folders
+
+
+def _from_folder(folder: Path, subset: str | None, split: str | None) -> list[Any]:
+    """The rows of one split of a folder, its files in the order of their names."""
+    if subset is not None:
+        folder = folder / subset
+    files = [f for f in sorted(folder.rglob("*")) if f.name.endswith(ENDINGS) and f.is_file()]
+    files = [f for f in files if not HIDDEN.search(f"/{f.relative_to(folder).as_posix()}")]
+    if not files:
+        raise InputError(f"The folder {folder}", f"hold files in {', '.join(ENDINGS)}", "none", "Check the folder")
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        splits.setdefault(_split_of(file.relative_to(folder)), []).append(file)
+    default = "train" if "train" in splits else next(iter(splits)) if len(splits) == 1 else None
+    chosen = split or default
+    if chosen not in splits:
+        rule = "have the split train, or only one" if chosen is None else f"have the split {chosen}"
+        remedy = f"Choose one, as in {folder}@{next(iter(splits))}"
+        raise InputError(f"The folder {folder}", rule, f"the splits {', '.join(sorted(splits))}", remedy)
+    own = splits[chosen]
+    if len({file.suffix for file in own}) > 1:
+        got = ", ".join(file.name for file in own)
+        raise InputError(f"The split {chosen} of {folder}", "be in files of one format", got, "Give one of the files")
+    return [row for file in own for row in read_rows(file)]
+
+
+def _split_of(file: Path) -> str:
+    """The split that a file belongs to: `train` for data/train-00000-of-00001.parquet and for train/0.parquet.
+
+    A name without a split, such as part-0.parquet, is `train`.
+    """
+    stem = re.sub(r"(\.parquet|\.jsonl?(\.gz)?)$", "", file.name)
+    folders = [part for part in file.parts[:-1] if part not in ("data", "default")]
+    return PIECE.sub("", stem) or (folders[-1] if folders else "train")
+
+
+# ---------------------------------------------------------------------------------------------- hub
+
+
+def _from_hub(name: str, subset: str | None, split: str | None) -> list[Any]:
+    """The rows of a data set of the hub, or of its cache if the hub cannot be reached."""
+    what = f"The data set {name}"
+    local = "or give a file or a folder; no such path exists here"
+    unreachable = "this process works offline" if huggingface_hub.constants.HF_HUB_OFFLINE else None
+    if unreachable is None:
+        try:
+            huggingface_hub.HfApi().dataset_info(name, timeout=HUB_TIMEOUT)
+        except GatedRepoError:
+            raise _gated(name) from None
+        except RepositoryNotFoundError:
+            raise InputError(what, "exist on the hub", "no such data set", f"Check the name, {local}") from None
+        except Exception as error:  # whatever the HTTP client raises when there is no connection
+            unreachable = f"the hub cannot be reached: {_first_line(error)}"
+    try:
+        with _offline(unreachable is not None):
+            table = datasets.load_dataset(name, subset, split=split or "train")
+    except Exception as error:  # the library has no common class for missing splits, subsets, files and connections
+        causes = [error, error.__cause__, error.__context__]
+        if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated" in str(error):
+            raise _gated(name) from None
+        if unreachable is not None and isinstance(error, OSError | HfHubHTTPError):
+            got = f"no copy in the cache, and {unreachable}"
+            raise InputError(what, "be in the cache or on a hub in reach", got, f"Go online, {local}") from None
+        remedy = (
+            "Choose a split and a subset as in owner/name:subset@split, or download its files and give their folder"
+        )
+        raise InputError(what, "be loadable", _first_line(error), remedy) from None
+    return table.to_list()
+
+
+def _gated(name: str) -> InputError:
+    remedy = f"Accept its terms on https://huggingface.co/datasets/{name} and log in with `hf auth login`"
+    return InputError(f"The data set {name}", "be open to you", "a gated data set", remedy)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+@contextmanager
+def _offline(switch: bool) -> Iterator[None]:
+    """Both libraries use their caches only, within. They would try again for a minute and more."""
+    before = huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    if switch:
+        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
