@@ -166,7 +166,7 @@ def page(parts: Parts) -> str:
         "## How fast?",
         "",
         f"UFT, 32 completions a step. `ObjectiveTrainer` takes {1000 * fast['trainer_seconds_per_step']:.1f} ms a step",
-        "for one model. GPU alone: the captured step without the making of batches, which the CPU does at the same time.",
+        "for one model. GPU alone: the captured step without the making of batches, which the CPU does meanwhile.",
         "The last two columns: operations and bytes that a step needs at least, over what a large matrix product and a",
         "large copy reach on this GPU.",
         "",

@@ -184,7 +184,9 @@ def test_only_what_goes_on_from_what_is_on_disk_says_so_after_ctrl_c(tmp_path, m
     interrupted_in(monkeypatch, checkpoint, "train_checkpoint")
     interrupted_in(monkeypatch, course, "run_all")
     interrupted_in(monkeypatch, pretrain, "pretrain")
-    for arguments in (("train", *out), ("notebooks", *out), ("pretrain", "--world", 999)):
+    result = uftlab("train", *out)
+    refused(result, "interrupted", "--resume", "begins again")
+    for arguments in (("notebooks", *out), ("pretrain", "--world", 999)):
         result = uftlab(*arguments)
         refused(result, "interrupted", "starts from the beginning")
         assert result.exit_code == 130 and "on disk" not in result.output
@@ -362,8 +364,9 @@ def test_without_settings_the_tiny_model_learns_with_those_of_its_world(rows, tm
     files = ("--demonstrations", rows[0], "--method", "sft-full", "--steps", "60", "--batch", "8")
     result = uftlab("train", "--model", "tiny", *files, "--out", out)
     assert result.exit_code == 0, result.output
-    first = result.output.splitlines()[0]
-    assert first == "sft-full on tiny: what you did not set is what the sweep chose for the tiny world"
+    assert result.output.splitlines()[0] == f"demonstrations: {rows[0]}: 24 demonstrations."
+    second = result.output.splitlines()[1]
+    assert second == "sft-full on tiny: what you did not set is what the sweep chose for the tiny world"
     record = json.loads((out / "training.json").read_text())["stages"][0]
     assert [record["settings"]] == methods.tuned_settings("sft-full")
     losses = [entry["loss"] for entry in record["history"] if "loss" in entry]
@@ -389,7 +392,7 @@ def test_a_setting_that_the_method_does_not_have_is_refused(rows, llama, tmp_pat
     assert not out.exists()
 
 
-@pytest.mark.parametrize("method", ["sft-then-dpo", "uft"])
+@pytest.mark.parametrize("method", ["una-alone", "uft"])
 def test_train_with_lora_writes_an_adapter_that_loads(method, rows, llama, tmp_path):
     from peft import PeftModel
 
@@ -451,13 +454,12 @@ GOOD = {"prompt": "what ?", "completion": "it is red ."}
     [
         ("--demonstrations", [GOOD, "{not json"], ("line 2", "valid JSON")),
         ("--demonstrations", [GOOD, {"prompt": "what ?"}], ("row 2", "completion")),
-        ("--demonstrations", [GOOD, GOOD, {**GOOD, "completion": " "}], ("row 3", "empty")),
         ("--demonstrations", unknown(7), ("unknown words in 58%",)),
         ("--demonstrations", [], ("at least one row",)),
         ("--feedback", [{**GOOD, "score": 0.5}, {**GOOD, "score": 1.5}], ("row 2", "[0, 1]", "1.5")),
         ("--feedback", [{**GOOD, "label": "yes"}], ("row 1", "label", "yes")),
     ],
-    ids=["malformed", "column", "empty completion", "unknown words", "no rows", "score", "label"],
+    ids=["malformed", "column", "unknown words", "no rows", "score", "label"],
 )
 def test_bad_rows_are_refused_by_file_and_row_and_leave_nothing(flag, rows, said, llama, tmp_path):
     path, out = write(tmp_path / "bad.jsonl", rows), tmp_path / "out"

@@ -384,7 +384,7 @@ def _option(text: str, **more: Any) -> Any:
 
 @command(
     example="uftlab train --model tiny --demonstrations a.jsonl --feedback b.jsonl --steps 100 --out my-model",
-    interrupted="With --save-every, or after a finished stage, the same command with --resume goes on from there.",
+    interrupted="--resume with this --out goes on from the last checkpoint or finished stage, or begins again.",
 )
 def train(
     out: Annotated[str | None, _option("Folder for the checkpoint.")] = None,

@@ -21,6 +21,7 @@ from uftlab.study.cohort import run_trial
 from uftlab.study.tuning import points
 from uftlab.training import methods
 from uftlab.training.checkpoint import train_checkpoint
+from uftlab.training.configuration import TrainConfig
 from uftlab.training.methods import METHODS, PIPELINE_METHODS, Method, Stage, default_settings
 from uftlab.training.recipes import FedTrainer, Task, offline
 from uftlab.training.stages import RECIPES, Job, check_recipes, run
@@ -294,7 +295,17 @@ def files(tmp_path_factory, tables):
 def test_a_checkpoint_from_own_rows_with_a_reward_model_where_one_is_needed(files, tmp_path, name, sampled):
     out = tmp_path / "made"
     settings = {"learning_rate": 1e-3, "parts": 2.0} if name == "sdpo" else {"learning_rate": 1e-3}
-    train_checkpoint(out, "tiny", files, name, steps=8, batch=4, settings=settings, say=lambda line: None)
+    beta, rate = settings.get("beta"), settings.get("learning_rate")
+    config = TrainConfig(
+        str(out),
+        method=name,
+        steps=8,
+        batch=4,
+        learning_rate=rate,
+        beta=beta,
+        **{name: str(path) for name, path in files.items()},
+    )
+    train_checkpoint(config, say=lambda line: None)
     stages = json.loads((out / "training.json").read_text())["stages"]
     assert len(stages) == 2 and (out / "model.safetensors").is_file()
     assert any("rollout/score" in entry for entry in stages[1]["history"]) == bool(sampled)
@@ -306,7 +317,14 @@ def test_own_scored_rows_cannot_train_a_reward_model_and_nothing_is_written(file
         json.dumps({"prompt": "what is the food of bazib ?", "completion": "moss .", "score": 0.5}) + "\n"
     )
     with pytest.raises(InputError, match="The feedback of rloo must have pairs"):
-        train_checkpoint(tmp_path / "out", "tiny", {**files, "feedback": scored}, "rloo", steps=2)
+        config = TrainConfig(
+            str(tmp_path / "out"),
+            method="rloo",
+            steps=2,
+            demonstrations=str(files["demonstrations"]),
+            feedback=str(scored),
+        )
+        train_checkpoint(config)
     assert not (tmp_path / "out").exists()
 
 

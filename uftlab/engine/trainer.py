@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
@@ -57,6 +58,11 @@ def training_arguments(folder: Path | str, **changes: Any) -> TrainingArguments:
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     return TrainingArguments(**{**defaults, **changes})
+
+
+def process() -> PartialState:
+    """This process among those of a training that was launched with several (torchrun, accelerate launch)."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 class Quiet(TrainerCallback):

@@ -33,8 +33,9 @@ def generate_ids(
     """
     stops = Tokens(tokenizer).stop_ids
     device = next(model.parameters()).device
-    own: Any = model
+    own: Any = model  # some model with generation
     made: list[tuple[int, ...]] = []
+    sampling: dict[str, Any] = {} if seed is None else {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
     forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     with torch.no_grad(), evaluation_mode(model), forked:
         torch.manual_seed(seed or 0)
@@ -44,9 +45,8 @@ def generate_ids(
             ids = torch.tensor([[FILLER] * (width - len(p)) + list(p) for p in chunk], device=device)
             mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in chunk], device=device)
             choice = GenerationConfig(
-                do_sample=seed is not None, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=max_new_tokens,
-                pad_token_id=stops[0], eos_token_id=list(stops),
-            )  # fmt: skip
+                max_new_tokens=max_new_tokens, pad_token_id=stops[0], eos_token_id=list(stops), **sampling
+            )
             with _own_configuration(model, choice):
                 out = own.generate(input_ids=ids, attention_mask=mask)
             for row in out[:, width:].tolist():

@@ -162,6 +162,7 @@ def _loaded(path: str) -> tuple[PreTrainedModel, str]:
         base = str(near) if not Path(base).is_dir() and near.is_dir() else base
         model, home = _loaded(base)
         merged: Any = PeftModel.from_pretrained(model, path).merge_and_unload()
+        merged.requires_grad_(True)  # the library had frozen the base
         return merged, path if (Path(path) / "tokenizer_config.json").is_file() else home
     # pickled weights are refused: loading them runs code
     model = AutoModelForCausalLM.from_pretrained(

@@ -250,8 +250,8 @@ def metric_sums(rows: Rows, beta: float) -> dict[str, Float[Tensor, "*step 2"]]:
             sums[f"reward/{name}"], sums[f"logps/{name}"] = _sum(rewards, here), _sum(logps, here)
     first, second = (rewards[..., rows.role == ROLE_INDEX[role]] for role in ("chosen", "rejected"))
     if first.numel():
-        higher = first > second
-        sums["reward/accuracy"] = _sum(higher.to(rewards.dtype), torch.ones_like(higher))
+        higher = (first > second).to(rewards.dtype) + 0.5 * (first == second)  # a tie counts half
+        sums["reward/accuracy"] = _sum(higher, torch.ones_like(higher, dtype=torch.bool))
     return sums
 
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import platformdirs
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from uftlab.engine.trainer import process
 from uftlab.errors import InputError
 from uftlab.files import write_atomically
 from uftlab.models.generation import answers
@@ -83,7 +83,7 @@ def train_checkpoint(config: TrainConfig, say: Say = print, resume: bool = False
         InputError: before any training, when rows, model, method or folder cannot be used.
         DivergedError: when a loss or a gradient is not finite. What was saved before stays, for `resume`.
     """
-    out, main = Path(config.out), PartialState().is_main_process
+    out, main = Path(config.out), process().is_main_process
     say = say if main else (lambda _line: None)
     if resume:
         config = _unfinished(out)
@@ -96,7 +96,7 @@ def train_checkpoint(config: TrainConfig, say: Say = print, resume: bool = False
     if main:
         out.mkdir(parents=True, exist_ok=True)
         _record(out, made, "unfinished", [])
-    PartialState().wait_for_everyone()
+    process().wait_for_everyone()
     _train(made, out, say, resume)
     return out
 
@@ -214,9 +214,9 @@ def _check_folder(out: Path) -> None:
         raise InputError("The output folder", "be empty", f"an unfinished run in {out}", "Add --resume, or delete it")
     if out.is_dir() and any(out.iterdir()):
         raise InputError("The output folder", "be empty", out, "Choose a new --out; nothing was changed")
+    near = next(parent for parent in (out, *out.absolute().parents) if parent.is_dir())
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
+        tempfile.TemporaryFile(dir=near).close()
     except OSError as error:
         got = f"{out} ({error.strerror})"
         raise InputError("The output folder", "be writable", got, "Choose another --out") from None
@@ -242,7 +242,7 @@ def _unfinished(out: Path) -> TrainConfig:
 
 
 def _train(made: Prepared, out: Path, say: Say, resume: bool) -> None:
-    config, work, main = made.config, out / WORK, PartialState().is_main_process
+    config, work, main = made.config, out / WORK, process().is_main_process
     policy: Any = made.policy
     set_seed(config.seed)
     say(f"{config.method} on {config.model}: what you did not set is {made.where}")
@@ -274,7 +274,7 @@ def _train(made: Prepared, out: Path, say: Say, resume: bool) -> None:
             _save_policy(policy, place / "model")
             write_atomically(done, json.dumps(records[-1]))
             _record(out, made, "unfinished", records)
-        PartialState().wait_for_everyone()
+        process().wait_for_everyone()
         policy = _after(policy, None, config, last)
     after = answers(policy, made.tokens.tokenizer, prompts) if prompts else []
     samples = [{"prompt": p, "before": b, "after": a} for p, b, a in zip(prompts, before, after, strict=True)]
@@ -282,7 +282,7 @@ def _train(made: Prepared, out: Path, say: Say, resume: bool) -> None:
         say(f"prompt: {own['prompt']}\n  before: {own['before']}\n  after:  {own['after']}")
     if main:
         _finish(policy, made, out, records, samples)
-    PartialState().wait_for_everyone()
+    process().wait_for_everyone()
     say(f"saved {out}")
 
 
@@ -315,7 +315,7 @@ def _arguments(config: TrainConfig, steps: int, place: Path, resume: bool) -> di
         "max_grad_norm": config.clip,
         "logging_steps": config.log_every or max(1, steps // 20),
         "report_to": [name.strip() for name in config.log_to.split(",")],
-        "disable_tqdm": not PartialState().is_main_process,
+        "disable_tqdm": not process().is_main_process,
     }
     if config.gradient_checkpointing:
         told["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
@@ -373,7 +373,7 @@ def _record(out: Path, made: Prepared, state: str, records: list, samples: Seque
                 "config": config.asdict(),
                 "rows": {name: len(table) for name, table in made.tables.items()},
                 "device": torch.cuda.get_device_name() if usual_device() == "cuda" else "CPU",
-                "processes": PartialState().num_processes,
+                "processes": process().num_processes,
                 "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
                 "stages": records,
                 "samples": list(samples),
@@ -418,11 +418,11 @@ def describe(made: Prepared, say: Say) -> None:
         order = interleave(examples, per_step, min(steps, 8), config.seed)
         tokens = sum(len(c.prompt_ids) + len(c.completion_ids) for e in order for c in e) * steps / min(steps, 8)
         passes = [len(own) and steps * count / len(own) for own, count in zip(examples, per_step, strict=True)]
-        over = " and ".join(f"{p:.2f} passes over {len(e)} rows" for p, e in zip(passes, examples, strict=True))
+        over = [f"{p:.2f} passes over {len(e)} rows" for p, e in zip(passes, examples, strict=True)]
         say(
             f"stage {number}: {stage.objective}, {steps} steps of {config.batch} completions, about {tokens:,.0f} tokens"
         )
-        say(f"  {over}; settings: " + ", ".join(f"{name} {value:g}" for name, value in values.items()))
+        say(f"  {' and '.join(over)}; settings: " + ", ".join(f"{name} {value:g}" for name, value in values.items()))
         for own in examples:
             for completion in [c for e in own[:SHOWN] for c in e][:SHOWN]:
                 text, trained = decode(list(completion.prompt_ids)), decode(list(completion.completion_ids))
