@@ -36,6 +36,7 @@ from uftlab.rows.table import KINDS, EmptyError, as_messages, table_of, validate
 
 Row = dict[str, Any]
 OnBadRow = Literal["drop-empty", "drop", "refuse"]
+Range = tuple[int | float, int | float]
 TrainOn = Literal["last", "all"]
 
 # The UFT paper's weights for HelpSteer2, whose ratings go from 0 to 4 (arXiv 2410.21438, section 4.1). They sum to 1.9.
@@ -57,7 +58,7 @@ class Reading:
     columns: list[str]
     kind: str = ""
     feedback: str = ""  # "label", "score" or nothing: what the rows of single answers carry
-    scale: tuple[float, float] | None = None  # lowest and highest rating; None: scores are in [0, 1] already
+    scale: Range | None = None  # lowest and highest rating; None: scores are in [0, 1] already
     seen: str = ""  # the lowest and the highest score of the table, in words
     repeats: bool = False  # whether both sides of every pair begin with the text of the prompt
     train_on: TrainOn | None = None
@@ -81,7 +82,7 @@ def understand(
     *,
     layout: str | None = None,
     train_on: TrainOn | None = None,
-    score_range: tuple[float, float] | None = None,
+    score_range: Range | None = None,
     on_bad_row: OnBadRow = "drop-empty",
 ) -> tuple[Dataset, list[str]]:
     """Rows in any known layout as a validated table, and what was understood: one phrase each.
@@ -172,7 +173,7 @@ def _named(layout: str, columns: Sequence[str], source: str) -> str:
 # --------------------------------------------------------------------- what is decided over the table
 
 
-def _decide(reading: Reading, name: str, rows: Sequence[Row], score_range: tuple[float, float] | None) -> None:
+def _decide(reading: Reading, name: str, rows: Sequence[Row], score_range: Range | None) -> None:
     """Kind, feedback, scale and repeated prompts of the table, in place."""
     present = set(reading.columns)
     scores: list[str]
@@ -199,7 +200,7 @@ def _decide(reading: Reading, name: str, rows: Sequence[Row], score_range: tuple
         reading.scale = score_range or _scale(known, f"{reading.source}, {' and '.join(scores)},")
 
 
-def _scale(known: Sequence[Any], what: str) -> tuple[float, float] | None:
+def _scale(known: Sequence[Any], what: str) -> Range | None:
     """The scale of a whole column of scores: None for [0, 1], else the lowest and the highest rating.
 
     A value between 0 and 1 shows that the scale is [0, 1]; then a larger value is a bad row and no rating.
@@ -410,14 +411,14 @@ def _shared(prompt: Any, sides: dict[str, Any], where: str) -> tuple[list[dict],
             what, rule, "sides that differ earlier", "Drop the row, or give a column prompt and two answers"
         )
     shared: list[dict] = before["chosen"]
-    given = as_messages(prompt, "user") if isinstance(prompt, str) else prompt
-    asked = [turn["content"].strip() for turn in shared]
-    if given is not None and not all(turn["content"].strip() in asked for turn in _turns(given, f"{where} prompt")):
+    given = [] if prompt is None else _turns(as_messages(prompt, "user"), f"{where} column 'prompt'")
+    repeated = [turn["content"].strip() for turn in shared]
+    if any(turn["role"] != "system" and turn["content"].strip() not in repeated for turn in given):
         rule = "repeat the prompt of the row, or be the answer alone"
         got = f"another question, {shared[-1]['content'][:60]!r}"
         raise InputError(f"{where} column 'chosen'", rule, got, "Correct or drop the row")
-    if given is not None and given[0]["role"] == "system" and shared[0]["role"] != "system":
-        shared = [{"role": "system", "content": given[0]["content"]}, *shared]
+    if shared[0]["role"] != "system":
+        shared = [*(turn for turn in given[:1] if turn["role"] == "system"), *shared]
     return shared, {side: turns[-1:] for side, turns in sides.items()}
 
 
@@ -494,9 +495,8 @@ def _phrases(reading: Reading, name: str, table: Dataset, count: int, dropped: l
     if reading.scale is not None:
         low, high = reading.scale
         moved = "s" if low == 0 else f"(s - {low:g})"
-        said.append(
-            f"{' and '.join(scores)} are ratings from {low:g} to {high:g}, rescaled to {moved} / {high - low:g}"
-        )
+        seen = f"{' and '.join(scores)} ({reading.seen} in this table)"
+        said.append(f"{seen}: read as ratings from {low:g} to {high:g}, rescaled to {moved} / {high - low:g}")
     elif scores and (name not in OWN or set(scores) & set(OWN_NAME)):
         said.append(f"{' and '.join(scores)} ({reading.seen} in this table): used as they are, in [0, 1]")
     answers = reading.found.pop("answers", 0)

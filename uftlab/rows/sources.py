@@ -30,7 +30,7 @@ from datasets import Dataset
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from uftlab.errors import InputError
-from uftlab.rows.layouts import OnBadRow, TrainOn, sentence, understand
+from uftlab.rows.layouts import OnBadRow, Range, TrainOn, sentence, understand
 
 ENDINGS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")
 HUB_TIMEOUT = 10  # seconds to wait for the hub's first answer; there is no second attempt
@@ -47,7 +47,7 @@ def load_table(
     columns: Mapping[str, str] | None = None,
     layout: str | None = None,
     train_on: TrainOn | None = None,
-    score_range: tuple[float, float] | None = None,
+    score_range: Range | None = None,
     on_bad_row: OnBadRow = "drop-empty",
     limit: int | None = None,
 ) -> tuple[Dataset, str]:
