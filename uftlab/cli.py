@@ -422,7 +422,10 @@ def train(
     )
 
 
-@command(example="uftlab eval --model my-model --suite ifeval,truthfulqa,wordcount --data benchmarks --limit 50")
+@command(
+    example="uftlab eval --model my-model --suite ifeval,truthfulqa,wordcount --data benchmarks --limit 50",
+    interrupted=RESUMES,
+)
 def eval(
     model: Annotated[str, typer.Option(help="A folder in the hub's layout, an adapter, a hub name, or tiny.")],
     suite: Annotated[

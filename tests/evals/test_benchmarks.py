@@ -247,7 +247,7 @@ def test_a_context_that_is_too_short_is_refused_or_reported(lab, tmp_path):
         evaluate(folder, tmp_path / "out", settings, say=str)
     settings = Settings(("truthfulqa",), data=lab / "data", chat_template=False)
     found = evaluate(folder, tmp_path / "out", settings, say=str)
-    assert found["facts"] == {"truthfulqa: prompts cut from the left": 21}  # 9 choices of mc1, 12 of mc2
+    assert found["facts"] == {"truthfulqa: prompts cut from the left": 23}  # 11 choices of mc1, 12 of mc2
 
 
 def test_questions_about_sentences_need_their_table_before_anything_is_generated(lab, tmp_path):
@@ -414,9 +414,49 @@ def test_settings_that_cannot_be_are_refused_before_the_model_is_loaded(tmp_path
 
 def test_a_result_is_not_written_over(lab, run):
     before = (lab / "run" / "eval.json").read_bytes()
-    with pytest.raises(InputError, match=r"have no eval\.json yet"):
-        evaluate("there/is/no/such/model", lab / "run", Settings(("ifeval",)), say=str)
+    with pytest.raises(InputError, match="got a run of other weights or settings"):
+        evaluate(str(lab / "other"), lab / "run", Settings(("ifeval",)), say=str)
     assert (lab / "run" / "eval.json").read_bytes() == before
+
+
+def test_a_run_that_was_cut_goes_on_and_a_finished_one_is_refused(lab, tmp_path, monkeypatch):
+    settings = Settings(("wordcount", "reward"), str(lab / "other"), rows=lab / "rows.jsonl", max_new_tokens=4)
+
+    def stopped(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut, pytest.raises(KeyboardInterrupt):
+        cut.setattr(benchmarks.Run, "_reward", stopped)
+        evaluate(str(lab / "model"), tmp_path / "out", settings, say=str)
+    answers = (tmp_path / "out" / "answers.jsonl").read_bytes()
+    with monkeypatch.context() as never:
+        never.setattr(benchmarks.Run, "_lengths", stopped)
+        evaluate(str(lab / "model"), tmp_path / "out", settings, say=str)
+    names = [m.name for m in load_result(tmp_path / "out")["measures"]]
+    assert names == [f"wordcount/{n}" for n in ("words", "characters", "tokens", "ended")] + ["reward/implicit"]
+    assert (tmp_path / "out" / "answers.jsonl").read_bytes() == answers
+    with pytest.raises(InputError, match="got a finished run"):
+        evaluate(str(lab / "model"), tmp_path / "out", settings, say=str)
+
+
+def test_what_a_later_suite_cannot_use_is_refused_before_the_first(lab, tmp_path):
+    """The table of --rows has a line without a completion; IFEval must not run before that is said."""
+    rows = write_lines(tmp_path / "bad.jsonl", [{"prompt": "hello", "completion": "", "score": 1}])
+    settings = Settings(("ifeval", "reward"), str(lab / "other"), lab / "data", rows, max_new_tokens=4)
+    with pytest.raises(InputError, match=r"bad\.jsonl, row 1, column 'completion'"):
+        evaluate(str(lab / "model"), tmp_path / "out", settings, say=str)
+    settings = Settings(("wordcount",), rows=lab / "rows.jsonl", max_new_tokens=1020)
+    with pytest.raises(InputError, match="fit the context of the model, 1024 tokens; got 15 and 1020"):
+        evaluate(str(lab / "model"), tmp_path / "out", settings, say=str)
+    assert not (tmp_path / "out").exists()
+
+
+def test_lm_eval_has_the_tasks_of_every_benchmark():
+    tasks = pytest.importorskip("lm_eval.tasks")
+    for benchmark in benchmarks.BENCHMARKS.values():
+        folder = Path(tasks.__file__).parent / benchmark.folder
+        have = tasks.TaskManager(include_path=str(folder), include_defaults=False).all_tasks
+        assert set(benchmark.tasks) <= set(have)
 
 
 def test_without_lm_eval_there_is_one_line_that_names_the_extra(monkeypatch, tmp_path):

@@ -6,7 +6,7 @@
 | truthfulqa | | mc1: the true answer is the likeliest; mc2: probability of all true answers (lm-eval) |
 | bbh gpqa mmlu-pro musr math-hard | | the other tasks of the Open LLM Leaderboard 2, as the UFT paper ran them |
 | gsm8k winogrande arc hellaswag mmlu | | the other tasks of the first leaderboard, with its numbers of shots |
-| wordcount | rows or ifeval | words and tokens of greedy answers, and the share that ended by itself |
+| wordcount | rows or ifeval | words, characters, tokens of greedy answers, and the share that ended by itself |
 | perplexity | text | nats per token and per byte |
 | kl | rows, reference | forward KL(reference to policy) on samples of the reference, reverse on the policy's own |
 | reward | rows, reference | beta (log pi - log pi_ref) of the completions: is the implicit reward inert? |
@@ -37,11 +37,11 @@ from transformers import PreTrainedTokenizerBase
 
 from uftlab.errors import InputError
 from uftlab.evals.drift import divergences, documents, own_answers
-from uftlab.evals.outcomes import RESULT, SCHEMA, Measure
+from uftlab.evals.outcomes import RESULT, SCHEMA, Measure, load_result
 from uftlab.files import write_atomically
 from uftlab.losses.rewards import implicit_reward
 from uftlab.models.generation import texts
-from uftlab.models.logps import read_logps
+from uftlab.models.logps import fingerprint, read_logps
 from uftlab.models.policies import load_policy
 from uftlab.rows.table import as_scored, load_rows
 from uftlab.rows.tokens import Completion, Tokens
@@ -120,15 +120,17 @@ class Settings:
 
 
 def evaluate(model: str, out: Path, settings: Settings, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Measure a model and write `eval.json` and `answers.jsonl` into a folder.
+    """Measure a model and write `eval.json` and `answers.jsonl` into a folder, again after each suite.
+
+    A run that was cut goes on with the next suite, if weights and settings are those of what is there.
 
     Returns:
-        What is in `eval.json`: model, reference, method and seed of its training, settings, versions, seconds, facts,
-        and measures with the value of each question.
+        What is in `eval.json`: model, digest of its weights, reference, method and seed of its training, settings,
+        versions, seconds by suite, facts, and measures with the value of each question.
 
     Raises:
-        InputError: before the model is loaded, for an unknown suite, a missing file, extra or setting, or a folder with
-            a result; afterwards, when model and questions do not fit each other.
+        InputError: before the model is loaded, for an unknown suite, a missing file, extra or setting; before anything
+            is measured, for a folder with another result; afterwards, when model and questions do not fit each other.
     """
     _check(settings, out)
     sources = {suite: _local(settings.data, suite) for suite in settings.suites if suite in BENCHMARKS}
@@ -137,32 +139,31 @@ def evaluate(model: str, out: Path, settings: Settings, say: Callable[[str], Non
     if settings.chat_template and not tokenizer.chat_template:
         raise InputError("A model measured with a chat template", "have one", model, "Add --no-chat-template")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = Run(_on(device, policy), tokenizer, settings, sources, own, say)
-    for suite in sorted(set(settings.suites), key=SUITES.index):
-        started = time.perf_counter()
-        run.measure(suite)
-        run.seconds[suite] = round(time.perf_counter() - started, 1)
-    result = {
+    run = Run(_on(device, policy), tokenizer, settings, own, say)
+    known = {
         "schema": SCHEMA,
         "model": model,
+        "weights": fingerprint(policy),
         "reference": settings.reference,
         "method": own.get("method"),
         "seed": own.get("seed"),
         "recipe": recipe_of(own),
-        "settings": {
-            name: str(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()
-        },
+        "settings": json.loads(json.dumps(asdict(settings), default=str)),
         "sources": {suite: str(path) for suite, path in sources.items() if path},
-        "versions": _versions(),
-        "device": _device_name(device),
-        "seconds": run.seconds,
-        "facts": run.facts,
-        "measures": [{**asdict(measure), "mean": measure.mean} for measure in run.measures],
     }
-    if run.answers:
-        lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in run.answers)
-        write_atomically(out / ANSWERS, "".join(lines))
-    write_atomically(out / RESULT, json.dumps(result, indent=1, allow_nan=False))
+    run.restore(out, known)
+    run.prepare()
+    result: dict[str, Any] = {}
+    for suite in [name for name in SUITES if name in settings.suites and name not in run.seconds]:
+        say(f"{suite} ...")
+        started = time.perf_counter()
+        run.measure(suite, sources.get(suite))
+        run.seconds[suite] = round(time.perf_counter() - started, 1)
+        result = {**known, "versions": _versions(), "device": _device_name(device), **run.found()}
+        if run.answers:
+            lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in run.answers)
+            write_atomically(out / ANSWERS, "".join(lines))
+        write_atomically(out / RESULT, json.dumps(result, indent=1, allow_nan=False))
     return result
 
 
@@ -173,7 +174,6 @@ class Run:
     model: Any
     tokenizer: PreTrainedTokenizerBase
     settings: Settings
-    sources: Mapping[str, Path | None]
     training: Mapping[str, Any]
     say: Callable[[str], None]
     measures: list[Measure] = field(default_factory=list)
@@ -181,14 +181,59 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
-    def measure(self, suite: str) -> None:
-        """Measure one suite."""
-        self.say(f"{suite} ...")
+    def restore(self, out: Path, known: Mapping[str, Any]) -> None:
+        """Take over the finished suites of a run that was cut.
+
+        Raises:
+            InputError: when the folder has another run, or a finished one.
+        """
+        if not (out / RESULT).exists():
+            return
+        stored = load_result(out)
+        same = all(stored.get(name) == value for name, value in known.items())
+        if not same or set(self.settings.suites) <= set(stored["seconds"]):
+            got = "a finished run" if same else "a run of other weights or settings"
+            raise InputError(f"{out}", "be empty or have the start of this run", got, "Choose a new --out")
+        self.measures, self.seconds, self.facts = stored["measures"], stored["seconds"], stored["facts"]
+        if (out / ANSWERS).exists():
+            lines = (out / ANSWERS).read_text(encoding="utf-8").split("\n")
+            self.answers = [row for row in map(json.loads, filter(None, lines)) if row["suite"] in self.seconds]
+        self.say(f"goes on after {', '.join(self.seconds)}")
+
+    def prepare(self) -> None:
+        """Read all that the later suites need, so that nothing is refused after hours of work.
+
+        Raises:
+            InputError: for rows, texts or a reference that cannot be used.
+        """
+        if {"kl", "reward"} & set(self.settings.suites):
+            _ = self.reference
+        if self.settings.rows is not None:
+            _ = self.rows
+            if {"kl", "wordcount"} & set(self.settings.suites):
+                self._check_room()
+        if "perplexity" in self.settings.suites:
+            _ = self.texts
+
+    def _check_room(self) -> None:
+        longest, most = max(map(len, self.prompts)), self.settings.max_new_tokens
+        if longest + most > self.context:
+            rule = f"fit the context of the model, {self.context} tokens"
+            got = f"{longest} and {most} tokens"
+            raise InputError("The longest prompt and its answer", rule, got, "Lower --max-new-tokens")
+
+    def measure(self, suite: str, source: Path | None = None) -> None:
+        """Measure one suite, a benchmark from the local file `source` if there is one."""
         if suite in BENCHMARKS:
             for template in self.templates:
-                self._benchmark(suite, template)
+                self._benchmark(suite, source, template)
         else:
             {"wordcount": self._lengths, "perplexity": self._text, "kl": self._kl, "reward": self._reward}[suite]()
+
+    def found(self) -> dict[str, Any]:
+        """What was found so far, for a file."""
+        measures = [{**asdict(measure), "mean": measure.mean} for measure in self.measures]
+        return {"seconds": self.seconds, "facts": self.facts, "measures": measures}
 
     @property
     def templates(self) -> tuple[bool, ...]:
@@ -207,10 +252,15 @@ class Run:
 
         return Harness(self.model, self.tokenizer, self.settings.batch)
 
+    @property
+    def context(self) -> int:
+        """How many tokens the model can read."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or CONTEXT)
+
     @cached_property
-    def tokens(self) -> Tokens:
-        """Writes rows as in training."""
-        return Tokens(self.tokenizer)
+    def texts(self) -> list[str]:
+        """The documents of --text."""
+        return read_texts(Path(str(self.settings.text)))[: self.settings.limit]
 
     @cached_property
     def reference(self) -> Any:
@@ -225,7 +275,8 @@ class Run:
     def rows(self) -> list[Completion]:
         """The completions of --rows with their scores."""
         table = load_rows(str(self.settings.rows))
-        return [c for (c,) in self.tokens.examples(as_scored(table.select(range(len(table))[: self.settings.limit])))]
+        table = as_scored(table.select(range(len(table))[: self.settings.limit]))
+        return [c for (c,) in Tokens(self.tokenizer).examples(table, self.context)]
 
     @cached_property
     def prompts(self) -> list[tuple[int, ...]]:
@@ -260,10 +311,10 @@ class Run:
 
     # ------------------------------------------------------------------------------ suites
 
-    def _benchmark(self, suite: str, template: bool) -> None:
+    def _benchmark(self, suite: str, source: Path | None, template: bool) -> None:
         from uftlab.evals import harness as library
 
-        benchmark, source = BENCHMARKS[suite], self.sources[suite]
+        benchmark = BENCHMARKS[suite]
         local = {task: {benchmark.split: source} for task in benchmark.tasks} if source else None
         if suite == "ifeval":
             _prepare_ifeval(self.settings.data)
@@ -320,21 +371,20 @@ class Run:
             measured = [a for a in self.answers if a["suite"] == wanted and a["template"] == template]
             ids = [a["question"] for a in measured]
             self.keep("wordcount/words", template, ids, [float(len(a["answer"].split())) for a in measured])
+            self.keep("wordcount/characters", template, ids, [float(len(a["answer"])) for a in measured])
             self.keep("wordcount/tokens", template, ids, [float(a["tokens"]) for a in measured])
             self.keep("wordcount/ended", template, ids, [float(a["ended"]) for a in measured])
 
     def _text(self) -> None:
-        found = read_texts(Path(str(self.settings.text)))[: self.settings.limit]
-        context = int(getattr(self.model.config, "max_position_embeddings", None) or CONTEXT)
-        windows = documents(self.tokenizer, found, context)
+        windows = documents(self.tokenizer, self.texts, self.context)
         logps = iter(read_logps(self.model, [w for own in windows for w in own], self.pad_id).tolist())
         nats = [-math.fsum(next(logps) for _ in own) for own in windows]
         for unit, sizes in (
             ("token", [float(sum(len(w.completion_ids) for w in own)) for own in windows]),
-            ("byte", [float(len(text.encode())) for text in found]),
+            ("byte", [float(len(text.encode())) for text in self.texts]),
         ):
             means = [n / size for n, size in zip(nats, sizes, strict=True)]
-            self.keep(f"perplexity/nats-per-{unit}", None, map(_digest, found), means, sizes)
+            self.keep(f"perplexity/nats-per-{unit}", None, map(_digest, self.texts), means, sizes)
 
     def _kl(self) -> None:
         """Both ways, each on samples of its first model: exact for each token, sampled over what stands before it."""
@@ -385,8 +435,6 @@ def _check(settings: Settings, out: Path) -> None:
     for parent in (out, *out.parents):
         if parent.exists() and not parent.is_dir():
             raise InputError("The output folder", "not lie below a regular file", parent, "Choose another --out")
-    if (out / RESULT).exists():
-        raise InputError("The output folder", f"have no {RESULT} yet", out, "Choose a new --out; nothing was changed")
     needs = {"kl": ("rows", "reference"), "reward": ("rows", "reference"), "perplexity": ("text",)}
     for suite in settings.suites:
         for option in needs.get(suite, ()):

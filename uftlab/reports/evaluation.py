@@ -25,6 +25,7 @@ LABELS = {  # measure -> (what a reader calls it, unit); any other is a share of
     "truthfulqa/mc1": ("TruthfulQA mc1", "share"),
     "truthfulqa/mc2": ("TruthfulQA mc2", "probability"),
     "wordcount/words": ("words of an answer", "words"),
+    "wordcount/characters": ("characters of an answer", "characters"),
     "wordcount/tokens": ("tokens of an answer", "tokens"),
     "wordcount/ended": ("answers that ended by themselves", "share"),
     "perplexity/nats-per-token": ("text, by token", "nats per token"),
@@ -82,9 +83,7 @@ def run_page(result: Mapping[str, Any]) -> str:
     """The page of one run in Markdown."""
     measures: list[Measure] = result["measures"]
     templates = sorted({m.template for m in measures if m.template is not None})
-    parts = [f"# {result['model']}", _about(result), "## Measures"]
-    if templates:
-        parts.append("Intervals: 95 %, over questions. The chat template is a choice for benchmarks alone.")
+    parts = [f"# {result['model']}", _about(result), "## Measures", "In parentheses: the 95 % interval over questions."]
     heads = ["measure", "unit", *(("with chat template" if t else "without chat template") for t in templates)]
     heads += ["rows as in training"] if any(m.template is None for m in measures) else []
     columns: list[bool | None] = [*templates, *([None] if heads[-1] == "rows as in training" else [])]
