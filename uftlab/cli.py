@@ -450,6 +450,71 @@ def train(
         _fail(str(error), 1)
 
 
+@command(
+    example="uftlab eval --model my-model --suite ifeval,truthfulqa,wordcount --data benchmarks --limit 50",
+    interrupted=RESUMES,
+)
+def eval(
+    model: Annotated[str, typer.Option(help="A folder in the hub's layout, an adapter, a hub name, or tiny.")],
+    suite: Annotated[
+        str, typer.Option(help="With commas: ifeval, truthfulqa, wordcount, perplexity, kl, reward, bbh, gsm8k, ...")
+    ] = "ifeval,truthfulqa",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the result; empty: results/eval/NAME.", show_default=False)
+    ] = None,
+    reference: Annotated[str | None, typer.Option(help="The model that kl and reward refer to.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with ifeval, truthfulqa, punkt_tab_english.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="JSONL or Parquet, for wordcount, kl and reward.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Text, or JSONL with a column text, for perplexity.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Of the implicit reward; empty: that of the training.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first questions of each suite; empty: all.")] = None,
+    chat_template: Annotated[
+        bool | None, typer.Option("--chat-template/--no-chat-template", help="Neither: both ways.", show_default=False)
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 1280,
+    seed: Annotated[int, typer.Option(help="Of what is sampled.")] = 0,
+) -> None:
+    """Measure a model: IFEval, TruthfulQA and others by lm-eval, lengths, text, KL, implicit rewards.
+
+    Writes eval.json (every question), eval.md (the page) and the answers into --out.
+    """
+    from uftlab.evals.benchmarks import Settings, evaluate
+    from uftlab.reports.evaluation import write_run_page
+
+    suites = tuple(name.strip() for name in suite.split(",") if name.strip())
+    folder = out or Path("results") / "eval" / Path(model).name
+    settings = Settings(suites, reference, data, rows, text, beta, chat_template, limit, batch, max_new_tokens, seed)
+    evaluate(model, folder, settings, say=_say)
+    _say(f"wrote {write_run_page(folder)}")
+
+
+@command(example="uftlab compare results/eval/uft results/eval/sft --baseline results/eval/base --out compared.md")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of `uftlab eval`.")],
+    baseline: Annotated[Path, typer.Option(help="The run that the others are compared with.")],
+    out: Annotated[Path | None, typer.Option(help="The page; empty: print it.", show_default=False)] = None,
+    as_json: As_json = False,
+) -> None:
+    """Compare runs of `uftlab eval` question by question, with paired intervals over questions and over seeds."""
+    from dataclasses import asdict
+
+    from uftlab.reports.evaluation import compare as compared
+    from uftlab.reports.evaluation import comparison_page
+
+    rows = compared(runs, baseline)
+    if as_json:
+        intervals = ("questions", "seeds")
+        print(json.dumps([{**r, **{i: r[i] and asdict(r[i]) for i in intervals}} for r in rows], indent=1))
+        return
+    page = comparison_page(rows, [*runs, baseline])
+    if out is None:
+        print(page, end="")
+        return
+    write_atomically(out, page)
+    _say(f"wrote {out}")
+
+
 # ----------------------------------------------------------------------------------------- notebooks
 
 

@@ -1,0 +1,589 @@
+"""Measure one model of any size: benchmarks by lm-eval, length of answers, KL to a reference, implicit rewards, text.
+
+| suite | needs | measures |
+|---|---|---|
+| ifeval | | instructions followed, strict and loose, by prompt and by instruction (lm-eval's `ifeval`) |
+| truthfulqa | | mc1: the true answer is the likeliest; mc2: probability of all true answers (lm-eval) |
+| bbh gpqa mmlu-pro musr math-hard | | the other tasks of the Open LLM Leaderboard 2, as the UFT paper ran them |
+| gsm8k winogrande arc hellaswag mmlu | | the other tasks of the first leaderboard, with its numbers of shots |
+| wordcount | rows or ifeval | words, characters, tokens of greedy answers, and the share that ended by itself |
+| perplexity | text | nats per token and per byte |
+| kl | rows, reference | forward KL(reference to policy) on samples of the reference, reverse on the policy's own |
+| reward | rows, reference | beta (log pi - log pi_ref) of the completions: is the implicit reward inert? |
+
+Every measure keeps the value of each question, so that two runs can be compared question by question. Its mean weighs
+a question by how many instructions or tokens it has, as lm-eval and perplexity do; most weigh 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy import stats
+from transformers import PreTrainedTokenizerBase
+
+from uftlab.errors import InputError
+from uftlab.evals.drift import divergences, documents, own_answers
+from uftlab.evals.outcomes import RESULT, SCHEMA, Measure, load_result
+from uftlab.files import write_atomically
+from uftlab.losses.rewards import implicit_reward
+from uftlab.models.generation import texts
+from uftlab.models.logps import fingerprint, read_logps
+from uftlab.models.policies import load_policy
+from uftlab.rows.table import as_scored, load_rows
+from uftlab.rows.tokens import Completion, Tokens
+
+ANSWERS = "answers.jsonl"
+INERT = 0.2  # |reward| in nats below which sigma(reward) is within 0.05 of 1/2
+PAPERS_BETA = 0.01
+CONTEXT = 2048  # tokens, for models whose configuration does not say
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Tasks of lm-eval that make one suite.
+
+    `folder` is where lm-eval keeps them, `shots` the number of worked examples (None: what the task says), `split` and
+    `columns` what a local file replaces and must have.
+    """
+
+    folder: str
+    tasks: tuple[str, ...]
+    shots: int | None = None
+    split: str = ""
+    columns: tuple[str, ...] = ()
+
+
+BENCHMARKS = {
+    "ifeval": Benchmark("ifeval", ("ifeval",), None, "train", ("key", "prompt", "instruction_id_list", "kwargs")),
+    "truthfulqa": Benchmark(
+        "truthfulqa",
+        ("truthfulqa_mc1", "truthfulqa_mc2"),
+        None,
+        "validation",
+        ("question", "mc1_targets", "mc2_targets"),
+    ),
+    "bbh": Benchmark("leaderboard/bbh_mc", ("leaderboard_bbh",)),
+    "gpqa": Benchmark("leaderboard/gpqa", ("leaderboard_gpqa",)),
+    "mmlu-pro": Benchmark("leaderboard/mmlu_pro", ("leaderboard_mmlu_pro",)),
+    "musr": Benchmark("leaderboard/musr", ("leaderboard_musr",)),
+    "math-hard": Benchmark("leaderboard/math", ("leaderboard_math_hard",)),
+    "gsm8k": Benchmark("gsm8k", ("gsm8k",), 5),
+    "winogrande": Benchmark("winogrande", ("winogrande",), 5),
+    "arc": Benchmark("arc", ("arc_challenge",), 25),
+    "hellaswag": Benchmark("hellaswag", ("hellaswag",), 10),
+    "mmlu": Benchmark("mmlu", ("mmlu",), 5),
+}
+OTHERS = ("wordcount", "perplexity", "kl", "reward")
+SUITES = (*BENCHMARKS, *OTHERS)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how. Two runs can be compared if these agree where they decide the numbers.
+
+    Args:
+        chat_template: with or without the model's chat template; None: both if it has one. Of benchmarks only: rows are
+            always written as in training.
+        limit: the first questions, rows and texts alone; None: all.
+        beta: of the implicit reward; None: what the model was trained with, else the paper's 0.01.
+        seed: of samples for KL, and of lm-eval.
+    """
+
+    suites: tuple[str, ...] = ("ifeval", "truthfulqa")
+    reference: str | None = None
+    data: Path | None = None
+    rows: Path | None = None
+    text: Path | None = None
+    beta: float | None = None
+    chat_template: bool | None = None
+    limit: int | None = None
+    batch: int = 8
+    max_new_tokens: int = 1280
+    seed: int = 0
+
+
+# ------------------------------------------------------------------------------------------ a run
+
+
+def evaluate(model: str, out: Path, settings: Settings, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Measure a model and write `eval.json` and `answers.jsonl` into a folder, again after each suite.
+
+    A run that was cut goes on with the next suite, if weights and settings are those of what is there.
+
+    Returns:
+        What is in `eval.json`: model, digest of its weights, reference, method and seed of its training, settings,
+        versions, seconds by suite, facts, and measures with the value of each question.
+
+    Raises:
+        InputError: before the model is loaded, for an unknown suite, a missing file, extra or setting; before anything
+            is measured, for a folder with another result; afterwards, when model and questions do not fit each other.
+    """
+    _check(settings, out)
+    sources = {suite: _local(settings.data, suite) for suite in settings.suites if suite in BENCHMARKS}
+    own = _training(model)
+    policy, tokenizer = load_policy(model)
+    if settings.chat_template and not tokenizer.chat_template:
+        raise InputError("A model measured with a chat template", "have one", model, "Add --no-chat-template")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = Run(_on(device, policy), tokenizer, settings, own, say)
+    known = {
+        "schema": SCHEMA,
+        "model": model,
+        "weights": fingerprint(policy),
+        "reference": settings.reference,
+        "method": own.get("method"),
+        "seed": own.get("seed"),
+        "recipe": recipe_of(own),
+        "settings": json.loads(json.dumps(asdict(settings), default=str)),
+        "sources": {suite: str(path) for suite, path in sources.items() if path},
+    }
+    run.restore(out, known)
+    run.prepare()
+    result: dict[str, Any] = {}
+    for suite in [name for name in SUITES if name in settings.suites and name not in run.seconds]:
+        say(f"{suite} ...")
+        started = time.perf_counter()
+        run.measure(suite, sources.get(suite))
+        run.seconds[suite] = round(time.perf_counter() - started, 1)
+        result = {**known, "versions": _versions(), "device": _device_name(device), **run.found()}
+        if run.answers:
+            lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in run.answers)
+            write_atomically(out / ANSWERS, "".join(lines))
+        write_atomically(out / RESULT, json.dumps(result, indent=1, allow_nan=False))
+    return result
+
+
+@dataclass
+class Run:
+    """One model while it is measured: what several suites share, and what was found."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    settings: Settings
+    training: Mapping[str, Any]
+    say: Callable[[str], None]
+    measures: list[Measure] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def restore(self, out: Path, known: Mapping[str, Any]) -> None:
+        """Take over the finished suites of a run that was cut.
+
+        Raises:
+            InputError: when the folder has another run, or a finished one.
+        """
+        if not (out / RESULT).exists():
+            return
+        stored = load_result(out)
+        same = all(stored.get(name) == value for name, value in known.items())
+        if not same or set(self.settings.suites) <= set(stored["seconds"]):
+            got = "a finished run" if same else "a run of other weights or settings"
+            raise InputError(f"{out}", "be empty or have the start of this run", got, "Choose a new --out")
+        self.measures, self.seconds, self.facts = stored["measures"], stored["seconds"], stored["facts"]
+        if (out / ANSWERS).exists():
+            lines = (out / ANSWERS).read_text(encoding="utf-8").split("\n")
+            self.answers = [row for row in map(json.loads, filter(None, lines)) if row["suite"] in self.seconds]
+        self.say(f"goes on after {', '.join(self.seconds)}")
+
+    def prepare(self) -> None:
+        """Read all that the later suites need, so that nothing is refused after hours of work.
+
+        Raises:
+            InputError: for rows, texts or a reference that cannot be used.
+        """
+        if {"kl", "reward"} & set(self.settings.suites):
+            _ = self.reference
+        if self.settings.rows is not None:
+            _ = self.rows
+            if {"kl", "wordcount"} & set(self.settings.suites):
+                self._check_room()
+        if "perplexity" in self.settings.suites:
+            _ = self.texts
+
+    def _check_room(self) -> None:
+        longest, most = max(map(len, self.prompts)), self.settings.max_new_tokens
+        if longest + most > self.context:
+            rule = f"fit the context of the model, {self.context} tokens"
+            got = f"{longest} and {most} tokens"
+            raise InputError("The longest prompt and its answer", rule, got, "Lower --max-new-tokens")
+
+    def measure(self, suite: str, source: Path | None = None) -> None:
+        """Measure one suite, a benchmark from the local file `source` if there is one."""
+        if suite in BENCHMARKS:
+            for template in self.templates:
+                self._benchmark(suite, source, template)
+        else:
+            {"wordcount": self._lengths, "perplexity": self._text, "kl": self._kl, "reward": self._reward}[suite]()
+
+    def found(self) -> dict[str, Any]:
+        """What was found so far, for a file."""
+        measures = [{**asdict(measure), "mean": measure.mean} for measure in self.measures]
+        return {"seconds": self.seconds, "facts": self.facts, "measures": measures}
+
+    @property
+    def templates(self) -> tuple[bool, ...]:
+        """Without the chat template, as the paper; with it; or both."""
+        chosen = self.settings.chat_template
+        if chosen is None:
+            return (False, True) if self.tokenizer.chat_template else (False,)
+        return (chosen,)
+
+    # ------------------------------------------------------------------------------ what suites share
+
+    @cached_property
+    def harness(self) -> Any:
+        """The model as lm-eval wants it."""
+        from uftlab.evals.harness import Harness
+
+        return Harness(self.model, self.tokenizer, self.settings.batch)
+
+    @property
+    def context(self) -> int:
+        """How many tokens the model can read."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or CONTEXT)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The documents of --text."""
+        return read_texts(Path(str(self.settings.text)))[: self.settings.limit]
+
+    @cached_property
+    def reference(self) -> Any:
+        """The reference on the same device."""
+        reference, tokenizer = load_policy(str(self.settings.reference))
+        if tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            remedy = "Name the model that the policy was trained from"
+            raise InputError("--reference", "have the vocabulary of the model", self.settings.reference, remedy)
+        return _on(self.model.device, reference)
+
+    @cached_property
+    def rows(self) -> list[Completion]:
+        """The completions of --rows with their scores."""
+        table = load_rows(str(self.settings.rows))
+        table = as_scored(table.select(range(len(table))[: self.settings.limit]))
+        return [c for (c,) in Tokens(self.tokenizer).examples(table, self.context)]
+
+    @cached_property
+    def prompts(self) -> list[tuple[int, ...]]:
+        """The distinct prompts of --rows."""
+        return list(dict.fromkeys(c.prompt_ids for c in self.rows))
+
+    @property
+    def pad_id(self) -> int:
+        """What padding is written as; it is masked by position."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    def keep(
+        self,
+        name: str,
+        template: bool | None,
+        ids: Iterable[str],
+        values: Iterable[float],
+        weights: Iterable[float] | None = None,
+    ) -> None:
+        """Keep a measure.
+
+        Raises:
+            InputError: for a value that is no finite number.
+        """
+        pairs = list(zip(values, weights or itertools.repeat(1.0), strict=False))
+        questions = dict(zip(ids, pairs, strict=True))
+        bad = [question for question, (value, _) in questions.items() if not math.isfinite(value)]
+        if bad:
+            remedy = "Look at the training of the model"
+            raise InputError(f"{name} of question {bad[0]}", "be a finite number", questions[bad[0]][0], remedy)
+        self.measures.append(Measure(name, template, questions))
+
+    # ------------------------------------------------------------------------------ suites
+
+    def _benchmark(self, suite: str, source: Path | None, template: bool) -> None:
+        from uftlab.evals import harness as library
+
+        benchmark = BENCHMARKS[suite]
+        local = {task: {benchmark.split: source} for task in benchmark.tasks} if source else None
+        if suite == "ifeval":
+            _prepare_ifeval(self.settings.data)
+        before = self.harness.cut
+        found = library.run(
+            self.harness,
+            suite,
+            benchmark.folder,
+            benchmark.tasks,
+            shots=benchmark.shots,
+            local=local,
+            chat_template=template,
+            limit=self.settings.limit,
+            max_new_tokens=self.settings.max_new_tokens if suite == "ifeval" else None,
+            seed=self.settings.seed,
+        )
+        if self.harness.cut > before:
+            self.facts[f"{suite}: prompts cut from the left"] = self.harness.cut - before
+        merged: dict[str, dict[str, list[float]]] = {}
+        for key, questions in library.values_of(found["samples"]).items():
+            task, metric = key.split("/", 1)
+            name = task.removeprefix(f"{suite}_") if len(benchmark.tasks) > 1 else metric
+            merged.setdefault(name, {}).update(questions)
+        for name, questions in merged.items():
+            values, weights = zip(*questions.values(), strict=True)
+            self.keep(f"{suite}/{name}", template, questions, values, weights)
+        if suite == "ifeval":
+            self._keep_answers(found["samples"]["ifeval"], template)
+
+    def _keep_answers(self, samples: Sequence[Mapping[str, Any]], template: bool) -> None:
+        for sample, question in zip(samples, self.measures[-1].questions, strict=True):
+            tokens, ended = self.harness.answers[sample["arguments"][0][0]]
+            (answer,) = sample["filtered_resps"]
+            self._keep_answer("ifeval", template, question, sample["doc"]["prompt"], answer, tokens, ended)
+
+    def _keep_answer(
+        self, suite: str, template: bool | None, question: str, prompt: str, answer: str, tokens: int, ended: bool
+    ) -> None:
+        row = {"suite": suite, "template": template, "question": question, "prompt": prompt, "answer": answer}
+        self.answers.append({**row, "tokens": tokens, "ended": ended})
+
+    def _lengths(self) -> None:
+        """Of the answers to the prompts of --rows; without rows, of those to IFEval."""
+        if self.settings.rows is not None:
+            limit, batch = self.settings.max_new_tokens, self.settings.batch
+            said = own_answers(self.model, self.tokenizer, self.prompts, limit, batch)
+            for own, text in zip(said, texts(self.tokenizer, [c.completion_ids for c in said]), strict=True):
+                ended = own.completion_ids[-1] == self.tokenizer.eos_token_id
+                prompt = str(self.tokenizer.decode(list(own.prompt_ids)))
+                question = _digest(prompt)
+                self._keep_answer("wordcount", None, question, prompt, text, len(own.completion_ids), ended)
+        wanted = "ifeval" if self.settings.rows is None else "wordcount"
+        for template in dict.fromkeys(answer["template"] for answer in self.answers if answer["suite"] == wanted):
+            measured = [a for a in self.answers if a["suite"] == wanted and a["template"] == template]
+            ids = [a["question"] for a in measured]
+            self.keep("wordcount/words", template, ids, [float(len(a["answer"].split())) for a in measured])
+            self.keep("wordcount/characters", template, ids, [float(len(a["answer"])) for a in measured])
+            self.keep("wordcount/tokens", template, ids, [float(a["tokens"]) for a in measured])
+            self.keep("wordcount/ended", template, ids, [float(a["ended"]) for a in measured])
+
+    def _text(self) -> None:
+        windows = documents(self.tokenizer, self.texts, self.context)
+        logps = iter(read_logps(self.model, [w for own in windows for w in own], self.pad_id).tolist())
+        nats = [-math.fsum(next(logps) for _ in own) for own in windows]
+        for unit, sizes in (
+            ("token", [float(sum(len(w.completion_ids) for w in own)) for own in windows]),
+            ("byte", [float(len(text.encode())) for text in self.texts]),
+        ):
+            means = [n / size for n, size in zip(nats, sizes, strict=True)]
+            self.keep(f"perplexity/nats-per-{unit}", None, map(_digest, self.texts), means, sizes)
+
+    def _kl(self) -> None:
+        """Both ways, each on samples of its first model: exact for each token, sampled over what stands before it."""
+        ids = [_digest(str(prompt)) for prompt in self.prompts]
+        for way, first, second in (
+            ("forward", self.reference, self.model),
+            ("reverse", self.model, self.reference),
+        ):
+            limit, batch, seed = self.settings.max_new_tokens, self.settings.batch, self.settings.seed
+            said = own_answers(first, self.tokenizer, self.prompts, limit, batch, seed)
+            sums = divergences(first, second, said, self.pad_id).tolist()
+            sizes = [float(len(c.completion_ids)) for c in said]
+            self.keep(f"kl/{way}", None, ids, [s / n for s, n in zip(sums, sizes, strict=True)], sizes)
+
+    def _reward(self) -> None:
+        """The implicit reward of every completion, and whether it moves at all."""
+        beta = self.settings.beta
+        if beta is None:
+            beta, where = _beta_of(self.training), "of its training"
+            if beta is None:
+                beta, where = PAPERS_BETA, "the paper's, as the model names none"
+            self.say(f"beta {beta:g}, {where}")
+        policy, reference = (read_logps(m, self.rows, self.pad_id) for m in (self.model, self.reference))
+        rewards = implicit_reward(policy, reference, beta)
+        scores = [c.score for c in self.rows]
+        self.keep("reward/implicit", None, _unique(c.key().hex()[:12] for c in self.rows), rewards.tolist())
+        rank = (
+            stats.spearmanr(rewards.tolist(), scores).statistic if len(set(scores)) > 1 and rewards.std() > 0 else None
+        )
+        self.facts["reward"] = {
+            "beta": beta,
+            "rows": len(self.rows),
+            "spread": rewards.std(correction=0).item(),
+            "low": rewards.quantile(0.05).item(),
+            "high": rewards.quantile(0.95).item(),
+            "inert": (rewards.abs() < INERT).float().mean().item(),
+            "rank correlation with the score": None if rank is None else float(rank),
+        }
+
+
+# ------------------------------------------------------------------------------------------ checks and files
+
+
+def _check(settings: Settings, out: Path) -> None:
+    unknown = [suite for suite in settings.suites if suite not in SUITES]
+    if unknown or not settings.suites:
+        raise InputError("--suite", f"be among {', '.join(SUITES)}", ", ".join(unknown) or "nothing", "Check the name")
+    for parent in (out, *out.parents):
+        if parent.exists() and not parent.is_dir():
+            raise InputError("The output folder", "not lie below a regular file", parent, "Choose another --out")
+    needs = {"kl": ("rows", "reference"), "reward": ("rows", "reference"), "perplexity": ("text",)}
+    for suite in settings.suites:
+        for option in needs.get(suite, ()):
+            if getattr(settings, option) is None:
+                raise InputError(f"The suite {suite}", f"have --{option}", "none", f"Add --{option}")
+    if "wordcount" in settings.suites and settings.rows is None and "ifeval" not in settings.suites:
+        raise InputError("The suite wordcount", "have --rows, or ifeval in --suite", "neither", "Add one of them")
+    for option in ("rows", "text"):
+        path = getattr(settings, option)
+        if path is not None and not path.is_file():
+            raise InputError(f"--{option}", "be a file", path, "Check the path")
+    if settings.data is not None and not settings.data.is_dir():
+        raise InputError("--data", "be a folder", settings.data, "Check the path")
+    if any(suite in BENCHMARKS for suite in settings.suites):
+        check_installed()
+
+
+def check_installed() -> None:
+    """Refuses benchmarks where lm-eval is not installed.
+
+    Raises:
+        InputError: naming the extra that brings it.
+    """
+    missing = [name for name in ("lm_eval", "langdetect", "nltk", "immutabledict") if find_spec(name) is None]
+    if missing:
+        remedy = 'Install the extra: pip install "uftlab[real]"'
+        raise InputError("Benchmarks", "have lm-eval and what IFEval needs", f"no {', '.join(missing)}", remedy)
+
+
+def _local(data: Path | None, suite: str) -> Path | None:
+    """The JSONL file of a suite in the data folder: `FOLDER/SUITE/*.jsonl`, the longest if there are several."""
+    benchmark = BENCHMARKS[suite]
+    if data is None or not benchmark.split or not (data / suite).is_dir():
+        return None
+    files = sorted((data / suite).glob("*.jsonl"))
+    if not files:
+        raise InputError(f"{data / suite}", "contain a .jsonl file", "none", "Put the questions there")
+    read = {path: [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()] for path in files}
+    chosen = max(files, key=lambda path: len(read[path]))
+    for number, line in enumerate(read[chosen], start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            remedy = "Write one question per line"
+            raise InputError(f"{chosen}, question {number},", "be valid JSON", error, remedy) from None
+        if not isinstance(row, dict) or not set(benchmark.columns) <= set(row):
+            got = sorted(row) if isinstance(row, dict) else type(row).__name__
+            what = f"{chosen}, question {number},"
+            raise InputError(what, f"have {', '.join(benchmark.columns)}", got, "Use the columns of the hub's data set")
+    if not read[chosen]:
+        raise InputError(f"{chosen}", "contain at least one question", "none", "Fill it")
+    return chosen
+
+
+def _prepare_ifeval(data: Path | None) -> None:
+    """Before lm-eval's verifiers are imported: where the sentence splitter's tables are, and no random languages."""
+    import langdetect
+    import nltk
+
+    langdetect.DetectorFactory.seed = 0
+    folder = str((data / "punkt_tab_english").resolve()) if data else ""
+    if folder and Path(folder).is_dir() and folder not in nltk.data.path:
+        nltk.data.path.insert(0, folder)
+
+
+def read_texts(path: Path) -> list[str]:
+    """The documents of a file: rows with a column `text` in JSONL, paragraphs between empty lines in plain text.
+
+    Raises:
+        InputError: for a line without `text`, or a file without any.
+    """
+    content = path.read_text(encoding="utf-8", errors="strict") if _is_utf8(path) else ""
+    if path.suffix not in (".jsonl", ".json"):
+        found = [part.strip() for part in content.replace("\r\n", "\n").split("\n\n") if part.strip()]
+    else:
+        found = []
+        for number, line in enumerate(content.split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                text = json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError):
+                text = None
+            if not isinstance(text, str) or not text.strip():
+                remedy = 'Write {"text": "..."} in each line'
+                raise InputError(f"{path}, line {number},", "have text in column 'text'", repr(line[:60]), remedy)
+            found.append(text)
+    if not found:
+        raise InputError(f"{path}", "contain text in UTF-8", "none", "Check the file")
+    return list(dict.fromkeys(found))  # a document that comes twice says nothing new
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        path.read_bytes().decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _training(model: str) -> dict[str, Any]:
+    """What `uftlab train` wrote beside a checkpoint; nothing for another model."""
+    try:
+        found = json.loads((Path(model) / "training.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def recipe_of(training: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a training except its seed. Runs with equal recipes are seeds of one method."""
+    kept = {name: training[name] for name in ("method", "model", "steps", "batch", "lora") if name in training}
+    stages = [stage for stage in training.get("stages", ()) if isinstance(stage, dict)]
+    if stages:
+        kept["stages"] = [{name: s[name] for name in ("objective", "settings", "steps") if name in s} for s in stages]
+    return kept
+
+
+def _beta_of(training: Mapping[str, Any]) -> float | None:
+    """Beta of the last stage that has one."""
+    betas = [
+        stage["settings"]["beta"] for stage in recipe_of(training).get("stages", ()) if "beta" in stage["settings"]
+    ]
+    return float(betas[-1]) if betas else None
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    """The names, numbered from the second time on."""
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        found.append(name if seen[name] == 1 else f"{name}:{seen[name]}")
+    return found
+
+
+def _on(device: torch.device, model: Any) -> Any:
+    return model.to(device).eval()
+
+
+def _versions() -> dict[str, str]:
+    names = ("uftlab", "torch", "transformers", "peft", "datasets", "lm_eval", "nltk", "langdetect")
+    found = {name: version(name) for name in names if find_spec(name)}
+    return {"python": platform.python_version(), **found}
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
