@@ -92,7 +92,7 @@ def ordered_rows(stage: Stage, steps: int) -> tuple[list[Example], int, Dataset 
     tokens = Tokens(tiny_tokenizer())
     examples, per_step = sources(stage, tables, tokens, COMPLETIONS)
     cache, base = ReferenceCache(), load_base(0)
-    examples = [cache.fill(base, source, tokens.tokenizer.pad_token_id) for source in examples]
+    examples = [cache.fill(base, source) for source in examples]
     ordered = interleave(examples, per_step, total, seed=0)
     if len(ordered[0]) == 1:
         return ordered, sum(per_step), None

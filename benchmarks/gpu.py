@@ -134,7 +134,7 @@ def right(result: Result, profile: Profile, dry: bool) -> None:
     with attempted(result, "references"):
         base, rows = frozen_copy(load_base(0)), members["una-score"].order[:512]
         found = [
-            torch.tensor([c.reference_logps for e in ReferenceCache().fill(m, rows, 0) for c in e])
+            torch.tensor([c.reference_logps for e in ReferenceCache().fill(m, rows) for c in e])
             for m in (base, frozen_copy(base).to(DEVICE))
         ]
         result["reference_nats"] = float((found[0] - found[1]).abs().max())

@@ -418,10 +418,9 @@ def describe(made: Prepared, say: Say) -> None:
         order = interleave(examples, per_step, min(steps, 8), config.seed)
         tokens = sum(len(c.prompt_ids) + len(c.completion_ids) for e in order for c in e) * steps / min(steps, 8)
         passes = [len(own) and steps * count / len(own) for own, count in zip(examples, per_step, strict=True)]
-        over = [f"{p:.2f} passes over {len(e)} rows" for p, e in zip(passes, examples, strict=True)]
-        say(
-            f"stage {number}: {stage.objective}, {steps} steps of {config.batch} completions, about {tokens:,.0f} tokens"
-        )
+        over = [f"{own:.2f} passes over {len(e)} rows" for own, e in zip(passes, examples, strict=True)]
+        size = f"{steps} steps of {config.batch} completions, about {tokens:,.0f} tokens"
+        say(f"stage {number}: {stage.objective}, {size}")
         say(f"  {' and '.join(over)}; settings: " + ", ".join(f"{name} {value:g}" for name, value in values.items()))
         for own in examples:
             for completion in [c for e in own[:SHOWN] for c in e][:SHOWN]:
