@@ -232,13 +232,14 @@ for name in {blocked!r}:
 import uftlab.cli
 assert not {{"torch", "transformers"}} & set(sys.modules), "the command's help would wait for torch"
 import uftlab.training.checkpoint, uftlab.evals.skills, uftlab.study.workers, uftlab.study.results, uftlab.study.tuning
+import uftlab.evals.benchmarks, uftlab.reports.evaluation
 print("fine")
 """
 
 
 def test_training_and_evaluation_import_without_notebooks_figures_or_type_checks():
     blocked = ["jupyter", "jupyterlab", "notebook", "nbformat", "papermill", "IPython", "ipykernel", "ipywidgets"]
-    blocked += ["anywidget", "plotly", "beartype"]
+    blocked += ["anywidget", "plotly", "beartype", "lm_eval", "nltk", "langdetect"]
     ended = subprocess.run(
         [sys.executable, "-c", PROBE.format(blocked=blocked)], capture_output=True, text=True, cwd="/"
     )
@@ -252,7 +253,9 @@ print(sorted({{"torch", "transformers", "datasets"}} & set(sys.modules)))
 """
 
 
-@pytest.mark.parametrize("module", ["study.results", "study.trials", "training.methods", "evals.sizes"])
+@pytest.mark.parametrize(
+    "module", ["study.results", "study.trials", "training.methods", "evals.sizes", "reports.evaluation"]
+)
 def test_results_are_read_and_methods_are_named_without_torch(module):
     code = LIGHT_PROBE.format(module=f"uftlab.{module}")
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -38,6 +38,7 @@ IFEVAL = tuple(name for name in LABELS if name.startswith("ifeval/"))
 FIXED_WEIGHTS = ("ifeval/", "perplexity/nats-per-token")  # what must weigh the same in two runs
 LONGEST_ANSWER = ("ifeval", "wordcount", "kl")  # suites that generate
 SMALL = 30
+ROUNDING = 1e-12
 
 
 # ------------------------------------------------------------------------------------------ intervals
@@ -67,13 +68,13 @@ def _residuals(measure: Measure, questions: Sequence[str]) -> np.ndarray:
 
 
 def _from_residuals(mean: float, residuals: np.ndarray) -> Interval:
+    """None for both ends where all questions agree, as with no prompt of ten followed: they say nothing of a spread."""
     count = len(residuals)
-    if count < 2:
+    error = math.sqrt(count / max(1, count - 1) * float((residuals**2).sum()))
+    if count < 2 or error < ROUNDING:
         return Interval(mean, None, None, count)
-    error = math.sqrt(count / (count - 1) * float((residuals**2).sum()))
     spread = error * float(stats.t.ppf(0.975, count - 1))
-    p = float(2 * stats.t.sf(abs(mean) / error, count - 1)) if error > 0 else float(mean == 0)
-    return Interval(mean, mean - spread, mean + spread, count, p)
+    return Interval(mean, mean - spread, mean + spread, count, float(2 * stats.t.sf(abs(mean) / error, count - 1)))
 
 
 # ------------------------------------------------------------------------------------------ one run
@@ -131,7 +132,12 @@ def _cell(measure: Measure | None) -> str:
     if measure is None:
         return ""
     found = estimate(measure)
-    return _number(found.mean) + ("" if found.low is None else f" ({_number(found.low)} to {_number(found.high)})")
+    if found.low is None or found.high is None:
+        return _number(found.mean)
+    low, high = found.low, found.high
+    if label_of(measure.name)[1] in ("share", "probability"):
+        low, high = max(0.0, low), min(1.0, high)
+    return f"{_number(found.mean)} ({_number(low)} to {_number(high)})"
 
 
 def _number(value: float | None, sign: str = "") -> str:
