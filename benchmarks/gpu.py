@@ -123,7 +123,6 @@ def right(result: Result, profile: Profile, dry: bool) -> None:
                     member.order,
                     member.objective,
                     member.settings,
-                    0,
                     [Quiet()],
                     **wanted,
                 )
@@ -479,10 +478,10 @@ def real_run(
     found["load_seconds"] = time.perf_counter() - started
     found["parameters"] = sum(p.numel() for p in policy.parameters() if not p.requires_grad)
     found["trained_parameters"] = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    pad, cache = words.tokenizer.pad_token_id, ReferenceCache()
+    cache = ReferenceCache()
 
     def refer(examples: Sequence[Example]) -> list[Example]:
-        return cache.fill(policy, examples, pad)
+        return cache.fill(policy, examples)
 
     stage = method_named(method).stages[-1]
     unread = sources(stage, tables, words, max_length=LONGEST)[0]
@@ -492,7 +491,7 @@ def real_run(
             refer(list(distinct.values()))
     made = prepare(stage, tables, words, REAL_SETTINGS, steps, 0, refer, max_length=LONGEST)
     kept = [refer(source) for source in kept]
-    found |= {"settings": made.settings, "before": held_out(policy, kept, pad)}
+    found |= {"settings": made.settings, "before": held_out(policy, kept)}
     micro, clock = min(MICRO, made.per_step), Clock()
     wanted = {
         "per_device_train_batch_size": micro,
@@ -503,12 +502,12 @@ def real_run(
         "use_cpu": not GPU,
     }
     with tempfile.TemporaryDirectory() as scratch, phase(found, "training", policy, made.order):
-        arguments = (made.order, made.objective, made.settings, pad, [Quiet(), clock])
+        arguments = (made.order, made.objective, made.settings, [Quiet(), clock])
         trained = fit(ObjectiveTrainer, policy, scratch, *arguments, **wanted)
     trained.accelerator.unwrap_model(policy, keep_fp32_wrapper=False)  # from here on in float32 again
     found["step_seconds"] = statistics.median(clock.seconds()) if steps > WARM_UP else None
     found["history"] = [{k: float(f"{v:.5g}") for k, v in entry.items()} for entry in history_of(trained)]
-    found["after"] = held_out(policy, kept, pad)
+    found["after"] = held_out(policy, kept)
 
 
 @contextmanager
@@ -547,12 +546,12 @@ def length(example: Example) -> int:
     return sum(len(c.prompt_ids) + len(c.completion_ids) for c in example)
 
 
-def held_out(policy: Any, kept: Sequence[Sequence[Example]], pad: int) -> dict[str, float]:
+def held_out(policy: Any, kept: Sequence[Sequence[Example]]) -> dict[str, float]:
     """Nats per token of demonstrations, and how often the implicit reward orders two scored rows like their scores.
 
     All pairs with unequal scores are compared by their log-ratios, even if their prompts differ. A tie counts half.
     """
-    shown, judged = (read_logps(policy, [c for (c,) in source], pad) for source in kept)
+    shown, judged = (read_logps(policy, [c for (c,) in source]) for source in kept)
     read = sum(len(c.completion_ids) for (c,) in kept[0])
     rewards = judged - torch.tensor([c.reference_logps for (c,) in kept[1]])
     scores = torch.tensor([c.score for (c,) in kept[1]])

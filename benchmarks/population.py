@@ -82,7 +82,6 @@ def trainer_seconds(member: Member) -> float:
             member.order,
             member.objective,
             member.settings,
-            0,
             [clock, Quiet()],
             **wanted,
         )

@@ -283,11 +283,6 @@ class Run:
         """The distinct prompts of --rows."""
         return list(dict.fromkeys(c.prompt_ids for c in self.rows))
 
-    @property
-    def pad_id(self) -> int:
-        """What padding is written as; it is masked by position."""
-        return int(self.tokenizer.pad_token_id or 0)
-
     def keep(
         self,
         name: str,
@@ -377,7 +372,7 @@ class Run:
 
     def _text(self) -> None:
         windows = documents(self.tokenizer, self.texts, self.context)
-        logps = iter(read_logps(self.model, [w for own in windows for w in own], self.pad_id).tolist())
+        logps = iter(read_logps(self.model, [w for own in windows for w in own]).tolist())
         nats = [-math.fsum(next(logps) for _ in own) for own in windows]
         for unit, sizes in (
             ("token", [float(sum(len(w.completion_ids) for w in own)) for own in windows]),
@@ -395,7 +390,7 @@ class Run:
         ):
             limit, batch, seed = self.settings.max_new_tokens, self.settings.batch, self.settings.seed
             said = own_answers(first, self.tokenizer, self.prompts, limit, batch, seed)
-            sums = divergences(first, second, said, self.pad_id).tolist()
+            sums = divergences(first, second, said).tolist()
             sizes = [float(len(c.completion_ids)) for c in said]
             self.keep(f"kl/{way}", None, ids, [s / n for s, n in zip(sums, sizes, strict=True)], sizes)
 
@@ -407,7 +402,7 @@ class Run:
             if beta is None:
                 beta, where = PAPERS_BETA, "the paper's, as the model names none"
             self.say(f"beta {beta:g}, {where}")
-        policy, reference = (read_logps(m, self.rows, self.pad_id) for m in (self.model, self.reference))
+        policy, reference = (read_logps(m, self.rows) for m in (self.model, self.reference))
         rewards = implicit_reward(policy, reference, beta)
         scores = [c.score for c in self.rows]
         self.keep("reward/implicit", None, _unique(c.key().hex()[:12] for c in self.rows), rewards.tolist())

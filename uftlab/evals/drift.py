@@ -14,10 +14,10 @@ from uftlab.models.logps import completion_logits, row_batches, token_kl
 from uftlab.models.policies import evaluation_mode
 from uftlab.rows.tokens import Completion
 
+LOGITS_OF = 512  # tokens at a time: each has the whole vocabulary, of two models
 
-def divergences(
-    model: nn.Module, other: nn.Module, rows: Sequence[Completion], pad_id: int
-) -> Float[Tensor, "completion"]:
+
+def divergences(model: nn.Module, other: nn.Module, rows: Sequence[Completion]) -> Float[Tensor, "completion"]:
     """KL(model || other) of the next token, summed over the tokens of each completion, in nats.
 
     If the completions are samples of `model`, the mean over completions estimates KL(model || other) of whole answers
@@ -25,7 +25,7 @@ def divergences(
     """
     found = torch.zeros(len(rows))
     with torch.no_grad(), evaluation_mode(model), evaluation_mode(other):
-        for here, batch in row_batches(model, rows, pad_id):
+        for here, batch in row_batches(model, rows, most=LOGITS_OF):
             kl = token_kl(completion_logits(model, batch), completion_logits(other, batch), batch["completion_mask"])
             found[here] = kl.sum(-1).cpu()
     return found

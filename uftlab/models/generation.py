@@ -58,7 +58,8 @@ def generate_ids(
 @contextmanager
 def _own_configuration(model: nn.Module, choice: GenerationConfig) -> Iterator[None]:
     """Within, what the model's generation_config.json asks for (top_p, penalties) does not change its samples."""
-    bare: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    bare: Any = model
+    bare = bare.get_base_model() if hasattr(bare, "get_base_model") else bare
     usual = bare.generation_config
     bare.generation_config = choice
     try:

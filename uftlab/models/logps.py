@@ -324,18 +324,19 @@ def as_reference(model: nn.Module) -> Iterator[None]:
 
 
 def row_batches(
-    model: nn.Module, rows: Sequence[Completion], done: Callable[[int], Any] | None = None
+    model: nn.Module, rows: Sequence[Completion], done: Callable[[int], Any] | None = None, most: int | None = None
 ) -> Iterator[tuple[list[int], dict[str, Any]]]:
     """Batches of rows of similar length: the numbers of the rows, and the batch itself, on the device of the model.
 
-    A batch has `READ_TOKENS` at most, or one line. So the memory that reading needs does not grow with the number of
+    A batch has `most` tokens, `READ_TOKENS` if that is None, or one line. So the memory that reading needs does not grow with the number of
     rows. Rows with the same prompt share lines where the model can.
 
     Args:
         done: is told the number of rows of each batch that was read.
     """
     device = next(model.parameters()).device
-    most, share = READ_TOKENS["cuda" if device.type == "cuda" else "cpu"], shares_prompts(model)
+    most = READ_TOKENS["cuda" if device.type == "cuda" else "cpu"] if most is None else most
+    share = shares_prompts(model)
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i].prompt_ids), rows[i].prompt_ids, i))
     lines = sorted(lines_of([rows[i] for i in order], share), key=lambda line: line.length)
     while lines:
