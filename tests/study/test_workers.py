@@ -244,13 +244,12 @@ def registered(tmp_path, monkeypatch):
 def test_worker_processes_know_a_loss_that_was_registered_here(registered):
     """A real worker, as `run_trials` starts it."""
     from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
 
     from uftlab.training.methods import method_named
 
     registered("loss")
     handed = workers.handed_over(["made-up", "uft"])
-    with ProcessPoolExecutor(1, get_context("spawn"), workers.start_worker, (handed,)) as executor:
+    with ProcessPoolExecutor(1, workers._context(), workers.start_worker, (handed,)) as executor:
         assert executor.submit(method_named, "made-up").result() == method_named("made-up")
 
 
