@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -28,6 +28,10 @@ console, errors = Console(), Console(stderr=True)
 RESUMES = "What is finished is on disk: the same command goes on from there."
 STARTS_AGAIN = "It was not finished: the same command starts from the beginning."
 As_json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Processes of one thread; 0: one per core, at most 8; on Ray all of its cores.")
+]
+Engine = Annotated[Literal["local", "ray"], typer.Option(help="Where: this machine, or a Ray cluster (extra `ray`).")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 
@@ -98,7 +102,8 @@ def run(
     ] = "all",
     seeds: Annotated[str, typer.Option(help="Seeds with commas; empty: the profile's number.")] = "",
     out: Annotated[Path | None, typer.Option(help="Results folder; a cut study resumes there.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes of one thread; 0: one per core, at most 8.")] = 0,
+    workers: Workers = 0,
+    engine: Engine = "local",
 ) -> None:
     """Run the forgetting study on the tiny world: report.html, results.csv and summary.json in the folder.
 
@@ -118,7 +123,7 @@ def run(
     check_worlds(numbers)
     check_folder(folder)
     trials = list(dict.fromkeys(study.trial(name, seed, chosen) for seed in numbers for name in names))
-    _run_with_progress(trials, folder, workers, _estimate(trials, profile))
+    _run_with_progress(trials, folder, workers, _estimate(trials, profile), engine)
     stored = [json.loads(t.path(folder).read_text()) for t in trials]
     untuned = dict.fromkeys(t["method"] for t in stored if not t.get("tuned", True))
     if untuned:
@@ -159,22 +164,24 @@ def _estimate(trials: list, profile: str) -> float | None:
     return sum(seconds.get(t.method, 30.0) for t in trials)
 
 
-def _run_with_progress(trials: list, folder: Path, workers: int, estimate: float | None) -> None:
+def _run_with_progress(trials: list, folder: Path, workers: int, estimate: float | None, engine: str = "local") -> None:
     """Run the trials: with a bar in a terminal, with a plain line per finished trial in a file or a log."""
     from uftlab.study.trials import is_done
-    from uftlab.study.workers import most_workers, run_trials
+    from uftlab.study.workers import most_workers, run_trials, spread
 
+    if engine == "ray":
+        from uftlab.study.ray_workers import spread
     stored = sum(is_done(t, folder) for t in trials)
     missing = len(trials) - stored
     count = workers or most_workers()
-    line = f"{len(trials)} trials, {stored} already done, {count} worker(s)"
-    if estimate and missing:
+    line = f"{len(trials)} trials, {stored} already done, {f'{count} worker(s)' if engine == 'local' else 'on Ray'}"
+    if estimate and missing and engine == "local":
         minutes = estimate * missing / len(trials) / count / 60
         line += f"; about {minutes:.1f} minutes if this machine is as fast as the one of the stored results"
     _say(line)
     with _progress("training", len(trials)) as done:
         # those that were stored come first, and at once: no line for them
-        for number, result in enumerate(run_trials(trials, folder, workers or None), start=1):
+        for number, result in enumerate(run_trials(trials, folder, workers or None, engine=spread), start=1):
             name = f"{result['method']}, seed {result['seed']}"
             line = f"{name}: {result['wall_seconds']:.1f} s ({number}/{len(trials)})"
             done(number, name, line if number > stored else "")
@@ -285,7 +292,8 @@ def methods(
 def sweep(
     methods: Annotated[str, typer.Option(help="Names with commas, or all: those of the study.")] = "all",
     out: Annotated[Path, typer.Option(help="Results folder of the sweep.")] = Path("results/sweep"),
-    workers: Annotated[int, typer.Option(help="Processes of one thread; 0: one per core, at most 8.")] = 0,
+    workers: Workers = 0,
+    engine: Engine = "local",
     force: Force = False,
 ) -> None:
     """Tune every method with the same eighteen trials in each of four draws and the written rule.
@@ -302,8 +310,8 @@ def sweep(
     if there and not force:
         remedy = "Name other --methods, or add --force to replace them"
         raise InputError(f"Methods to tune in {training.TUNED}", "not be there yet", ", ".join(there), remedy)
-    _run_with_progress([*tuning.base_trials(), *tuning.first_round(names)], out, workers, None)
-    _run_with_progress(tuning.second_round(names, out), out, workers, None)
+    _run_with_progress([*tuning.base_trials(), *tuning.first_round(names)], out, workers, None, engine)
+    _run_with_progress(tuning.second_round(names, out), out, workers, None, engine)
     for line in tuning.choose(names, out):
         _say(line)
 
@@ -313,7 +321,8 @@ def map(
     experiments: Annotated[list[str], typer.Argument(help="E1 to E5, or all.")],
     worlds: Annotated[int, typer.Option(help="In how many of the four tuning worlds.")] = 4,
     out: Annotated[Path, typer.Option(help="Results folder; a cut map resumes there.")] = Path("results/map"),
-    workers: Annotated[int, typer.Option(help="Processes of one thread; 0: one per core, at most 8.")] = 0,
+    workers: Workers = 0,
+    engine: Engine = "local",
 ) -> None:
     """Run experiments of the map: order, instructed feedback, strength of KL, share of demonstrations, raters.
 
@@ -327,7 +336,7 @@ def map(
     trials = maps.trials(list(maps.EXPERIMENTS) if experiments == ["all"] else experiments, worlds)
     check_worlds(sorted({t.seed for t in trials}))
     check_folder(out)
-    _run_with_progress(trials, out, workers, None)
+    _run_with_progress(trials, out, workers, None, engine)
     maps.table([read_trial(t.path(out)) for t in trials]).to_csv(out / "map.csv", index=False)
     _say(f"wrote {out / 'map.csv'}: {len(trials)} trials")
 

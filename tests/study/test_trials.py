@@ -129,18 +129,31 @@ def test_the_same_trial_gives_the_same_bits_in_another_folder(everything, probed
     assert again["metrics"] == results["uft"]["metrics"] and again["curves"] == results["uft"]["curves"]
 
 
-def test_together_every_trial_comes_out_as_alone(everything, probed, tmp_path):
+def test_in_one_stack_every_trial_comes_out_as_alone(everything, probed, tmp_path):
+    """As on a GPU, up to rounding."""
     _, results, _ = everything
-    names = ["sft-then-dpo", "sft-then-una", "uft", "base", "sft"]
-    together = run_cohort([trial_of(name) for name in names], tmp_path)
-    assert [result["method"] for result in together] == names
-    for name, result in zip(names, together, strict=True):
-        alone = results[name]
+    trials = [trial_of(name) for name in ("sft-then-dpo", "sft-then-una", "uft", "base", "sft")]
+    cohort._run(trials, tmp_path)
+    for trial in trials:
+        result, alone = json.loads(trial.path(tmp_path).read_text()), results[trial.method]
         assert {k: v for k, v in result.items() if k in ("steps", "completions", "extra_forwards", "settings")} == {
             k: v for k, v in alone.items() if k in ("steps", "completions", "extra_forwards", "settings")
         }
         assert result["metrics"]["norm"] == pytest.approx(alone["metrics"]["norm"], rel=1e-4)
         assert [(p["stage"], p["step"]) for p in result["curves"]] == [(p["stage"], p["step"]) for p in alone["curves"]]
+
+
+def test_on_a_cpu_a_trial_is_the_same_to_the_last_bit_in_any_company(probed, tmp_path):
+    """Company is what runs together, what the process ran before, and what the reference was asked to read before."""
+    larger = replace(TINY, demonstrations=200, prompts=150)
+    trials = [trial_of(n, profile=larger, seed=s) for s in (0, 1) for n in ("sft-then-dpo", "uft", "sft-then-kto")]
+    found = []
+    for order in (trials, trials[::-1]):
+        cohort.materials.cache_clear()
+        run_cohort(order, tmp_path / str(len(found)))
+        stored = [json.loads(trial.path(tmp_path / str(len(found))).read_text()) for trial in trials]
+        found.append([{k: v for k, v in s.items() if k not in ("measured", "wall_seconds")} for s in stored])
+    assert found[0] == found[1]
 
 
 def test_a_trial_with_the_real_evaluator(monkeypatch, tmp_path):

@@ -3,10 +3,13 @@
 import json
 import os
 import pickle
+import signal
 import sys
 from concurrent.futures import Future
 from pathlib import Path
 
+import mortal
+import psutil
 import pytest
 from trials import trial_of
 
@@ -87,16 +90,9 @@ def test_an_interrupted_study_keeps_what_is_finished_and_runs_only_the_rest(in_p
     assert all(path.read_bytes() == content for path, content in kept.items())
 
 
-def test_on_a_cpu_a_cohort_is_one_method():
-    trials = [trial_of(name, seed=seed) for name in ("uft", "sft") for seed in range(7)]
-    made = cohorts(trials, "cpu")
-    assert [(group[0].method, [t.seed for t in group]) for group in made] == [
-        ("uft", [0, 1, 2, 3, 4]),
-        ("uft", [5, 6]),
-        ("sft", [0, 1, 2, 3, 4]),
-        ("sft", [5, 6]),
-    ]
-    assert all(len({t.method for t in group}) == 1 for group in made)
+def test_on_a_cpu_a_cohort_is_one_trial():
+    trials = [trial_of(name, seed=seed) for seed in (0, 1) for name in ("uft", "sft")]
+    assert cohorts(trials, "cpu") == [[trial] for trial in trials]
 
 
 def test_on_a_gpu_all_methods_of_a_world_are_one_cohort():
@@ -175,6 +171,49 @@ def test_an_existing_folder_that_cannot_be_written_is_refused(tmp_path):
         check_folder(folder)
 
 
+# ------------------------------------------------------------------------------------------ processes that are killed
+
+
+@pytest.fixture
+def nothing_measured(monkeypatch):
+    """Trial files without a number count as finished."""
+    monkeypatch.setattr(study, "metric_names", lambda sizes: set())
+
+
+def test_what_a_killed_worker_had_not_finished_is_run_again(nothing_measured, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(workers, "run_cohort", mortal.dies_once)
+    trials = [trial_of(name) for name in ("base", "sft", mortal.VICTIM, "sft-full")]
+    results = list(run_trials(trials, tmp_path, workers=2))
+    assert (tmp_path / "died").exists() and "going on with 1" in capsys.readouterr().out
+    assert sorted(r["method"] for r in results) == sorted(t.method for t in trials)
+
+
+def test_a_worker_that_dies_each_time_is_one_clear_error_and_what_is_finished_stays(
+    nothing_measured, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(workers, "run_cohort", mortal.dies)
+    trials = [trial_of(name) for name in ("base", mortal.VICTIM)]
+    with pytest.raises(InputError, match=r"A worker must live .*died with uft, seed 0\. Free memory .*on disk"):
+        list(run_trials(trials, tmp_path, workers=2))
+    assert [p.name for p in tmp_path.glob("trials/*")] == [trials[0].path(tmp_path).name]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_process_that_wanted_their_work(how, tmp_path):
+    os.mkfifo(tmp_path / "started")
+    parent = workers._context().Process(target=mortal.study_that_waits, args=(tmp_path,))
+    parent.start()
+    with (tmp_path / "started").open() as pipe:
+        running = [psutil.Process(int(pipe.readline())) for _ in range(2)]
+        try:
+            os.kill(parent.pid, how)
+            parent.join()
+            assert psutil.wait_procs(running, timeout=60)[1] == []
+        finally:
+            for process in filter(psutil.Process.is_running, running):
+                process.kill()
+
+
 # ------------------------------------------------------------------------------------------ losses registered here
 
 
@@ -205,13 +244,12 @@ def registered(tmp_path, monkeypatch):
 def test_worker_processes_know_a_loss_that_was_registered_here(registered):
     """A real worker, as `run_trials` starts it."""
     from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
 
     from uftlab.training.methods import method_named
 
     registered("loss")
     handed = workers.handed_over(["made-up", "uft"])
-    with ProcessPoolExecutor(1, get_context("spawn"), workers.start_worker, (handed,)) as executor:
+    with ProcessPoolExecutor(1, workers._context(), workers.start_worker, (handed,)) as executor:
         assert executor.submit(method_named, "made-up").result() == method_named("made-up")
 
 

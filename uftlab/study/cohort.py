@@ -1,11 +1,16 @@
-"""Runs several trials together: one run of all their stages of a number, and one measurement of all that came of it."""
+"""Runs several trials together: one run of all their stages of a number, and one measurement of all that came of it.
+
+On a CPU trials are run one after the other. That takes the same time, and the numbers of a trial are then the same to
+the last bit whatever else its process runs or has run: a sum over a batch of another shape has other last digits.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
@@ -24,7 +29,7 @@ from uftlab.files import write_atomically
 from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import frozen_copy, load_base, tiny_tokenizer
 from uftlab.rows.table import from_rows
-from uftlab.rows.tokens import RememberingTokens
+from uftlab.rows.tokens import Completion, Example, RememberingTokens
 from uftlab.study.trials import SCHEMA, Profile, Trial, is_done, plan_digest, read_trial
 from uftlab.training.methods import SAMPLING, Stage, data_kinds, is_tuned, method_named, plan
 from uftlab.training.reward_functions import world_reward
@@ -55,6 +60,21 @@ def training_tables(world: World, profile: Profile) -> dict[str, Dataset]:
     }
 
 
+class ListReferences(ReferenceCache):
+    """A reference cache that reads each list of completions whole, even if it knows some of them from other lists.
+
+    So the batches, and with them the last digits, depend on the list alone and not on what was read before.
+    """
+
+    def fill_from(
+        self, weights: str, read: Callable[[Sequence[Completion]], torch.Tensor], examples: Sequence[Example]
+    ) -> list[Example]:
+        """As in `ReferenceCache`; the list counts as a part of the weights."""
+        distinct = dict.fromkeys(c.key() for example in examples for c in example)
+        digest = hashlib.blake2b(b"".join(distinct), digest_size=16).hexdigest()
+        return super().fill_from(f"{weights} {digest}", read, examples)
+
+
 class Materials:
     """What all trials of a seed, profile and split share: tables, base, evaluators, reference log-probabilities."""
 
@@ -67,7 +87,7 @@ class Materials:
         self.full = Evaluator(world, base, tokens().tokenizer, split, profile.sizes)
         self.light = Evaluator(world, base, tokens().tokenizer, split, small)
         self.base = flatten(base.state_dict(), layout()).to(usual_device())
-        self.references = ReferenceCache()
+        self.references = ListReferences()
 
     @cached_property
     def familiar(self) -> dict[str, float]:
@@ -135,8 +155,9 @@ def run_trial(trial: Trial, folder: Path) -> dict[str, Any]:
 def run_cohort(trials: Sequence[Trial], folder: Path) -> list[dict[str, Any]]:
     """Train and measure trials, write one JSON for each and return them. Finished trials are read, not run again."""
     waiting = [trial for trial in trials if not is_done(trial, folder)]
-    if waiting:
-        _run(waiting, folder)
+    groups = [waiting] if usual_device() == "cuda" else [[trial] for trial in waiting]
+    for group in filter(None, groups):
+        _run(group, folder)
     return [read_trial(trial.path(folder)) for trial in trials]  # the same numbers whether they were run or read
 
 

@@ -1,8 +1,10 @@
 """Runs trials in cohorts, in worker processes of one thread each: twice as fast as one process with two threads.
 
-A cohort is trained by one stack. On a CPU it has one method, so that its members wait for each other as little as can
-be, and few members, so that results come in now and then. On a GPU a cohort is a world with all its methods: the
-processes share the GPU, which is busy while others prepare data or read answers.
+A cohort is what one process trains at a time. On a CPU it is one trial: several are not faster together, and what dies
+with a process is little. On a GPU it is a world with all its methods in one stack: the processes share the GPU, which
+is busy while others prepare data or read answers.
+
+The processes are on this machine (the engine `local`), or all over a Ray cluster (`uftlab.study.ray_workers`).
 """
 
 from __future__ import annotations
@@ -11,45 +13,74 @@ import os
 import pickle
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from itertools import chain
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 from uftlab.errors import InputError
+from uftlab.objectives.objective import Objective
 from uftlab.objectives.registry import OBJECTIVES, SHIPPED
 from uftlab.study.cohort import run_cohort
 from uftlab.study.trials import Trial, is_done, read_trial
-from uftlab.training.methods import METHODS, method_named, named_methods
+from uftlab.training.methods import METHODS, Method, method_named, named_methods
 from uftlab.training.methods import SHIPPED as SHIPPED_METHODS
 from uftlab.training.stages import usual_device
 
 MAX_WORKERS = {"cpu": 8, "cuda": 16}  # each holds about 0.8 GB of libraries
-COHORT = {"cpu": 5, "cuda": 64}  # trials
+COHORT = 64  # most trials that a GPU trains together
+Registered = tuple[Mapping[str, Objective], Mapping[str, Method]]
+Results = Generator[dict[str, Any], None, None]
 
 
 def start_worker(handed: bytes) -> None:
-    """Runs once in each worker: one thread, Ctrl-C is the parent's to handle, and what was registered is known.
+    """Runs once in each worker of this machine. Ctrl-C is the parent's to handle, and a worker ends with its parent.
 
     Args:
         handed: made by `handed_over` in the parent.
     """
     import signal
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    prepare(*pickle.loads(handed))
+
+
+def prepare(objectives: Mapping[str, Objective], methods: Mapping[str, Method]) -> None:
+    """Make this process a worker: one thread, no chatter, and it knows what was registered in the parent."""
     import torch
     import transformers
 
-    objectives, methods = pickle.loads(handed)
     OBJECTIVES.update(objectives)
     METHODS.update(methods)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
 
 
+def _end_with_parent() -> None:
+    """Ends this process as soon as its parent is gone, even if that was killed: nobody would collect the results."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def registered(names: Sequence[str]) -> Registered:
+    """Objectives and methods, out of what these methods need, that were registered here and do not ship."""
+    used = [method_named(name) for name in dict.fromkeys(names)]
+    named = named_methods()
+    methods = {m.name: m for m in used if m.name in named and m is not SHIPPED_METHODS.get(m.name)}
+    objectives = {o.name: o for m in used for o in m.objectives if o is not SHIPPED.get(o.name)}
+    return objectives, methods
+
+
 def handed_over(names: Sequence[str]) -> bytes:
-    """What worker processes need to know to train these methods: what was registered here and does not ship.
+    """What worker processes of this machine need to know to train these methods: see `registered`.
 
     A worker imports the functions of a loss again by module and name. So they must be defined with `def` at the top
     of a module that can be imported, or at the top of the script that runs; a lambda, or a function of a notebook,
@@ -58,10 +89,7 @@ def handed_over(names: Sequence[str]) -> bytes:
     Raises:
         InputError: for a loss that cannot be handed over.
     """
-    used = [method_named(name) for name in dict.fromkeys(names)]
-    named = named_methods()
-    methods = {m.name: m for m in used if m.name in named and m is not SHIPPED_METHODS.get(m.name)}
-    objectives = {o.name: o for m in used for o in m.objectives if o is not SHIPPED.get(o.name)}
+    objectives, methods = registered(names)
     for name, objective in objectives.items():
         for function in (f for term in objective.terms for f in (term.loss, term.equation) if f is not None):
             if not _found_by_name(function):
@@ -115,41 +143,53 @@ def check_folder(folder: Path) -> None:
         read_trial(path)
 
 
-def run_trials(
-    trials: Sequence[Trial], folder: Path, workers: int | None = None, done: Callable[[dict], None] | None = None
-) -> Iterator[dict[str, Any]]:
-    """Results as they finish.
+def spread(trials: Sequence[Trial], folder: Path, workers: int | None = None) -> Results:
+    """Results of trials in processes of this machine, as they finish.
+
+    A process that dies takes the others with it. What they had not finished is run again by half as many processes,
+    because memory may have run out.
 
     Args:
         workers: processes; by default one per core, eight at most.
-        done: called with each result, for progress bars.
 
     Raises:
-        InputError: for a folder that cannot be used, or a loss that cannot be handed over to the processes.
-        KeyboardInterrupt: after Ctrl-C; what is finished is on disk and the same call resumes.
+        InputError: for a loss that cannot be handed over to the processes, or when a single process dies before it has
+            finished anything.
     """
-    check_folder(folder)
-    waiting = [t for t in trials if not is_done(t, folder)]
-    for trial in trials:
-        if trial not in waiting:
-            result = read_trial(trial.path(folder))
-            if done:
-                done(result)
-            yield result
-    if not waiting:
-        return
-    handed = handed_over([trial.method for trial in waiting])
-    groups = cohorts(waiting, usual_device())
-    executor = ProcessPoolExecutor(min(workers or most_workers(), len(groups)), _context(), start_worker, (handed,))
-    running: set[Future] = {executor.submit(run_cohort, group, folder) for group in groups}
+    handed = handed_over([trial.method for trial in trials])
+    left = cohorts(trials, usual_device())
+    count = min(workers or most_workers(), len(left))
+    while left:
+        before = len(left)
+        try:
+            with closing(_pool(list(left), folder, count, handed)) as finished:
+                for group, results in finished:
+                    left.remove(group)
+                    yield from results
+        except BrokenProcessPool:
+            if count == 1 and len(left) == before:
+                raise died(left[0], "died") from None
+            count = max(1, count // 2)
+            print(f"a worker process died, perhaps because memory ran out: going on with {count}")
+
+
+def died(trials: Sequence[Trial], how: str) -> InputError:
+    """The refusal to go on when a worker cannot finish some trials because it is killed each time."""
+    got = f"one that {how} with {trials[0].method}, seed {trials[0].seed}"
+    remedy = "Free memory if it ran out; what is finished is on disk, and the same command goes on from there"
+    return InputError("A worker", "live until its trials are finished", got, remedy)
+
+
+def _pool(
+    groups: Sequence[list[Trial]], folder: Path, count: int, handed: bytes
+) -> Generator[tuple[list[Trial], list[dict[str, Any]]], None, None]:
+    """Cohorts with their results, as they finish. No process is left behind, however this ends."""
+    executor = ProcessPoolExecutor(count, _context(), start_worker, (handed,))
     try:
+        running: dict[Future, list[Trial]] = {executor.submit(run_cohort, group, folder): group for group in groups}
         while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                for result in future.result():
-                    if done:
-                        done(result)
-                    yield result
+            for future in wait(running, return_when=FIRST_COMPLETED)[0]:
+                yield running.pop(future), future.result()
     except BaseException:
         for process in list((executor._processes or {}).values()):
             process.terminate()
@@ -160,9 +200,38 @@ def run_trials(
 
 def cohorts(trials: Sequence[Trial], device: str) -> list[list[Trial]]:
     """Trials that are run together."""
+    if device != "cuda":
+        return [[trial] for trial in trials]
     alike: dict[Any, list[Trial]] = {}
     for trial in trials:
-        key = (trial.seed, trial.profile) if device == "cuda" else (trial.method, trial.profile)
-        alike.setdefault(key, []).append(trial)
-    size = COHORT[device]
-    return [group[i : i + size] for group in alike.values() for i in range(0, len(group), size)]
+        alike.setdefault((trial.seed, trial.profile), []).append(trial)
+    return [group[i : i + COHORT] for group in alike.values() for i in range(0, len(group), COHORT)]
+
+
+def run_trials(
+    trials: Sequence[Trial],
+    folder: Path,
+    workers: int | None = None,
+    done: Callable[[dict], None] | None = None,
+    engine: Callable[[Sequence[Trial], Path, int | None], Results] = spread,
+) -> Results:
+    """Results as they finish, those that are stored first.
+
+    Args:
+        workers: processes; None leaves their number to the engine.
+        done: called with each result, for progress bars.
+        engine: writes the file of each trial and gives its result: `spread`, or `uftlab.study.ray_workers.spread`.
+
+    Raises:
+        InputError: for a folder that cannot be used, and what the engine raises.
+        KeyboardInterrupt: after Ctrl-C; what is finished is on disk and the same call resumes.
+    """
+    check_folder(folder)
+    waiting = [t for t in trials if not is_done(t, folder)]
+    left = set(waiting)
+    stored = (read_trial(t.path(folder)) for t in trials if t not in left)
+    with closing(engine(waiting, folder, workers)) as made:
+        for result in chain(stored, made if waiting else ()):
+            if done:
+                done(result)
+            yield result
