@@ -326,7 +326,7 @@ def as_reference(model: nn.Module) -> Iterator[None]:
 def row_batches(
     model: nn.Module, rows: Sequence[Completion], done: Callable[[int], Any] | None = None, most: int | None = None
 ) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """Batches of rows of similar length: the numbers of the rows, and the batch itself, on the device of the model.
+    """Batches of rows of similar length: the numbers of the rows, and the batch, on the device of the model.
 
     A batch has `most` tokens, `READ_TOKENS` if that is None, or one line. So the memory that reading needs does not grow with the number of
     rows. Rows with the same prompt share lines where the model can.
