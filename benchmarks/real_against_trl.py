@@ -152,9 +152,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
         "load": os.getloadavg()[0],
     }
-    print(
-        f"uftlab is {result['times_as_fast']:.2f} times as fast and has {result['memory_ratio']:.2f} times the peak memory"
-    )
+    print(f"uftlab: {result['times_as_fast']:.2f} times as fast, {result['memory_ratio']:.2f} times the peak memory")
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -328,8 +328,8 @@ def row_batches(
 ) -> Iterator[tuple[list[int], dict[str, Any]]]:
     """Batches of rows of similar length: the numbers of the rows, and the batch, on the device of the model.
 
-    A batch has `most` tokens, `READ_TOKENS` if that is None, or one line. So the memory that reading needs does not grow with the number of
-    rows. Rows with the same prompt share lines where the model can.
+    A batch has `most` tokens, `READ_TOKENS` if that is None, or one line. So the memory that reading needs does not
+    grow with the number of rows. Rows with the same prompt share lines where the model can.
 
     Args:
         done: is told the number of rows of each batch that was read.
