@@ -278,3 +278,13 @@ def test_steps_of_a_block_are_dealt_by_length():
 def test_equal_content_has_an_equal_key_whatever_the_role():
     assert Completion((1, 2), (3,), "scored", 0.2).key() == Completion((1, 2), (3,), "chosen").key()
     assert Completion((1, 2), (3,), "scored").key() != Completion((1,), (2, 3), "scored").key()
+
+
+@pytest.mark.parametrize(("rows", "per_step"), [(16, 16), (32, 32), (40, 16), (200, 16)])
+def test_a_step_holds_different_rows_even_of_a_small_table(rows, per_step):
+    """Dealing 8 steps by length over several epochs of a small table gave 2 rows 8 times each."""
+    draw = random.Random(0)
+    table = [(Completion(tuple(range(draw.randint(3, 40))), (i, 2), "demonstration", 1.0),) for i in range(rows)]
+    order = interleave([table], [per_step], 20, 0)
+    steps = [order[k : k + per_step] for k in range(0, len(order), per_step)]
+    assert min(len({example[0].completion_ids for example in step}) for step in steps) >= 0.75 * per_step

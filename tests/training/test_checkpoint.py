@@ -16,7 +16,7 @@ from uftlab.engine.trainer import DivergedError
 from uftlab.errors import InputError
 from uftlab.models.logps import read_logps
 from uftlab.models.policies import load_policy
-from uftlab.rows.tokens import Completion, Tokens
+from uftlab.rows.tokens import Completion
 from uftlab.training import checkpoint
 from uftlab.training.checkpoint import train_checkpoint
 from uftlab.training.configuration import TrainConfig, read_config
@@ -289,11 +289,15 @@ def test_two_processes_log_what_one_logs(tmp_path, files, method):
         assert_close(first[name], second[name], atol=2e-4, rtol=1e-3)
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path, files):
+def test_a_token_without_an_embedding_is_refused_where_a_row_has_it(tmp_path, files):
+    """A new padding token is nobody's business; a new word is."""
     policy, tokenizer = load_policy("tiny")
-    tokenizer.add_tokens(["<more>"])
-    policy.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    assert Tokens(tokenizer).stop_ids
-    with pytest.raises(InputError, match=r"The tokenizer must have at most the model's \d+ tokens"):
-        train(tmp_path / "out", files, model=str(tmp_path / "model"))
+    tokenizer.add_special_tokens({"pad_token": "<filler>"})
+    tokenizer.add_tokens(["xylophone"])
+    for part in (policy, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    train(tmp_path / "out", files, model=str(tmp_path / "model"), method="sft-full", steps=1)
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"prompt": "what ?", "completion": "a xylophone ."}\n')
+    with pytest.raises(InputError, match=r"among the model's 511; got 'xylophone', number 512"):
+        train(tmp_path / "no", {"demonstrations": str(path)}, model=str(tmp_path / "model"), method="sft-full")

@@ -320,8 +320,10 @@ def interleave(
     """The order of training: each step takes `per_step[i]` examples of `sources[i]`, in reshuffled epochs.
 
     Within blocks of `bucket` steps, examples of similar length share a batch, so that there is little padding. The
-    steps of a block are shuffled. The order depends on the seed alone, so a resumed run continues at the right place.
+    steps of a block are shuffled. A block is no longer than the smallest table: else a step would hold copies of a few
+    rows. The order depends on the seed alone, so a resumed run continues at the right place.
     """
+    bucket = max(1, min(bucket, *(len(source) // count for source, count in zip(sources, per_step, strict=True))))
     rng = random.Random(f"uftlab order {seed}")
     lengths = [[max(map(_length, example)) for example in source] for source in sources]
 

@@ -133,7 +133,6 @@ def prepared(config: TrainConfig, say: Say = print) -> Prepared:
     policy.config.use_cache = False if config.gradient_checkpointing else policy.config.use_cache
     tokens = Tokens(tokenizer)
     limit = config.max_length or getattr(policy.config.get_text_config(), "max_position_embeddings", None)
-    _check_tokens(policy, tokens)
     chosen, where = starting_settings(method, is_tiny(policy), config.lora)
     chosen = [{**own, **_of_stage(stage, config.settings)} for stage, own in zip(method.stages, chosen, strict=True)]
     for number, own in enumerate(config.stages):
@@ -148,6 +147,7 @@ def prepared(config: TrainConfig, say: Say = print) -> Prepared:
     with redirect_stdout(StringIO()):  # warnings come with their stage
         for stage, _, _ in plan(method, 1, chosen):
             rows.append(sources(stage, tables, tokens, config.batch, limit))
+            _check_tokens(policy, tokens, rows[-1][0])
             # a pair or a completion that does not fit is refused now, and not after an hour
             share_of_a_step(sum(rows[-1][1]), {"gradient_accumulation_steps": config.accumulation})
     steps = config.steps or _steps_of(rows, config.epochs) or 100
@@ -196,13 +196,15 @@ def _split(table: Dataset, share: float, seed: int, name: str) -> tuple[Dataset,
     return parts["train"], parts["test"]
 
 
-def _check_tokens(policy: PreTrainedModel, tokens: Tokens) -> None:
-    """Refuses a tokenizer with more tokens than the model has embeddings."""
+def _check_tokens(policy: PreTrainedModel, tokens: Tokens, examples: Sequence[Sequence[Example]]) -> None:
+    """Refuses rows with a token that the model has no embedding for. Padding may have such a number: nobody reads it."""
     embeddings: Any = policy.get_input_embeddings()
-    have, words = embeddings.weight.shape[0], len(tokens.tokenizer)
-    if words > have:
+    have = embeddings.weight.shape[0]
+    highest = max(i for own in examples for e in own for c in e for i in (*c.prompt_ids, *c.completion_ids))
+    if highest >= have:
+        got = f"{tokens.tokenizer.decode([highest])!r}, number {highest}"
         remedy = "Resize the model's embeddings, or use the tokenizer that it was trained with"
-        raise InputError("The tokenizer", f"have at most the model's {have} tokens", words, remedy)
+        raise InputError("Every token of the rows", f"be among the model's {have}", got, remedy)
 
 
 def _check_folder(out: Path) -> None:
