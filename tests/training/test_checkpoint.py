@@ -210,7 +210,7 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(tmp_path, files
         ({"beta": float("nan")}, "--beta must be a finite number and be above 0; got nan"),
         ({"beta": -0.1}, "--beta must be a finite number and be above 0; got -0.1"),
         ({"learning_rate": float("inf")}, "--learning-rate must be a finite number"),
-        ({"learning_rate": 0.0}, "--learning-rate must be a finite number and be above 0"),
+        ({"learning_rate": -1e-3}, "--learning-rate must be a finite number and be at least 0"),
         ({"lora": -1}, "--lora must be a finite number and be at least 0"),
         ({"seed": -1}, "--seed must be"),
         ({"warmup": 1.0}, "--warmup must be a share below 1"),

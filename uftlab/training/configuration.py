@@ -14,7 +14,7 @@ import yaml
 from uftlab.errors import InputError
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-POSITIVE = ("steps", "epochs", "batch", "accumulation", "learning_rate", "beta", "lora_alpha", "max_length")
+POSITIVE = ("steps", "epochs", "batch", "accumulation", "beta", "lora_alpha", "max_length")
 NOT_NEGATIVE = (
     "lora", "lora_dropout", "warmup", "weight_decay", "clip", "held_out", "evaluate_every", "save_every", "samples",
     "seed", "log_every",
