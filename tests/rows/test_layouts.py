@@ -4,8 +4,9 @@ import pytest
 from families import family
 
 from uftlab.errors import InputError
+from uftlab.rows.kinds import kind_of, without_signal
 from uftlab.rows.layouts import LAYOUTS, sentence, understand
-from uftlab.rows.table import as_scored, from_rows, kind_of, overlap, without_signal
+from uftlab.rows.table import as_scored, from_rows, overlap
 from uftlab.rows.tokens import Tokens
 
 
@@ -286,7 +287,7 @@ def test_every_answer_becomes_a_row_with_the_turns_before_it_as_its_prompt(row):
         {"prompt": CHAT[:1], "completion": CHAT[1:2]},
         {"prompt": CHAT[:3], "completion": CHAT[3:]},
     ]
-    assert "2 demonstrations from 1 rows" in said and "each answer of a conversation is learned" in said
+    assert "2 demonstrations from 1 row" in said and "each answer of a conversation is learned" in said
     assert only([row], train_on="last")[0] == rows[1:]
 
 
@@ -308,7 +309,7 @@ def test_what_cannot_be_learned_from_a_conversation_is_left_out_and_counted():
         {"prompt": [SYSTEM, user(ASKED)], "completion": [says(FOUR)]},
         {"prompt": CHAT[:1], "completion": CHAT[1:2]},
     ]
-    assert "1 conversations begin with the assistant: that turn is left out" in said
+    assert "1 first turns of the assistant left out, which no prompt asks for" in said
     assert "1 left out, which must contain an answer of the assistant (first: row 3)" in said
     assert "1 left out, which must contain text (first: row 4, column 'completion')" in said
     with pytest.raises(InputError, match="row 3, must contain an answer"):
@@ -351,7 +352,7 @@ def test_a_prompt_that_ends_with_the_assistant_is_refused():
 def test_empty_texts_are_left_out_and_counted_or_refused_as_the_caller_says():
     rows = [PAIR, {**PAIR, "rejected": ""}, {**PAIR, "chosen": " "}]
     table, phrases = understand(rows)
-    assert len(table) == 1 and phrases[0] == "1 pairs from 3 rows"
+    assert len(table) == 1 and phrases[0] == "1 pair from 3 rows"
     assert "2 left out, which must contain text (first: row 2, column 'rejected')" in phrases
     with pytest.raises(InputError, match="row 2, column 'rejected' must contain text"):
         understand(rows, on_bad_row="refuse")
@@ -401,8 +402,8 @@ def test_messages_that_are_none_are_refused_with_row_and_column(messages):
 def test_our_own_tables_come_through_unchanged_with_their_columns():
     row = {**ANSWER, "score": 0.5, "creature": "zib"}
     table, phrases = understand([row])
-    assert table.to_list() == [row] and phrases == ["1 scored rows", "not used: creature"]
-    assert sentence("a.jsonl", phrases) == "a.jsonl: 1 scored rows; not used: creature."
+    assert table.to_list() == [row] and phrases == ["1 scored row", "not used: creature"]
+    assert sentence("a.jsonl", phrases) == "a.jsonl: 1 scored row; not used: creature."
 
 
 def test_every_layout_of_the_list_is_recognised_by_its_own_columns():

@@ -125,7 +125,7 @@ def test_bad_rows_are_errors_for_load_rows_and_counted_by_load_table(tmp_path):
     table, said = load_table(path)
     assert len(table) == 1
     left_out = "1 left out, which must contain text (first: row 2, column 'completion')"
-    assert said == f"{path}: 1 demonstrations from 2 rows; {left_out}."
+    assert said == f"{path}: 1 demonstration from 2 rows; {left_out}."
 
 
 def test_load_rows_says_what_is_not_plain(tmp_path, capsys):
@@ -133,7 +133,7 @@ def test_load_rows_says_what_is_not_plain(tmp_path, capsys):
     assert capsys.readouterr().out == ""
     pair = {"prompt": "a", "chosen": "b", "rejected": "b", "id": 1}
     load_rows(write(tmp_path / "same.jsonl", lines(pair)))
-    assert "same.jsonl: 1 pairs; not used: id; warning: 1 of 1 pairs have two equal answers" in capsys.readouterr().out
+    assert "same.jsonl: 1 pair; not used: id; warning: 1 of 1 pairs have two equal answers" in capsys.readouterr().out
 
 
 def test_columns_and_limit(tmp_path):

@@ -32,7 +32,7 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from uftlab.errors import InputError
-from uftlab.rows.table import KINDS, EmptyError, as_messages, table_of, validate, without_signal
+from uftlab.rows.kinds import KINDS, EmptyError, as_messages, table_of, validate, without_signal
 
 Row = dict[str, Any]
 OnBadRow = Literal["drop-empty", "drop", "refuse"]
@@ -280,7 +280,7 @@ def _unfolded(turns: list[dict], reading: Reading, where: str, row: Row, first: 
     asked = next((n for n, turn in enumerate(turns) if turn["role"] == "user"), len(turns))
     system = [turn for turn in turns[:asked] if turn["role"] == "system"]
     if len(system) < asked and asked < len(turns):
-        reading.found["conversations begin with the assistant: that turn is left out"] += 1
+        reading.found["first turns of the assistant left out, which no prompt asks for"] += 1
         turns, first = [*system, *turns[asked:]], max(first - asked + len(system), 0)
     answers = [n for n, turn in enumerate(turns) if turn["role"] == "assistant" and n >= max(first, 1)]
     if not answers:
@@ -322,7 +322,7 @@ def _helpsteer(row: Row, reading: Reading, where: str) -> list[Row]:
     total = sum(weight * row[column] for column, weight in HELPSTEER.items())
     score = min(total / (HELPSTEER_TOP * sum(HELPSTEER.values())), 1.0)  # four fours could round to a little above 1
     prompt = _steer(row["prompt"])
-    reading.found["prompts hold several turns"] += isinstance(prompt, list)
+    reading.found["prompts with several turns"] += isinstance(prompt, list)
     return [{"prompt": prompt, "completion": row["response"], "score": score}]
 
 
@@ -483,12 +483,17 @@ OWN = ("preference", "completion")  # layouts whose columns have our names
 
 # ------------------------------------------------------------------------------------------- in words
 
-_PLURAL = {"demonstration": "demonstrations", "preference": "pairs", "label": "labelled rows", "scored": "scored rows"}
+_SINGULAR = {"demonstration": "demonstration", "preference": "pair", "label": "labelled row", "scored": "scored row"}
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
 def _phrases(reading: Reading, name: str, table: Dataset, count: int, dropped: list[InputError]) -> list[str]:
     """What was understood: the rows first, then what a user should know of them."""
-    said = [f"{len(table):,} {_PLURAL[reading.kind]}" + (f" from {count:,} rows" if len(table) != count else "")]
+    rows = _counted(len(table), _SINGULAR[reading.kind])
+    said = [rows + (f" from {_counted(count, 'row')}" if len(table) != count else "")]
     if LAYOUTS[name].words:
         said.append(LAYOUTS[name].words)
     scores = [column for column in ("score", *OWN_NAME.values(), *OWN_NAME) if column in reading.used]
@@ -505,7 +510,7 @@ def _phrases(reading: Reading, name: str, table: Dataset, count: int, dropped: l
         said.append(f"{which} of a conversation is learned, with all turns before it as its prompt")
     repeated = reading.found.pop("sides repeat the prompt", 0)
     if repeated and name != "implicit":
-        said.append(f"the sides of {repeated:,} pairs repeat the prompt, which is not learned")
+        said.append(f"the sides of {_counted(repeated, 'pair')} repeat the prompt, which is not learned")
     said += [f"{number:,} {what}" for what, number in reading.found.items() if number]
     reasons = Counter(error.parts[1] for error in dropped)
     for rule, number in reasons.items():

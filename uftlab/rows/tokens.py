@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from uftlab.errors import InputError
-from uftlab.rows.table import as_messages, kind_of
+from uftlab.rows.kinds import as_messages, kind_of
 
 # The role of a completion in its loss. A mismatched one is the completion of another row, for KTO's baseline.
 ROLES = ("demonstration", "scored", "label", "chosen", "rejected", "mismatched")
@@ -88,6 +88,7 @@ class Tokens:
         if tokenizer.eos_token_id is None:
             raise InputError("The tokenizer", "have an end-of-sequence token", None, "Set tokenizer.eos_token")
         self.tokenizer = tokenizer
+        self._last: tuple[tuple[bool, str], tuple[int, ...]] = ((False, ""), ())  # each completion asks for its prompt
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -145,8 +146,11 @@ class Tokens:
         Raises:
             InputError: when the template refuses the prompt.
         """
-        ids = self._ids(self._prompt_text(prompt))
-        return ids if self.tokenizer.chat_template is not None else (*self._begin, *ids)
+        key = (isinstance(prompt, str), str(prompt))
+        if key != self._last[0]:
+            ids = self._ids(self._prompt_text(prompt))
+            self._last = (key, ids if self.tokenizer.chat_template is not None else (*self._begin, *ids))
+        return self._last[1]
 
     def prompts(self, prompts: Sequence[str | list[dict]]) -> list[tuple[int, ...]]:
         """The ids of many prompts at once, which takes half the time."""
