@@ -432,6 +432,9 @@ def train(
     save_every: Annotated[int | None, _option("Steps between checkpoints, for --resume.")] = None,
     log_every: Annotated[int | None, _option("Steps between logged lines; a twentieth of a stage if empty.")] = None,
     log_to: Annotated[str | None, _option("Loggers with commas: tensorboard, trackio, wandb.")] = None,
+    benchmarks: Annotated[
+        list[str] | None, _option("Files of benchmarks: warns of prompts that are in both. May be given again.")
+    ] = None,
     samples: Annotated[int | None, _option("Answers before and after, to that many prompts.")] = None,
     seed: Annotated[int | None, _option("Of the data order and the adapters.")] = None,
     config: Annotated[Path | None, _option("A YAML file with these options; others win over it.")] = None,

@@ -301,3 +301,13 @@ def test_a_token_without_an_embedding_is_refused_where_a_row_has_it(tmp_path, fi
     path.write_text('{"prompt": "what ?", "completion": "a xylophone ."}\n')
     with pytest.raises(InputError, match=r"among the model's 511; got 'xylophone', number 512"):
         train(tmp_path / "no", {"demonstrations": str(path)}, model=str(tmp_path / "model"), method="sft-full")
+
+
+def test_prompts_that_a_benchmark_asks_too_are_named(tmp_path, files):
+    """UltraFeedback, for instance, contains questions of TruthfulQA."""
+    asked = json.loads(Path(files["demonstrations"]).read_text().splitlines()[3])["prompt"]
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"question": asked.upper()}) + "\n" + json.dumps({"question": "who ?"}) + "\n")
+    lines = []
+    checkpoint.prepared(TrainConfig(str(tmp_path / "out"), benchmarks=(str(path),), **files), lines.append)
+    assert [line for line in lines if line.startswith("warning: 1 prompts are in") and "flatter" in line]

@@ -31,7 +31,8 @@ from uftlab.models.generation import answers
 from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import load_policy, load_weights, tiny_config, with_adapter, with_lora
 from uftlab.objectives.registry import objective_named
-from uftlab.rows.sources import load_table
+from uftlab.rows.sources import load_table, read_rows
+from uftlab.rows.table import overlap
 from uftlab.rows.tokens import Example, Tokens, interleave
 from uftlab.training.configuration import TrainConfig
 from uftlab.training.methods import (
@@ -123,6 +124,13 @@ def prepared(config: TrainConfig, say: Say = print) -> Prepared:
             table, line = load_table(source, **how, score_range=_range(config.score_range))
             say(f"{name}: {line}")
             tables[name], held[name] = _split(table, config.held_out, config.seed, name)
+    for source in config.benchmarks:
+        asked = [str(row.get("question", row.get("prompt", ""))) for row in read_rows(Path(source))]
+        seen = overlap([row["prompt"] for table in tables.values() for row in table], asked)
+        if seen:
+            say(
+                f"warning: {len(seen)} prompts are in {source} too, for instance {seen[0][:60]!r}: its scores will flatter"
+            )
     check_recipes(method, tables, lora=config.lora)
     others = [stage.recipe for stage in method.stages if stage.recipe != "offline"]
     for name in ("held_out", "save_every"):
@@ -197,7 +205,7 @@ def _split(table: Dataset, share: float, seed: int, name: str) -> tuple[Dataset,
 
 
 def _check_tokens(policy: PreTrainedModel, tokens: Tokens, examples: Sequence[Sequence[Example]]) -> None:
-    """Refuses rows with a token that the model has no embedding for. Padding may have such a number: nobody reads it."""
+    """Refuses rows with a token that the model has no embedding for. Padding may be such a token: nobody reads it."""
     embeddings: Any = policy.get_input_embeddings()
     have = embeddings.weight.shape[0]
     highest = max(i for own in examples for e in own for c in e for i in (*c.prompt_ids, *c.completion_ids))

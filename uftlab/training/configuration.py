@@ -38,6 +38,7 @@ class TrainConfig:
         train_on, layout, on_bad_row: how rows are read (`uftlab.rows.layouts.understand`); `score_range` is "1,10".
         dropout: whether dropout is on in the policy. It is always off in the reference.
         log_to: loggers of transformers by name, with commas: tensorboard, trackio, wandb.
+        benchmarks: files whose questions the training prompts are compared with; what is in both is named.
         samples: answers before and after, to that many prompts.
     """
 
