@@ -45,12 +45,13 @@ def drawn(rng, worlds, draws, crossed, spread):
 
 
 @pytest.mark.parametrize("crossed", [True, False], ids=["crossed", "one draw a world"])
-@pytest.mark.parametrize("spread", [(1, 1, 1), (1, 0.3, 0.5), (0.2, 1, 1)], ids=str)
+@pytest.mark.parametrize("spread", [(1, 1, 1), (1, 0.3, 0.5), (0.2, 1, 1), (0, 0, 1)], ids=str)
 def test_intervals_cover_what_they_say_and_not_much_more(crossed, spread):
+    """95 %, in 16 worlds with 4 draws, whichever of world, draw and rest varies most; a little more with the rest."""
     rng = np.random.default_rng(0)
     found = [crossed_interval(*drawn(rng, 16, 4, crossed, spread)) for _ in range(1500)]
     covered = np.mean([own.low <= 0 <= own.high for own in found])
-    assert 0.93 <= covered <= 0.985
+    assert 0.92 <= covered <= 0.98
     assert covered == pytest.approx(np.mean([own.p >= 0.05 for own in found]))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from uftlab.reports.tables import LIMITS, linked, markdown, skills_table
-from uftlab.study import comparisons, epsilon, forgetting, maps, results
+from uftlab.study import comparisons, crossed, epsilon, forgetting, maps, results
 from uftlab.study.comparisons import OUTCOMES
 from uftlab.study.tuning import FIRST, SECOND, worth
 from uftlab.training.methods import TUNED, all_methods, method_named, space
@@ -36,11 +36,13 @@ def study_page(
     sweep: list[dict[str, Any]],
     on_map: list[dict[str, Any]],
     controls: list[dict[str, Any]],
+    added: Sequence[dict[str, Any]] = (),
 ) -> str:
-    """The page as Markdown, every number and verdict from the trials.
+    """The page as Markdown, every number and verdict from the trials. What was not run has no section.
 
     Args:
-        sweep: the trials of the tuning; `on_map` those of the map; `controls` those of `uftlab.study.epsilon`.
+        sweep: the trials of the tuning; `on_map` those of the map; `controls` those of `uftlab.study.epsilon`;
+            `added` those of `uftlab.study.crossed`.
     """
     frame = results.tidy(trials)
     worlds = sorted({t["seed"] for t in trials})
@@ -61,6 +63,7 @@ def study_page(
         f"means that the whole interval lies within ±{ALIKE}.",
         primary_table(primary),
         *[f"- {line}" for line in answers(primary)],
+        *_all_tunings(trials, added, primary),
         "### The implicit reward, or small gradients?",
         _small_gradients(trials, controls),
         "## What each method can do",
@@ -125,6 +128,41 @@ def answers(rows: Sequence[dict[str, Any]]) -> list[str]:
             told.append("Neither the mixing nor the unified loss is settled to do anything.")
         lines.append(f"**{label.capitalize()}.** {' '.join(told)}")
     return lines
+
+
+def _all_tunings(
+    trials: Sequence[dict[str, Any]], added: Sequence[dict[str, Any]], planned: Sequence[dict[str, Any]]
+) -> list[str]:
+    """The twelve tests again, over worlds crossed with tunings, and which verdicts change."""
+    if not added:
+        return []
+    frame = crossed.table(trials, added)
+    rows = comparisons.primary(frame)
+    before = {(row["comparison"], row["metric"]): verdict(row) for row in planned}
+    lines, changed = [], []
+    for row in rows:
+        name, label = row["comparison"].replace(" minus ", " − "), results.HEADLINES[row["metric"]][0]
+        old, new = before.get((row["comparison"], row["metric"]), "not made"), verdict(row)
+        method, minus = row["comparison"].split(" minus ")
+        own = crossed.by_draw(frame, method, minus, row["metric"])
+        numbers = [f"{row['mean']:+.3f}", f"{row['low']:+.3f} to {row['high']:+.3f}", f"{row['holm']:.2g}"]
+        lines.append([name, label, *numbers, ", ".join(f"{value:+.2f}" for value in own), new])
+        if old != new:
+            changed.append(f"{name}, {label}: planned {old}, here {new}")
+    heads = ["contrast", "outcome", "difference", "95 % interval", "corrected p", "by tuning", "verdict"]
+    return [
+        "### Each world with all four tunings",
+        "This was run after the planned result had been read. The tests are the plan's twelve. "
+        f"{len(added)} more trials give each of the six methods, in each world, the three tunings that the world "
+        "did not have. So the interval can tell worlds and tunings apart. *By tuning* is the mean difference over the "
+        "worlds under each of the four. Tunings are few: where they differ most, four of them count, not sixty-four "
+        "trials.",
+        markdown(heads, lines),
+        f"{len(changed)} of {len(rows)} verdicts change{':' if changed else '.'}",
+        *[f"- {line}." for line in changed],
+        "What the plan's rule says of these:",
+        *[f"- {line}" for line in answers(rows)],
+    ]
 
 
 def _small_gradients(trials: list[dict[str, Any]], controls: list[dict[str, Any]]) -> str:
