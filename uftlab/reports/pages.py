@@ -12,7 +12,7 @@ from typing import Any
 from uftlab.files import write_atomically
 from uftlab.reports.study import study_page
 from uftlab.reports.tables import LIMITS, cell, linked, markdown, skills_table, untuned
-from uftlab.study import comparisons, crossed, results
+from uftlab.study import comparisons, crossed, gate, results
 from uftlab.study.overoptimisation import STORED
 from uftlab.training.methods import PIPELINE_METHODS, all_methods
 
@@ -82,7 +82,12 @@ def page_of(trials: list[dict[str, Any]]) -> str:
         return pipelines_page(trials)
     sweep, on_map, controls = (results.load(results.RESULTS / name) for name in ("sweep", "map", "epsilon"))
     added = results.load(crossed.STORED) if (crossed.STORED / "trials").is_dir() else []
-    return study_page(trials, sweep, on_map, controls, added)
+    return study_page(trials, sweep, on_map, controls, added, _read(gate.STORED))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a study stored in one file; None where it was not run."""
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def write_page(path: Path, trials: list[dict[str, Any]]) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from uftlab.reports.tables import LIMITS, linked, markdown, skills_table
-from uftlab.study import comparisons, crossed, epsilon, forgetting, maps, results
+from uftlab.study import comparisons, crossed, epsilon, forgetting, gate, maps, results
 from uftlab.study.comparisons import OUTCOMES
 from uftlab.study.tuning import FIRST, SECOND, worth
 from uftlab.training.methods import TUNED, all_methods, method_named, space
@@ -37,12 +37,13 @@ def study_page(
     on_map: list[dict[str, Any]],
     controls: list[dict[str, Any]],
     added: Sequence[dict[str, Any]] = (),
+    gates: dict[str, Any] | None = None,
 ) -> str:
     """The page as Markdown, every number and verdict from the trials. What was not run has no section.
 
     Args:
         sweep: the trials of the tuning; `on_map` those of the map; `controls` those of `uftlab.study.epsilon`;
-            `added` those of `uftlab.study.crossed`.
+            `added` those of `uftlab.study.crossed`; `gates` what `uftlab.study.gate` stores.
     """
     frame = results.tidy(trials)
     worlds = sorted({t["seed"] for t in trials})
@@ -77,7 +78,7 @@ def study_page(
         "## Tuning",
         _tuning(sweep),
     ]
-    parts += _map_parts(on_map)
+    parts += _map_parts(on_map, gates)
     parts += ["## What predicts forgetting", _predicted(forgetting.predictions(forgetting.table(on_map)))]
     parts += ["## What this does not show", "\n".join(f"- {line}" for line in LIMITS)]
     return "\n\n".join(parts).replace("\n\n- ", "\n- ").replace("|\n- ", "|\n\n- ") + "\n"
@@ -233,7 +234,7 @@ def _tuning(sweep: list[dict[str, Any]]) -> str:
 # ------------------------------------------------------------------------------------------ the map
 
 
-def _map_parts(on_map: list[dict[str, Any]]) -> list[str]:
+def _map_parts(on_map: list[dict[str, Any]], gates: dict[str, Any] | None) -> list[str]:
     frame = maps.table(on_map)
     worlds = frame["seed"].nunique()
     parts = [
@@ -245,6 +246,9 @@ def _map_parts(on_map: list[dict[str, Any]]) -> list[str]:
         if not len(maps.of_experiment(frame, name)):
             continue
         parts += [f"### {name}. {title}", _explained(frame, name), _TABLES[name](maps.of_experiment(frame, name))]
+        if name == "E3":
+            parts += _of_the_gradient(gates)
+            parts.append("The length of completions was not varied: the world has no dial for it.")
     return parts
 
 
@@ -298,6 +302,32 @@ def _strengths(own: pd.DataFrame) -> str:
     ]
     heads = ["method", "β (nats)", *(results.HEADLINES[m][0] for m in told)]
     return markdown([*heads, "implicit score of held-out demonstrations"], rows)
+
+
+def _of_the_gradient(stored: dict[str, Any] | None) -> list[str]:
+    """E3's points: how far implicit rewards spread, and their share of the gradient."""
+    if stored is None:
+        return []
+    lines = []
+    for row in gate.table(stored).to_dict("records"):
+        spreads = [f"{row[f'{rows}: spread']:.2g}" for rows in ("feedback", "demonstrations")]
+        shares = [
+            f"{row[f'{rows}: share{when}']:.1%}"
+            for rows in ("feedback", "demonstrations")
+            for when in ("", ", on average")
+        ]
+        lines.append([row["method"], f"{row['nats']:g}", f"{row['beta']:.2g}", *spreads, *shares])
+    heads = ["method", "β (nats)", "β", "spread, feedback", "spread, demonstrations"]
+    heads += ["share, feedback, at the end", "on average", "share, demonstrations, at the end", "on average"]
+    return [
+        f"How much of the gradient is the implicit reward's? One world ({stored['world']}), {stored['rows']} training "
+        "rows of each table. The weight of a row in the gradient has two parts: its value at reward 0, which is signed "
+        "SFT's, and what the reward adds to it. The share is the size of the second over the sizes of both: 0 % where "
+        "the reward does nothing, 50 % where it takes away all that the score gives. It is read at the end of "
+        "training, and averaged over four times during it. Spread is the standard deviation of the implicit reward "
+        "over rows.",
+        markdown(heads, lines),
+    ]
 
 
 _TABLES: dict[str, Callable[[pd.DataFrame], str]] = {
