@@ -79,7 +79,7 @@ def study_page(
         _tuning(sweep),
     ]
     parts += _map_parts(on_map, gates)
-    parts += ["## What predicts forgetting", _predicted(forgetting.predictions(forgetting.table(on_map)))]
+    parts += ["## What predicts forgetting", _predicted(forgetting.table(on_map))]
     parts += ["## What this does not show", "\n".join(f"- {line}" for line in LIMITS)]
     return "\n\n".join(parts).replace("\n\n- ", "\n- ").replace("|\n- ", "|\n\n- ") + "\n"
 
@@ -312,7 +312,7 @@ def _of_the_gradient(stored: dict[str, Any] | None) -> list[str]:
     for row in gate.table(stored).to_dict("records"):
         spreads = [f"{row[f'{rows}: spread']:.2g}" for rows in ("feedback", "demonstrations")]
         shares = [
-            f"{row[f'{rows}: share{when}']:.1%}"
+            f"{100 * row[f'{rows}: share{when}']:.2g} %"
             for rows in ("feedback", "demonstrations")
             for when in ("", ", on average")
         ]
@@ -339,8 +339,10 @@ _TABLES: dict[str, Callable[[pd.DataFrame], str]] = {
 }
 
 
-def _predicted(found: pd.DataFrame) -> str:
-    """One line per kind of forgetting and predictor, the best first."""
+def _predicted(frame: pd.DataFrame) -> str:
+    """One line per kind of forgetting and predictor, the best first, with the correlation at equal skill."""
+    skill = forgetting.at_equal_skill(frame).set_index(["outcome", "predictor"])
+    found = forgetting.predictions(frame)
     wide = found.pivot(index=["outcome", "predictor"], columns="where", values=["rho", "r2"])
     trials = int(found["trials"].max())
     lines = []
@@ -348,11 +350,29 @@ def _predicted(found: pd.DataFrame) -> str:
         own = wide.loc[outcome].sort_values(("r2", "across methods"), ascending=False)
         for predictor, row in own.iterrows():
             numbers = [row[kind, where] for where in ("across methods", "within methods") for kind in ("rho", "r2")]
-            lines.append([outcome, str(predictor), *("–" if pd.isna(n) else f"{n:.2f}" for n in numbers)])
+            told = ["–" if pd.isna(n) else f"{n:.2f}" for n in numbers]
+            lines.append([outcome, str(predictor), *told, _correlation(skill.loc[(outcome, predictor)])])
+    told_of = []
+    for outcome in forgetting.OUTCOMES:
+        own = skill.loc[outcome].dropna(subset="rho")
+        if len(own) and forgetting.RAZOR in own.index:
+            best = own["rho"].abs().idxmax()
+            named = f"{best} has {_correlation(own.loc[best])}"
+            told_of.append(f"- {outcome}: {named}, {forgetting.RAZOR} {_correlation(own.loc[forgetting.RAZOR])}.")
     heads = ["forgotten", "predictor", "ρ across", "R² across", "ρ within methods", "R² within methods"]
+    heads.append("ρ at equal skill, 95 % interval")
     return (
         f"{trials} trials of the map. ρ is Spearman's; R² is on ranks, of trials that the fit has not seen. KL is per "
         "answer: forward is KL(base to policy) on the base's answers; old prompts are plain questions, new ones carry "
-        "instructions."
-        f"\n\n{markdown(heads, lines)}"
+        f"instructions. *At equal skill*: all methods together, but only within {forgetting.BANDS} bands of followed and "
+        "correct with equally many trials each, so that a predictor gets no credit for telling who learned more. Its "
+        f"interval is over {frame['group'].nunique()} groups, each a method in a world. The trials of the tuning are not "
+        "in: no KL was measured there."
+        f"\n\n{markdown(heads, lines)}\n\n"
+        '"RL\'s Razor" (arXiv 2509.04259) names forward KL on the new task. At equal skill, the largest ρ and its own:'
+        "\n\n" + "\n".join(told_of)
     )
+
+
+def _correlation(row: pd.Series) -> str:
+    return "–" if pd.isna(row["rho"]) else f"{row['rho']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
