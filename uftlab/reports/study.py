@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from uftlab.reports.tables import LIMITS, linked, markdown, skills_table
-from uftlab.study import comparisons, crossed, epsilon, forgetting, gate, maps, results
+from uftlab.study import comparisons, crossed, epsilon, forgetting, fronts, gate, maps, results
 from uftlab.study.comparisons import OUTCOMES
+from uftlab.study.trials import DRAWS
 from uftlab.study.tuning import FIRST, SECOND, worth
 from uftlab.training.methods import TUNED, all_methods, method_named, space
 
@@ -77,6 +78,10 @@ def study_page(
         _settled(rows),
         "## Tuning",
         _tuning(sweep),
+        "### The front of every method",
+        _fronts(sweep),
+        "### At equal skill",
+        _at_equal_skill(sweep, on_map),
     ]
     parts += _map_parts(on_map, gates)
     parts += ["## What predicts forgetting", _predicted(forgetting.table(on_map))]
@@ -231,6 +236,74 @@ def _tuning(sweep: list[dict[str, Any]]) -> str:
     )
 
 
+def _fronts(sweep: list[dict[str, Any]]) -> str:
+    """For each method the most truth at each level of followed and correct, over all its trials of the tuning."""
+    frame = fronts.points(sweep)
+    found = fronts.reached(frame)
+    lines = []
+    for method in [name for name in all_methods() if name in set(frame["method"])]:
+        own = found[found["method"] == method].to_dict("records")
+        cells = ["–" if not row["draws"] else f"{row['truth']:.2f}" + _of_draws(row["draws"]) for row in own]
+        most = frame[frame["method"] == method].groupby("draw")[fronts.SKILL].max().mean()
+        lines.append([linked(method, CARDS), f"{most:.2f}", *cells])
+    heads = ["method", "most followed and correct", *(f"truth at {level:g} or more" for level in fronts.LEVELS)]
+    draws = frame["draw"].nunique()
+    return (
+        "A rule chooses one trial. This table needs no rule: the highest truth on contested facts among the trials of "
+        f"a method that have at least so much of followed and correct, mean over {draws} tunings. A number in brackets "
+        "says how many tunings get there, where not all do: such a mean is of the easier worlds. Every method has "
+        "equally many trials, on the validation creatures they were tuned on, so the highest is a little flattering "
+        f"for all.\n\n{markdown(heads, lines)}"
+    )
+
+
+def _of_draws(count: int) -> str:
+    return f" ({count})" if count < DRAWS else ""
+
+
+def _at_equal_skill(sweep: list[dict[str, Any]], on_map: list[dict[str, Any]]) -> str:
+    """The pairs of the primary contrasts at equal followed and correct, whatever settings got them there."""
+    tuning, every = (maps.usual(maps.table(trials)) for trials in (sweep, [*sweep, *on_map]))
+    given = comparisons.LEVELS, comparisons.KEPT
+    readings = {
+        "between neighbours": comparisons.matched_skill(every, *given),
+        "at best": comparisons.best_kept(tuning, *given),
+    }
+    rows = comparisons.at_levels(readings)
+    tests = len(readings) * len(comparisons.PRIMARY) * len(comparisons.KEPT)
+    settled = [row for row in rows if row["verdict"] != "not settled"]
+    return (
+        "Do two methods keep as much when they have learned equally much? That is, at an equal level of followed and "
+        "correct, the plan's first outcome. What is kept is truth above distrust and truth with careful sources, "
+        "where more is better, and old text lost, where less is better. There are two ways to read it.\n\n"
+        f"*Between neighbours* is the plan's: {len(every)} trials of tuning and map in {every['seed'].nunique()} "
+        "worlds. In each world the trials of a method are ordered by followed and correct, and what they keep is read "
+        "off between the two neighbours of a level. Trials that learned too fast pass the same levels as trials that "
+        "learned little, so it jumps. Left out are trials in which a dial of the world was turned or the budget "
+        f"raised.\n\n{_levels(rows, 'between neighbours')}\n\n"
+        "*At best* was added afterwards: of the trials with at least so much of followed and correct, the one that "
+        f"keeps most. Only the {len(tuning)} trials of the tuning, because there every method has equally many."
+        f"\n\n{_levels(rows, 'at best')}\n\n"
+        "In brackets: worlds in which both methods reach the level. The mean is over the levels of a world, then over "
+        f"worlds; its interval is over worlds, which are few. Both tables are one family of {tests} tests, corrected "
+        f"by Holm's method: {len(settled)} of them {'is' if len(settled) == 1 else 'are'} settled."
+    )
+
+
+def _levels(rows: Sequence[dict[str, Any]], reading: str) -> str:
+    lines = []
+    for row in rows:
+        if row["reading"] != reading:
+            continue
+        levels = [f"{mean:+.2f} ({worlds})" if worlds else "–" for mean, worlds in row["levels"].values()]
+        between = "–" if row["low"] is None else f"{row['low']:+.2f} to {row['high']:+.2f}"
+        holm = "–" if row["holm"] is None else f"{row['holm']:.2g}"
+        name, label = row["comparison"].replace(" minus ", " − "), results.HEADLINES[row["metric"]][0]
+        lines.append([name, label, *levels, f"{row['mean']:+.2f}", between, holm, row["verdict"]])
+    heads = ["contrast", "what is kept", *(f"at {level:g} (worlds)" for level in comparisons.LEVELS)]
+    return markdown([*heads, "mean", "95 % interval", "corrected p", "verdict"], lines)
+
+
 # ------------------------------------------------------------------------------------------ the map
 
 
@@ -364,10 +437,10 @@ def _predicted(frame: pd.DataFrame) -> str:
     return (
         f"{trials} trials of the map. ρ is Spearman's; R² is on ranks, of trials that the fit has not seen. KL is per "
         "answer: forward is KL(base to policy) on the base's answers; old prompts are plain questions, new ones carry "
-        f"instructions. *At equal skill*: all methods together, but only within {forgetting.BANDS} bands of followed and "
-        "correct with equally many trials each, so that a predictor gets no credit for telling who learned more. Its "
-        f"interval is over {frame['group'].nunique()} groups, each a method in a world. The trials of the tuning are not "
-        "in: no KL was measured there."
+        f"instructions. *At equal skill*: all methods together, but only within {forgetting.BANDS} bands of followed "
+        "and correct with equally many trials each, so that a predictor gets no credit for telling who learned more. "
+        f"Its interval is over {frame['group'].nunique()} groups, each a method in a world. The trials of the tuning "
+        "are not in: no KL was measured there."
         f"\n\n{markdown(heads, lines)}\n\n"
         '"RL\'s Razor" (arXiv 2509.04259) names forward KL on the new task. At equal skill, the largest ρ and its own:'
         "\n\n" + "\n".join(told_of)

@@ -9,6 +9,7 @@ predictor that tells only how much was learned looks good without it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -115,14 +116,14 @@ def at_equal_skill(frame: pd.DataFrame) -> pd.DataFrame:
             if len(own) < 10 * BANDS or np.ptp(x) == 0 or np.ptp(y) == 0:
                 rows.append({**found, "rho": np.nan, "low": np.nan, "high": np.nan})
                 continue
-            rho = resampled_interval(lambda at, x=x, y=y: _correlation(x[at], y[at]), own["group"].to_numpy())
+            rho = resampled_interval(partial(_correlation, x, y), own["group"].to_numpy())
             rows.append({**found, "rho": rho.mean, "low": rho.low, "high": rho.high})
     return pd.DataFrame(rows)
 
 
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's, NaN for a constant."""
-    x, y = x - x.mean(), y - y.mean()
+def _correlation(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> float:
+    """Pearson's over some rows, NaN for a constant."""
+    x, y = x[rows] - x[rows].mean(), y[rows] - y[rows].mean()
     size = float(np.sqrt((x @ x) * (y @ y)))
     return float(x @ y) / size if size > 0 else float("nan")
 
