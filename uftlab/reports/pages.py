@@ -12,7 +12,7 @@ from typing import Any
 from uftlab.files import write_atomically
 from uftlab.reports.study import study_page
 from uftlab.reports.tables import LIMITS, cell, linked, markdown, skills_table, untuned
-from uftlab.study import comparisons, crossed, gate, results
+from uftlab.study import comparisons, crossed, gate, rehearsal, results
 from uftlab.study.overoptimisation import STORED
 from uftlab.training.methods import PIPELINE_METHODS, all_methods
 
@@ -82,7 +82,7 @@ def page_of(trials: list[dict[str, Any]]) -> str:
         return pipelines_page(trials)
     sweep, on_map, controls = (results.load(results.RESULTS / name) for name in ("sweep", "map", "epsilon"))
     added = results.load(crossed.STORED) if (crossed.STORED / "trials").is_dir() else []
-    return study_page(trials, sweep, on_map, controls, added, _read(gate.STORED))
+    return study_page(trials, sweep, on_map, controls, added, _read(gate.STORED), _read(rehearsal.STORED))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

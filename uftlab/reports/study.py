@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from uftlab.reports.tables import LIMITS, linked, markdown, skills_table
-from uftlab.study import comparisons, crossed, epsilon, forgetting, fronts, gate, maps, results
+from uftlab.study import comparisons, crossed, epsilon, forgetting, fronts, gate, maps, rehearsal, results
 from uftlab.study.comparisons import OUTCOMES
 from uftlab.study.trials import DRAWS
 from uftlab.study.tuning import FIRST, SECOND, worth
@@ -23,6 +23,7 @@ HEAD = "<!-- made by `uftlab results --page docs/results/study.md`: run the stud
 SHOWN = (*OUTCOMES, "truth/cued", "plain/mc2", "retention/lost", "length/words")
 CARDS = "../methods"  # from docs/results/
 ALIKE = 0.03  # two methods are called alike where the whole interval lies within this much of 0
+SHOWN_STEPS = (5, 20)  # of a rehearsal, beside its last
 EXPERIMENTS = {
     "E1": "Order, learning rates and loss",
     "E2": "Instructed feedback and demonstrations on or off target",
@@ -39,12 +40,14 @@ def study_page(
     controls: list[dict[str, Any]],
     added: Sequence[dict[str, Any]] = (),
     gates: dict[str, Any] | None = None,
+    rehearsed: dict[str, Any] | None = None,
 ) -> str:
     """The page as Markdown, every number and verdict from the trials. What was not run has no section.
 
     Args:
         sweep: the trials of the tuning; `on_map` those of the map; `controls` those of `uftlab.study.epsilon`;
-            `added` those of `uftlab.study.crossed`; `gates` what `uftlab.study.gate` stores.
+            `added` those of `uftlab.study.crossed`; `gates` and `rehearsed` what `uftlab.study.gate` and
+            `uftlab.study.rehearsal` store.
     """
     frame = results.tidy(trials)
     worlds = sorted({t["seed"] for t in trials})
@@ -85,6 +88,7 @@ def study_page(
     ]
     parts += _map_parts(on_map, gates)
     parts += ["## What predicts forgetting", _predicted(forgetting.table(on_map))]
+    parts += _hidden_or_gone(rehearsed, frame)
     parts += ["## What this does not show", "\n".join(f"- {line}" for line in LIMITS)]
     return "\n\n".join(parts).replace("\n\n- ", "\n- ").replace("|\n- ", "|\n\n- ") + "\n"
 
@@ -449,3 +453,80 @@ def _predicted(frame: pd.DataFrame) -> str:
 
 def _correlation(row: pd.Series) -> str:
     return "–" if pd.isna(row["rho"]) else f"{row['rho']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+
+
+# ------------------------------------------------------------------------------------------ hidden or gone
+
+
+def _hidden_or_gone(stored: dict[str, Any] | None, frame: pd.DataFrame) -> list[str]:
+    """How much of each kind of forgetting comes back with some old text, and how fast."""
+    if stored is None:
+        return []
+    every = rehearsal.table(stored)
+    found = rehearsal.over_worlds(rehearsal.came_back(every))
+    worlds, last = every["world"].nunique(), max(rehearsal.AT)
+    taken = comparisons.taken(frame, "sft-then-dpo", OUTCOMES[0])
+    parts = [
+        "## Hidden or gone?",
+        f"A trained model reads old text again: {last} steps of {stored['batch']} lines, each line once, learning rate "
+        f"{stored['learning_rate']:g}, {worlds} worlds. What comes back with lines on *other creatures*, which name "
+        "none that is measured, was only hidden: nobody told it again. Two controls read the same lines. The base of "
+        "another world never had these facts: what it gains is learned. The base itself shows what the reading does to "
+        "a model that has lost nothing. This was not in the plan.",
+    ]
+    for kind, metric in rehearsal.KINDS.items():
+        own = found[found["kind"] == kind]
+        unit = results.HEADLINES[metric][1]
+        lines = [_back(own[own["model"] == model], str(model)) for model in dict.fromkeys(own["model"])]
+        heads = ["model", f"lost ({unit})"]
+        heads += [f"back after {step} steps" for step in SHOWN_STEPS]
+        heads += [f"after {last}, 95 % interval", "steps to half", f"all creatures: after {last}", "steps to half"]
+        base = every[(every["model"] == rehearsal.BASE) & (every["text"] == rehearsal.TEXTS[0])]
+        by_step = base.groupby("step")[metric].mean()
+        parts += [
+            f"**{kind.capitalize()}.** {_in_short(own)} The base itself goes from {by_step[0]:.2f} to "
+            f"{by_step[last]:.2f} ({results.HEADLINES[metric][0]}).",
+            markdown(heads, lines),
+        ]
+    why = "Instructions were not rehearsed."
+    if taken is not None and taken.low is not None and taken.verdict == "not settled":
+        why = (
+            "Instructions were not rehearsed: stage two of sft-then-dpo is not settled to take any "
+            f"({taken.mean:+.3f}, {taken.low:+.3f} to {taken.high:+.3f}, followed and correct)."
+        )
+    parts.append(
+        "*Back* is the share of what was lost; below 0, more is lost than before. For the base of another world, lost "
+        f"is all that it never had. {why}"
+    )
+    return parts
+
+
+def _back(own: pd.DataFrame, model: str) -> list[str]:
+    """One model and kind: lost, back at some steps and at the end, steps to half; the last two with all creatures."""
+    cells = [model, f"{own['lost'].iloc[0]:.2f}"]
+    for text in rehearsal.TEXTS:
+        here = own[own["text"] == text]
+        at = here.set_index("step")
+        if text == rehearsal.TEXTS[0]:
+            cells += [f"{at.loc[step, 'mean']:.0%}" for step in SHOWN_STEPS]
+        end = at.loc[max(rehearsal.AT)]
+        between = "" if pd.isna(end["low"]) else f" ({end['low']:.0%} to {end['high']:.0%})"
+        half = rehearsal.steps_until(here, 0.5)
+        cells += [f"{end['mean']:.0%}{between}", f"over {max(rehearsal.AT)}" if half is None else f"{half}"]
+    return cells
+
+
+def _in_short(own: pd.DataFrame) -> str:
+    """What the methods have in common, and the control, with lines on other creatures."""
+    here = own[(own["text"] == rehearsal.TEXTS[0]) & (own["step"] == max(rehearsal.AT))].set_index("model")["mean"]
+    methods = here[[name for name in here.index if name != rehearsal.NEVER]]
+    if methods.min() >= 0.5:
+        told = "Most of it was hidden"
+    elif methods.max() < 0.5:
+        told = "Most of it is gone"
+    else:
+        told = "It depends on the method"
+    return (
+        f"{told}: after {max(rehearsal.AT)} steps {methods.min():.0%} to {methods.max():.0%} is back, by method, and "
+        f"{here[rehearsal.NEVER]:.0%} for the model that never had it."
+    )
