@@ -67,6 +67,13 @@ def test_the_page_names_every_verdict_that_changes_and_says_when_it_was_run():
         assert f"{row['comparison'].replace(' minus ', ' − ')}, {results.HEADLINES[row['metric']][0]}: planned" in text
 
 
+def test_trials_of_other_worlds_or_profiles_and_draws_that_are_there_are_not_added():
+    planned, added = trials_of(0.1, (0.0,) * 4, worlds=2)
+    strange = [{**added[0], "seed": 5}, {**added[0], "profile": "smoke"}, planned[0]]
+    assert crossed.beside(planned, [*strange, *added]) == added
+    assert len(crossed.table(planned, [*strange, *added])) == len(crossed.table(planned, added))
+
+
 def test_without_added_trials_there_is_no_section():
     planned, _ = trials_of(0.1, (0.0,) * 4)
     assert study._all_tunings(planned, [], comparisons.primary(results.tidy(planned))) == []

@@ -144,6 +144,7 @@ def _all_tunings(
     trials: Sequence[dict[str, Any]], added: Sequence[dict[str, Any]], planned: Sequence[dict[str, Any]]
 ) -> list[str]:
     """The twelve tests again, over worlds crossed with tunings, and which verdicts change."""
+    added = crossed.beside(trials, added)
     if not added:
         return []
     frame = crossed.table(trials, added)

@@ -38,9 +38,18 @@ def trials() -> list[Trial]:
     ]
 
 
+def beside(study: Sequence[dict[str, Any]], added: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The added trials that belong to a study: of its worlds and profile, with draws that it does not have itself."""
+    worlds = {(t["profile"], t["seed"]) for t in study}
+    there = {(t["method"], t["seed"], t["draw"]) for t in study}
+    return [
+        t for t in added if (t["profile"], t["seed"]) in worlds and (t["method"], t["seed"], t["draw"]) not in there
+    ]
+
+
 def table(study: Sequence[dict[str, Any]], added: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """`results.tidy` of the methods of the primary contrasts: planned trials, and those with the other draws."""
-    return tidy([t for t in (*study, *added) if t["method"] in METHODS])
+    """`results.tidy` of the methods of the primary contrasts: planned trials, and those `beside` them."""
+    return tidy([t for t in (*study, *beside(study, added)) if t["method"] in METHODS])
 
 
 def by_draw(frame: pd.DataFrame, method: str, minus: str, metric: str) -> list[float]:
