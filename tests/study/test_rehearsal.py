@@ -11,8 +11,9 @@ from uftlab.evals import skills
 from uftlab.evals.sizes import METRICS as MEASURED
 from uftlab.plots import figures
 from uftlab.reports import study
-from uftlab.study import cohort, rehearsal, results
+from uftlab.study import cohort, comparisons, rehearsal, results
 from uftlab.study.rehearsal import BASE, NEVER, TEXTS, came_back, over_worlds, steps_until, table
+from uftlab.study.results import interval
 from uftlab.world.world import World
 
 OLD, CAREFUL = rehearsal.KINDS.values()
@@ -49,6 +50,26 @@ def test_what_is_back_by_hand():
     assert (back.xs(0, level="step")["back"] == 0).all() and BASE not in back.index.get_level_values(0)
 
 
+def test_a_world_that_lost_little_does_not_outweigh_the_others():
+    """Lost 0.4 and 0.2, after five steps 0.1 in both: 0.4 of 0.6 is back, not the mean of 3/4 and 1/2."""
+    runs = [run(BASE, TEXTS[0], w, (0.0, 0.8), (0.0, 0.8)) for w in (0, 1)]
+    runs += [run("uft", TEXTS[0], w, (lost, 0.6), (0.1, 0.6)) for w, lost in ((0, 0.4), (1, 0.2))]
+    own = over_worlds(came_back(table({"runs": runs}))).set_index(["kind", "step"]).loc[("old text", 5)]
+    assert own["mean"] == pytest.approx(2 / 3) and own["lost"] == pytest.approx(0.3)
+    apart = (0.3 - 0.4 * 2 / 3) / 0.3  # of the first world; the second has as much the other way
+    assert own["high"] == pytest.approx(interval([2 / 3 + apart, 2 / 3 - apart]).high)
+
+
+def test_methods_are_compared_with_the_control_world_by_world(stored):
+    rows = rehearsal.above_control(came_back(table(stored)))
+    assert len(rows) == 4 and {r["model"] for r in rows} == {"uft"}
+    old = next(r for r in rows if (r["text"], r["kind"]) == (TEXTS[1], "old text"))
+    assert old["mean"] == pytest.approx(0.75 - 0.15) and old["verdict"] == "higher"
+    same = next(r for r in rows if (r["text"], r["kind"]) == (TEXTS[0], "what careful sources say"))
+    assert same["mean"] == pytest.approx(0) and same["verdict"] == "not settled"
+    assert old["holm"] == comparisons.holm([r["p"] for r in rows])[rows.index(old)]
+
+
 @pytest.fixture
 def stored():
     """Two worlds in which old text comes back at once, and truth hardly does."""
@@ -75,9 +96,11 @@ def test_steps_until_are_of_the_mean_over_worlds(stored):
 def test_the_page_and_the_figure_tell_hidden_from_gone(stored):
     frame = results.tidy([made_up("uft", 0), made_up("sft-then-dpo", 0), made_up("sft-then-dpo", 1)])
     page = "\n".join(study._hidden_or_gone(stored, frame))
-    assert "**Old text.** Most of it was hidden: after 80 steps 75% to 75% is back" in page
-    assert "**What careful sources say.** Most of it is gone: after 80 steps 25% to 25%" in page
-    assert f"| {NEVER} | 0.40 | 15% | 15% |" in page and "| uft | 0.40 | 75% | 75% |" in page
+    assert "With lines on other creatures, 75% to 75% is back by method, and the control makes up 15%; 1 of 1" in page
+    assert "25% to 25% is back by method, and the control makes up 25%; 0 of 1" in page
+    assert f"| {NEVER} | 0.40 | all creatures | 15% | 15% | 15% |" in page
+    assert "| uft | 0.40 | other creatures | 75% | 75% | 75% |" in page
+    assert "| 5 | over 80 | +60% |" in page  # steps to a half, to nine tenths; above the control
     assert study._hidden_or_gone(None, frame) == []
     fig = figures.came_back(over_worlds(came_back(table(stored))), TEXTS[0])
     assert [t.name for t in fig.data] == ["uft", NEVER] * 2

@@ -464,28 +464,34 @@ def _hidden_or_gone(stored: dict[str, Any] | None, frame: pd.DataFrame) -> list[
     if stored is None:
         return []
     every = rehearsal.table(stored)
-    found = rehearsal.over_worlds(rehearsal.came_back(every))
+    back = rehearsal.came_back(every)
+    found, tests = rehearsal.over_worlds(back), rehearsal.above_control(back)
     worlds, last = every["world"].nunique(), max(rehearsal.AT)
     taken = comparisons.taken(frame, "sft-then-dpo", OUTCOMES[0])
     parts = [
         "## Hidden or gone?",
         f"A trained model reads old text again: {last} steps of {stored['batch']} lines, each line once, learning rate "
-        f"{stored['learning_rate']:g}, {worlds} worlds. What comes back with lines on *other creatures*, which name "
-        "none that is measured, was only hidden: nobody told it again. Two controls read the same lines. The base of "
-        "another world never had these facts: what it gains is learned. The base itself shows what the reading does to "
-        "a model that has lost nothing. This was not in the plan.",
+        f"{stored['learning_rate']:g}, {worlds} worlds. Lines on *other creatures* name none that is asked about; lines "
+        "on *all creatures* tell some of it again. Two controls read the same lines. The base of another world never "
+        "had these facts: what it makes up, it learns. The base itself shows what the reading does to a model that has "
+        "lost nothing. So what was hidden comes back with other creatures, and further than for the base of another "
+        "world. What is gone comes back, if at all, only when it is told again. This was not in the "
+        "plan.",
     ]
+    heads = ["model", "lost", "text", *(f"back after {step} steps" for step in (*SHOWN_STEPS, last))]
+    heads += ["95 % interval", "steps to 50 %", "steps to 90 %", "above the control", "corrected p"]
     for kind, metric in rehearsal.KINDS.items():
-        own = found[found["kind"] == kind]
-        unit = results.HEADLINES[metric][1]
-        lines = [_back(own[own["model"] == model], str(model)) for model in dict.fromkeys(own["model"])]
-        heads = ["model", f"lost ({unit})"]
-        heads += [f"back after {step} steps" for step in SHOWN_STEPS]
-        heads += [f"after {last}, 95 % interval", "steps to half", f"all creatures: after {last}", "steps to half"]
+        own, unit = found[found["kind"] == kind], results.HEADLINES[metric][1]
         base = every[(every["model"] == rehearsal.BASE) & (every["text"] == rehearsal.TEXTS[0])]
         by_step = base.groupby("step")[metric].mean()
+        told = [_in_short(own, [t for t in tests if t["kind"] == kind], text) for text in rehearsal.TEXTS]
+        lines = [
+            _back(own[(own["model"] == model) & (own["text"] == text)], tests)
+            for model in dict.fromkeys(own["model"])
+            for text in rehearsal.TEXTS
+        ]
         parts += [
-            f"**{kind.capitalize()}.** {_in_short(own)} The base itself goes from {by_step[0]:.2f} to "
+            f"**{kind.capitalize()}** ({unit}). {' '.join(told)} The base itself goes from {by_step[0]:.2f} to "
             f"{by_step[last]:.2f} ({results.HEADLINES[metric][0]}).",
             markdown(heads, lines),
         ]
@@ -496,38 +502,35 @@ def _hidden_or_gone(stored: dict[str, Any] | None, frame: pd.DataFrame) -> list[
             f"({taken.mean:+.3f}, {taken.low:+.3f} to {taken.high:+.3f}, followed and correct)."
         )
     parts.append(
-        "*Back* is the share of what was lost; below 0, more is lost than before. For the base of another world, lost "
-        f"is all that it never had. {why}"
+        "*Back* is the share of what was lost, summed over worlds; below 0, more is lost than before. For the base of "
+        "another world, lost is all that it never had. *Above the control* is the difference to it after "
+        f"{last} steps, paired by world; {len(tests)} tests, Holm's correction. {why}"
     )
     return parts
 
 
-def _back(own: pd.DataFrame, model: str) -> list[str]:
-    """One model and kind: lost, back at some steps and at the end, steps to half; the last two with all creatures."""
-    cells = [model, f"{own['lost'].iloc[0]:.2f}"]
-    for text in rehearsal.TEXTS:
-        here = own[own["text"] == text]
-        at = here.set_index("step")
-        if text == rehearsal.TEXTS[0]:
-            cells += [f"{at.loc[step, 'mean']:.0%}" for step in SHOWN_STEPS]
-        end = at.loc[max(rehearsal.AT)]
-        between = "" if pd.isna(end["low"]) else f" ({end['low']:.0%} to {end['high']:.0%})"
-        half = rehearsal.steps_until(here, 0.5)
-        cells += [f"{end['mean']:.0%}{between}", f"over {max(rehearsal.AT)}" if half is None else f"{half}"]
-    return cells
+def _back(own: pd.DataFrame, tests: Sequence[dict[str, Any]]) -> list[str]:
+    """One model, text and kind: what was lost, what is back on the way and at the end, and against the control."""
+    model, text, kind = own.iloc[0][["model", "text", "kind"]]
+    at = own.set_index("step")
+    end = at.loc[max(rehearsal.AT)]
+    cells = [str(model), f"{end['lost']:.2f}", str(text)]
+    cells += [f"{at.loc[step, 'mean']:.0%}" for step in (*SHOWN_STEPS, max(rehearsal.AT))]
+    cells.append("–" if pd.isna(end["low"]) else f"{end['low']:.0%} to {end['high']:.0%}")
+    for share in (0.5, 0.9):
+        steps = rehearsal.steps_until(own, share)
+        cells.append(f"over {max(rehearsal.AT)}" if steps is None else str(steps))
+    test = next((t for t in tests if (t["model"], t["text"], t["kind"]) == (model, text, kind)), None)
+    known = test is not None and test["holm"] is not None
+    return [*cells, f"{test['mean']:+.0%}" if test else "–", f"{test['holm']:.2g}" if test and known else "–"]
 
 
-def _in_short(own: pd.DataFrame) -> str:
-    """What the methods have in common, and the control, with lines on other creatures."""
-    here = own[(own["text"] == rehearsal.TEXTS[0]) & (own["step"] == max(rehearsal.AT))].set_index("model")["mean"]
+def _in_short(own: pd.DataFrame, tests: Sequence[dict[str, Any]], text: str) -> str:
+    """What comes back with one text, over the methods, and for how many it is settled to be more than the control's."""
+    here = own[(own["text"] == text) & (own["step"] == max(rehearsal.AT))].set_index("model")["mean"]
     methods = here[[name for name in here.index if name != rehearsal.NEVER]]
-    if methods.min() >= 0.5:
-        told = "Most of it was hidden"
-    elif methods.max() < 0.5:
-        told = "Most of it is gone"
-    else:
-        told = "It depends on the method"
+    above = sum(t["verdict"] == "higher" for t in tests if t["text"] == text)
     return (
-        f"{told}: after {max(rehearsal.AT)} steps {methods.min():.0%} to {methods.max():.0%} is back, by method, and "
-        f"{here[rehearsal.NEVER]:.0%} for the model that never had it."
+        f"With lines on {text}, {methods.min():.0%} to {methods.max():.0%} is back by method, and the control makes up "
+        f"{here[rehearsal.NEVER]:.0%}; {above} of {len(methods)} methods are settled to be above it."
     )

@@ -2,12 +2,12 @@
 
 A model that lost a skill is trained on lines of its world's pre-training text, each line once. Two texts:
 
-- "other creatures": lines that name no creature on which anything is measured. What comes back was not told again, so
-  it was only hidden;
-- "all creatures": lines as the base read them. What comes back here and not there is learned again.
+- "other creatures": lines that name no creature on which facts are asked. What comes back was not told again;
+- "all creatures": lines as the base read them. What comes back here and not there is told again.
 
-Two controls read the same lines: the base of another world, which never had these facts, and the base itself, which
-shows what the reading does to a model that has lost nothing.
+Two controls read the same lines: the base of another world, which never had these facts and shows how much of a
+distance anybody makes up so fast; and the base itself, which shows what the reading does to a model that has lost
+nothing. Hidden is what comes back with other creatures, and further than for the base of another world.
 
     python -m uftlab.study.rehearsal      four worlds, stores data/results/rehearsal.json (five minutes on one core)
 """
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from uftlab.files import write_atomically
 from uftlab.rows.tokens import Completion, Example
+from uftlab.study.comparisons import corrected
 from uftlab.study.results import RESULTS, interval
 from uftlab.study.trials import PROFILES, Profile, trial
 from uftlab.world.world import World
@@ -130,20 +131,29 @@ def table(stored: dict[str, Any]) -> pd.DataFrame:
 
 
 def came_back(frame: pd.DataFrame) -> pd.DataFrame:
-    """How much of what a model lost is back, in each world: columns world, model, text, kind, step, lost, back.
+    """How much of what a model lost is back: columns world, model, text, kind, step, lost, back.
 
-    lost = distance to the base of the world before the first step;  back = 1 - distance now / lost
+    lost = distance to the base before the first step,  regained = lost - distance now, in each world
+    share = sum of regained / sum of lost, over worlds
+    back = share + (regained - share lost) / mean of lost, in each world
 
-    1: all of it; below 0: more is lost than before. For the base of another world `lost` is all that it never had. The
-    base itself has no row. Old text lost 0.4 nats and 0.1 after ten steps: 0.75.
+    A world in which little was lost would have a wild share of its own. So `back` is linearised: its mean over worlds
+    is the share, and its spread is that of a ratio of means (Cochran 1977, section 2.11). 1: all of it; below 0: more
+    is lost than before. For the base of another world `lost` is all that it never had; the base itself has no row.
+    Old text lost 0.4 and 0.2 nats in two worlds, and 0.1 in both after ten steps: share 2/3.
     """
     rows = []
     for kind, metric in KINDS.items():
         base = frame[(frame["model"] == BASE) & (frame["step"] == 0)].groupby("world")[metric].first()
-        for (world, model, text), own in frame[frame["model"] != BASE].groupby(["world", "model", "text"], sort=False):
-            away = (own.set_index("step")[metric] - base[world]).abs()
-            place = {"world": world, "model": model, "text": text, "kind": kind, "lost": away[0]}
-            rows += [{**place, "step": step, "back": 1 - value / away[0]} for step, value in away.items()]
+        for (model, text), own in frame[frame["model"] != BASE].groupby(["model", "text"], sort=False):
+            away = own.pivot(index="world", columns="step", values=metric).sub(base, axis=0).dropna()
+            away *= 1 if away[0].mean() > 0 else -1  # of old text more is worse, of truth less
+            for step, now in away.items():
+                lost, regained = away[0], away[0] - now
+                share = regained.sum() / lost.sum()
+                back = share + (regained - share * lost) / lost.mean()
+                place = {"model": model, "text": text, "kind": kind, "step": step}
+                rows += [{"world": w, **place, "lost": lost[w], "back": back[w]} for w in away.index]
     return pd.DataFrame(rows)
 
 
@@ -155,6 +165,20 @@ def over_worlds(back: pd.DataFrame) -> pd.DataFrame:
         found = asdict(interval(own["back"].to_numpy()))
         rows.append(dict(zip(by, at, strict=True)) | found | {"lost": own["lost"].mean()})
     return pd.DataFrame(rows)
+
+
+def above_control(back: pd.DataFrame) -> list[dict[str, Any]]:
+    """What is back of each method minus what the base of another world made up, paired by world, at the last step.
+
+    One row per model, text and kind, with Holm's correction over all of them.
+    """
+    last = back[back["step"] == back["step"].max()]
+    wide = last.pivot(index=["text", "kind", "world"], columns="model", values="back")
+    rows = []
+    for model in [name for name in wide if name != NEVER]:
+        for (text, kind), own in (wide[model] - wide[NEVER]).groupby(["text", "kind"], sort=False):
+            rows.append({"model": model, "text": text, "kind": kind, **asdict(interval(own.to_numpy()))})
+    return corrected(rows)
 
 
 def steps_until(summary: pd.DataFrame, share: float) -> int | None:
