@@ -64,5 +64,6 @@ def test_a_trial_is_read_on_its_way_and_the_table_and_page_hold_what_was_read(ti
     )
     assert (found.loc[1e-3].filter(like="share") < found.loc[10.0].filter(like="share")).all()
     page = "\n".join(study._of_the_gradient({"world": 0, "rows": 24, "runs": runs}))
-    assert f"| {last['feedback: share']:.1%} | {last['feedback: share, on average']:.1%} |" in page
+    shown = [f"{100 * last[f'feedback: share{when}']:.2g} %" for when in ("", ", on average")]
+    assert f"| {' | '.join(shown)} |" in page
     assert study._of_the_gradient(None) == []

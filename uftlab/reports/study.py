@@ -471,7 +471,7 @@ def _hidden_or_gone(stored: dict[str, Any] | None, frame: pd.DataFrame) -> list[
     parts = [
         "## Hidden or gone?",
         f"A trained model reads old text again: {last} steps of {stored['batch']} lines, each line once, learning rate "
-        f"{stored['learning_rate']:g}, {worlds} worlds. Lines on *other creatures* name none that is asked about; lines "
+        f"{stored['learning_rate']:g}, {worlds} worlds. Lines on *other creatures* name none that is asked for; lines "
         "on *all creatures* tell some of it again. Two controls read the same lines. The base of another world never "
         "had these facts: what it makes up, it learns. The base itself shows what the reading does to a model that has "
         "lost nothing. So what was hidden comes back with other creatures, and further than for the base of another "
