@@ -7,7 +7,7 @@ from made_up import every_method, made_up, values_of
 
 from uftlab.plots import figures
 from uftlab.plots.widgets import redraw
-from uftlab.study import results
+from uftlab.study import fronts, results
 from uftlab.study.results import HEADLINES, Interval, interval
 from uftlab.training.methods import METHODS
 
@@ -201,3 +201,22 @@ def test_the_calibration_figure_shows_fifths_and_ceilings():
     assert points.x[0] == pytest.approx(score[order[:10]].mean())
     assert points.y[4] == pytest.approx(interval(feedback[order[40:]], clusters=names[order[40:]]).mean)
     assert list(ceiling.x) == [0.9, 0.9] and honest.name == "honest"
+
+
+def test_fronts_have_a_panel_per_method_and_a_line_through_what_nothing_beats():
+    made = [
+        ("uft", 0, 0.5, 0.5),
+        ("uft", 0, 0.4, 0.6),
+        ("uft", 0, 0.4, 0.4),
+        ("uft", 1, 0.2, 0.3),
+        ("sft", 0, 0.1, 0.9),
+    ]
+    rows = [
+        {"method": m, "draw": d, "stages": [{}], "metrics": {figures.FRONT_X: x, figures.FRONT_Y: y}}
+        for m, d, x, y in made
+    ]
+    fig = figures.fronts(fronts.points(rows), ["uft", "sft"])
+    lines = [t for t in fig.data if t.mode == "lines"]
+    assert [(list(t.x), list(t.y)) for t in lines] == [([0.4, 0.5], [0.6, 0.5]), ([0.2], [0.3]), ([0.1], [0.9])]
+    assert [t.name for t in lines if t.showlegend] == ["draw 0", "draw 1"] and fig.layout.title.text
+    assert [a.text for a in fig.layout.annotations] == ["uft", "sft"]

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from uftlab.study.forgetting import OUTCOMES, cross_validated, predictions, table
+from uftlab.study import forgetting
+from uftlab.study.forgetting import OUTCOMES, SKILL, at_equal_skill, cross_validated, predictions, table
 
 
 def trial(method, seed, rate=1e-3, excess=0.0, stages=1, **metrics):
@@ -50,3 +52,29 @@ def test_r2_is_of_groups_that_the_line_has_not_seen():
     assert cross_validated(x, rng.normal(size=20)[groups], groups) < 0.2
     assert cross_validated(x, 2 * x + 1, groups) == pytest.approx(1.0)
     assert np.isnan(cross_validated(x[:30], x[:30], groups[:30]))
+
+
+def test_at_equal_skill_what_only_tells_the_skill_foretells_nothing():
+    rng, trials = np.random.default_rng(0), [trial("base", seed) for seed in range(8)]
+    for number in range(300):
+        skill, cause = rng.uniform(size=2)
+        metrics = {SKILL: skill, "kl/forward-new": skill + 0.02 * rng.normal(), "kl/forward-old": cause}
+        trials.append(trial(("uft", "dpo-alone")[number % 2], number % 8, excess=3 * skill + cause, **metrics))
+    frame = table(trials)
+    across = predictions(frame).set_index(["outcome", "predictor", "where"]).loc["old text"]["rho"]
+    equal = at_equal_skill(frame).set_index(["outcome", "predictor"]).loc["old text"]
+    assert across["kl/forward-new", "across methods"] > 0.9 > 0.5 > across["kl/forward-old", "across methods"]
+    assert equal.loc["kl/forward-new", "rho"] < equal.loc["kl/forward-old", "rho"]
+    cause = equal.loc["kl/forward-old"]
+    assert cause["rho"] > 0.8 and cause["low"] < cause["rho"] < cause["high"] and cause["trials"] == 300
+
+
+def test_with_one_band_it_is_spearmans_and_few_trials_have_none(monkeypatch):
+    rng = np.random.default_rng(1)
+    made = [trial("uft", n % 4, excess=rng.normal(), **{SKILL: 0.5, "kl/forward-old": rng.normal()}) for n in range(40)]
+    frame = table(made)
+    assert at_equal_skill(frame)["rho"].isna().all()  # eight trials of a band
+    monkeypatch.setattr(forgetting, "BANDS", 1)
+    found = at_equal_skill(frame).set_index(["outcome", "predictor"])
+    wanted = stats.spearmanr(frame["kl/forward-old"], frame["old text"]).statistic
+    assert found.loc[("old text", "kl/forward-old"), "rho"] == pytest.approx(wanted)

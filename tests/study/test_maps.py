@@ -73,3 +73,17 @@ def test_a_table_has_a_row_per_trial_with_what_was_varied():
     (row,) = maps.table([trial]).to_dict("records")
     assert (row["experiment"], row["first_rate"], row["rate"], row["nats"]) == ("E1", 1.0, 2.0, 0.5)
     assert (row["truth/mc2"], row["demonstrations"], row["length_bonus"]) == (0.4, 0.0, 1)
+
+
+def test_usual_are_trained_trials_at_usual_dials_and_budget():
+    dials = asdict(trials.PROFILES["class"].dials)
+    made = [("uft", 200, {}), ("sft", 100, {}), ("uft", 800, {}), ("uft", 200, {"length_bonus": 0}), ("base", 0, {})]
+    stored = [
+        {
+            "profile": "sweep", "method": name, "seed": 1000, "dials": dials | turned, "steps": steps, "metrics": {},
+            "stages": [{"settings": {"learning_rate": 1.0}, "demonstrations": 1.0}] * (name != "base"),
+        }
+        for name, steps, turned in made
+    ]  # fmt: skip
+    found = maps.usual(maps.table(stored))
+    assert found[["method", "budget"]].to_numpy().tolist() == [["uft", 200], ["sft", 100]]

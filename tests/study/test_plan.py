@@ -62,7 +62,7 @@ def test_the_code_does_what_the_plan_says():
 
 
 def test_the_page_of_the_study_is_made_from_the_stored_trials():
-    from uftlab.reports.study import study_page
+    from uftlab.reports.pages import page_of
 
-    page = study_page(*(results.load(results.results_folder(study)) for study in (*STORED, "epsilon")))
+    page = page_of(results.load(results.results_folder("class")))
     assert (Path(ROOT) / "docs" / "results" / "study.md").read_text() == page

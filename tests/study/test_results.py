@@ -236,21 +236,6 @@ def test_what_rounding_leaves_is_said_to_be_zero():
     assert comparisons.sentence({**row, "verdict": "not settled"}) == f"truth on contested facts: {wanted}"
 
 
-def test_a_table_of_comparisons_says_what_the_comparisons_say(frame):
-    found = {(r["comparison"], r["metric"]): r for r in comparisons.compare(frame)}
-    table = comparisons.comparison_table(
-        frame, ("truth/mc2", "retention/lost"), ("uft minus sft-then-dpo", comparisons.INTERACTION)
-    )
-    assert list(table.columns) == ["truth on contested facts (probability)", "old text lost (nats per token)"]
-    assert table.index[0] == "uft minus sft-then-dpo" and len(table) == 2
-    row = found["uft minus sft-then-dpo", "truth/mc2"]
-    assert table.iloc[0, 0] == f"{row['mean']:+.2f} [{row['low']:.2f}, {row['high']:.2f}] {row['verdict']}"
-    assert table.iloc[1, 0].split("] ")[1] in ("larger", "smaller", "not settled")
-    assert len(comparisons.comparison_table(frame, ("truth/mc2",))) == len({name for name, _ in found})
-    with pytest.raises(InputError, match="A comparison must be one of those"):
-        comparisons.comparison_table(frame, ("truth/mc2",), ("base minus uft",))
-
-
 def test_load_sorts_trials_and_refuses_an_empty_folder(tmp_path):
     stored(tmp_path, [made_up("uft", 1), made_up("uft", 0), made_up("base", 1)])
     assert [(t["method"], t["seed"]) for t in results.load(tmp_path)] == [("base", 1), ("uft", 0), ("uft", 1)]

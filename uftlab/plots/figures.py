@@ -12,6 +12,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from uftlab.plots import theme
+from uftlab.study.fronts import SKILL as FRONT_X
+from uftlab.study.fronts import TRUTH as FRONT_Y
 from uftlab.study.results import HEADLINES, PIPELINES, Interval, at_stage_end, interval
 from uftlab.training.methods import all_methods
 
@@ -305,6 +307,51 @@ def overoptimisation(runs: Sequence[dict]) -> go.Figure:
             steps = [point["step"] for point in own[0]]
             fig.add_trace(line(means, 2 * index + (name == "true"), f"{meaning}, β = {beta:g}", steps))
     return fig
+
+
+def came_back(summary: pd.DataFrame, text: str) -> go.Figure:
+    """What comes back while old text is read again: one panel per kind of forgetting, one line per model.
+
+    Args:
+        summary: `rehearsal.over_worlds`; `text` is one of `rehearsal.TEXTS`.
+    """
+    rows = summary[summary["text"] == text]
+    kinds = list(dict.fromkeys(rows["kind"]))
+    y = ["share of what was lost<br>that is back", *[""] * (len(kinds) - 1)]
+    fig = theme.panels(kinds, ["optimiser steps"] * len(kinds), y, f"Hidden or gone? Reading lines on {text}")
+    for column, kind in enumerate(kinds, start=1):
+        for index, (model, own) in enumerate(rows[rows["kind"] == kind].groupby("model", sort=False)):
+            fig.add_trace(line(own, index, str(model), showlegend=column == 1, legendgroup=model), row=1, col=column)
+    return fig.update_yaxes(range=[-0.35, 1.05]).update_layout(height=600)
+
+
+def fronts(points: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
+    """The trials of each method on two metrics, and a line through those that no other of its draw beats.
+
+    Args:
+        points: `fronts.points`.
+    """
+    columns = 4
+    lines = -(-len(methods) // columns)
+    fig = make_subplots(
+        lines, columns, shared_xaxes="all", shared_yaxes="all", subplot_titles=list(methods), horizontal_spacing=0.03,
+        vertical_spacing=0.24 / lines,
+    )  # fmt: skip
+    for number, method in enumerate(methods):
+        place = {"row": number // columns + 1, "col": number % columns + 1}
+        for index, (draw, own) in enumerate(points[points["method"] == method].groupby("draw")):
+            colour, symbol = theme.COLOURS[index % 7], theme.SYMBOLS[index % 7]
+            best = own[own["front"]].sort_values(FRONT_X)
+            look = {"marker": {"color": colour, "symbol": symbol, "size": 6, "opacity": 0.45}, "showlegend": False}
+            fig.add_scatter(x=own[FRONT_X], y=own[FRONT_Y], mode="markers", **look, **place)
+            fig.add_scatter(
+                x=best[FRONT_X], y=best[FRONT_Y], mode="lines", line={"color": colour, "dash": theme.DASHES[index % 7]},
+                name=f"draw {draw}", legendgroup=str(draw), showlegend=not number, **place,
+            )  # fmt: skip
+    fig.update_xaxes(title_text=label_of(FRONT_X).split(" (")[0], row=lines)
+    fig.update_yaxes(title_text="truth", col=1)
+    title = "The front of each method:<br>truth on contested facts against followed and correct"
+    return fig.update_layout(template="uftlab", title_text=title, height=160 + 230 * lines, margin={"t": 130})
 
 
 def against_rate(sweep: pd.DataFrame, methods: Sequence[str]) -> go.Figure:

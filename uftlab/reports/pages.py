@@ -12,7 +12,7 @@ from typing import Any
 from uftlab.files import write_atomically
 from uftlab.reports.study import study_page
 from uftlab.reports.tables import LIMITS, cell, linked, markdown, skills_table, untuned
-from uftlab.study import comparisons, results
+from uftlab.study import comparisons, crossed, gate, rehearsal, results
 from uftlab.study.overoptimisation import STORED
 from uftlab.training.methods import PIPELINE_METHODS, all_methods
 
@@ -76,13 +76,23 @@ def _untuned(trials: list[dict[str, Any]]) -> list[str]:
     return [told] if names else []
 
 
-def write_page(path: Path, trials: list[dict[str, Any]]) -> Path:
-    """Write the page of a study and return its path: of pipelines, or of the study with its stored sweep and map."""
+def page_of(trials: list[dict[str, Any]]) -> str:
+    """The page of a study: of pipelines, or of the study with all that is stored beside it."""
     if set(PIPELINE_METHODS) & {t["method"] for t in trials}:
-        text = pipelines_page(trials)
-    else:
-        text = study_page(trials, *(results.load(results.RESULTS / name) for name in ("sweep", "map", "epsilon")))
-    write_atomically(path, text)
+        return pipelines_page(trials)
+    sweep, on_map, controls = (results.load(results.RESULTS / name) for name in ("sweep", "map", "epsilon"))
+    added = results.load(crossed.STORED) if (crossed.STORED / "trials").is_dir() else []
+    return study_page(trials, sweep, on_map, controls, added, _read(gate.STORED), _read(rehearsal.STORED))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What a study stored in one file; None where it was not run."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def write_page(path: Path, trials: list[dict[str, Any]]) -> Path:
+    """Write the page of a study (`page_of`) and return its path."""
+    write_atomically(path, page_of(trials))
     return path
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from uftlab.reports.tables import LIMITS, linked, markdown, skills_table
-from uftlab.study import comparisons, epsilon, forgetting, maps, results
+from uftlab.study import comparisons, crossed, epsilon, forgetting, fronts, gate, maps, rehearsal, results
 from uftlab.study.comparisons import OUTCOMES
+from uftlab.study.trials import DRAWS
 from uftlab.study.tuning import FIRST, SECOND, worth
 from uftlab.training.methods import TUNED, all_methods, method_named, space
 
@@ -22,6 +23,7 @@ HEAD = "<!-- made by `uftlab results --page docs/results/study.md`: run the stud
 SHOWN = (*OUTCOMES, "truth/cued", "plain/mc2", "retention/lost", "length/words")
 CARDS = "../methods"  # from docs/results/
 ALIKE = 0.03  # two methods are called alike where the whole interval lies within this much of 0
+SHOWN_STEPS = (5, 20)  # of a rehearsal, beside its last
 EXPERIMENTS = {
     "E1": "Order, learning rates and loss",
     "E2": "Instructed feedback and demonstrations on or off target",
@@ -36,11 +38,16 @@ def study_page(
     sweep: list[dict[str, Any]],
     on_map: list[dict[str, Any]],
     controls: list[dict[str, Any]],
+    added: Sequence[dict[str, Any]] = (),
+    gates: dict[str, Any] | None = None,
+    rehearsed: dict[str, Any] | None = None,
 ) -> str:
-    """The page as Markdown, every number and verdict from the trials.
+    """The page as Markdown, every number and verdict from the trials. What was not run has no section.
 
     Args:
-        sweep: the trials of the tuning; `on_map` those of the map; `controls` those of `uftlab.study.epsilon`.
+        sweep: the trials of the tuning; `on_map` those of the map; `controls` those of `uftlab.study.epsilon`;
+            `added` those of `uftlab.study.crossed`; `gates` and `rehearsed` what `uftlab.study.gate` and
+            `uftlab.study.rehearsal` store.
     """
     frame = results.tidy(trials)
     worlds = sorted({t["seed"] for t in trials})
@@ -61,6 +68,7 @@ def study_page(
         f"means that the whole interval lies within ±{ALIKE}.",
         primary_table(primary),
         *[f"- {line}" for line in answers(primary)],
+        *_all_tunings(trials, added, primary),
         "### The implicit reward, or small gradients?",
         _small_gradients(trials, controls),
         "## What each method can do",
@@ -73,9 +81,14 @@ def study_page(
         _settled(rows),
         "## Tuning",
         _tuning(sweep),
+        "### The front of every method",
+        _fronts(sweep),
+        "### At equal skill",
+        _at_equal_skill(sweep, on_map),
     ]
-    parts += _map_parts(on_map)
-    parts += ["## What predicts forgetting", _predicted(forgetting.predictions(forgetting.table(on_map)))]
+    parts += _map_parts(on_map, gates)
+    parts += ["## What predicts forgetting", _predicted(forgetting.table(on_map))]
+    parts += _hidden_or_gone(rehearsed, frame)
     parts += ["## What this does not show", "\n".join(f"- {line}" for line in LIMITS)]
     return "\n\n".join(parts).replace("\n\n- ", "\n- ").replace("|\n- ", "|\n\n- ") + "\n"
 
@@ -125,6 +138,42 @@ def answers(rows: Sequence[dict[str, Any]]) -> list[str]:
             told.append("Neither the mixing nor the unified loss is settled to do anything.")
         lines.append(f"**{label.capitalize()}.** {' '.join(told)}")
     return lines
+
+
+def _all_tunings(
+    trials: Sequence[dict[str, Any]], added: Sequence[dict[str, Any]], planned: Sequence[dict[str, Any]]
+) -> list[str]:
+    """The twelve tests again, over worlds crossed with tunings, and which verdicts change."""
+    added = crossed.beside(trials, added)
+    if not added:
+        return []
+    frame = crossed.table(trials, added)
+    rows = comparisons.primary(frame)
+    before = {(row["comparison"], row["metric"]): verdict(row) for row in planned}
+    lines, changed = [], []
+    for row in rows:
+        name, label = row["comparison"].replace(" minus ", " − "), results.HEADLINES[row["metric"]][0]
+        old, new = before.get((row["comparison"], row["metric"]), "not made"), verdict(row)
+        method, minus = row["comparison"].split(" minus ")
+        own = crossed.by_draw(frame, method, minus, row["metric"])
+        numbers = [f"{row['mean']:+.3f}", f"{row['low']:+.3f} to {row['high']:+.3f}", f"{row['holm']:.2g}"]
+        lines.append([name, label, *numbers, ", ".join(f"{value:+.2f}" for value in own), new])
+        if old != new:
+            changed.append(f"{name}, {label}: planned {old}, here {new}")
+    heads = ["contrast", "outcome", "difference", "95 % interval", "corrected p", "by tuning", "verdict"]
+    return [
+        "### Each world with all four tunings",
+        "This was run after the planned result had been read. The tests are the plan's twelve. "
+        f"{len(added)} more trials give each of the six methods, in each world, the three tunings that the world "
+        "did not have. So the interval can tell worlds and tunings apart. *By tuning* is the mean difference over the "
+        "worlds under each of the four. Tunings are few: where they differ most, four of them count, not sixty-four "
+        "trials.",
+        markdown(heads, lines),
+        f"{len(changed)} of {len(rows)} verdicts change{':' if changed else '.'}",
+        *[f"- {line}." for line in changed],
+        "What the plan's rule says of these:",
+        *[f"- {line}" for line in answers(rows)],
+    ]
 
 
 def _small_gradients(trials: list[dict[str, Any]], controls: list[dict[str, Any]]) -> str:
@@ -192,10 +241,78 @@ def _tuning(sweep: list[dict[str, Any]]) -> str:
     )
 
 
+def _fronts(sweep: list[dict[str, Any]]) -> str:
+    """For each method the most truth at each level of followed and correct, over all its trials of the tuning."""
+    frame = fronts.points(sweep)
+    found = fronts.reached(frame)
+    lines = []
+    for method in [name for name in all_methods() if name in set(frame["method"])]:
+        own = found[found["method"] == method].to_dict("records")
+        cells = ["–" if not row["draws"] else f"{row['truth']:.2f}" + _of_draws(row["draws"]) for row in own]
+        most = frame[frame["method"] == method].groupby("draw")[fronts.SKILL].max().mean()
+        lines.append([linked(method, CARDS), f"{most:.2f}", *cells])
+    heads = ["method", "most followed and correct", *(f"truth at {level:g} or more" for level in fronts.LEVELS)]
+    draws = frame["draw"].nunique()
+    return (
+        "A rule chooses one trial. This table needs no rule: the highest truth on contested facts among the trials of "
+        f"a method that have at least so much of followed and correct, mean over {draws} tunings. A number in brackets "
+        "says how many tunings get there, where not all do: such a mean is of the easier worlds. Every method has "
+        "equally many trials, on the validation creatures they were tuned on, so the highest is a little flattering "
+        f"for all.\n\n{markdown(heads, lines)}"
+    )
+
+
+def _of_draws(count: int) -> str:
+    return f" ({count})" if count < DRAWS else ""
+
+
+def _at_equal_skill(sweep: list[dict[str, Any]], on_map: list[dict[str, Any]]) -> str:
+    """The pairs of the primary contrasts at equal followed and correct, whatever settings got them there."""
+    tuning, every = (maps.usual(maps.table(trials)) for trials in (sweep, [*sweep, *on_map]))
+    given = comparisons.LEVELS, comparisons.KEPT
+    readings = {
+        "between neighbours": comparisons.matched_skill(every, *given),
+        "at best": comparisons.best_kept(tuning, *given),
+    }
+    rows = comparisons.at_levels(readings)
+    tests = len(readings) * len(comparisons.PRIMARY) * len(comparisons.KEPT)
+    settled = [row for row in rows if row["verdict"] != "not settled"]
+    return (
+        "Do two methods keep as much when they have learned equally much? That is, at an equal level of followed and "
+        "correct, the plan's first outcome. What is kept is truth above distrust and truth with careful sources, "
+        "where more is better, and old text lost, where less is better. There are two ways to read it.\n\n"
+        f"*Between neighbours* is the plan's: {len(every)} trials of tuning and map in {every['seed'].nunique()} "
+        "worlds. In each world the trials of a method are ordered by followed and correct, and what they keep is read "
+        "off between the two neighbours of a level. Trials that learned too fast pass the same levels as trials that "
+        "learned little, so it jumps. Left out are trials in which a dial of the world was turned or the budget "
+        f"raised.\n\n{_levels(rows, 'between neighbours')}\n\n"
+        "*At best* was added afterwards: of the trials with at least so much of followed and correct, the one that "
+        f"keeps most. Only the {len(tuning)} trials of the tuning, because there every method has equally many."
+        f"\n\n{_levels(rows, 'at best')}\n\n"
+        "In brackets: worlds in which both methods reach the level. The mean is over the levels of a world, then over "
+        f"worlds; its interval is over worlds, which are few. Both tables are one family of {tests} tests, corrected "
+        f"by Holm's method: {len(settled)} of them {'is' if len(settled) == 1 else 'are'} settled."
+    )
+
+
+def _levels(rows: Sequence[dict[str, Any]], reading: str) -> str:
+    lines = []
+    for row in rows:
+        if row["reading"] != reading:
+            continue
+        levels = [f"{mean:+.2f} ({worlds})" if worlds else "–" for mean, worlds in row["levels"].values()]
+        between = "–" if row["low"] is None else f"{row['low']:+.2f} to {row['high']:+.2f}"
+        holm = "–" if row["holm"] is None else f"{row['holm']:.2g}"
+        name, label = row["comparison"].replace(" minus ", " − "), results.HEADLINES[row["metric"]][0]
+        lines.append([name, label, *levels, f"{row['mean']:+.2f}", between, holm, row["verdict"]])
+    heads = ["contrast", "what is kept", *(f"at {level:g} (worlds)" for level in comparisons.LEVELS)]
+    return markdown([*heads, "mean", "95 % interval", "corrected p", "verdict"], lines)
+
+
 # ------------------------------------------------------------------------------------------ the map
 
 
-def _map_parts(on_map: list[dict[str, Any]]) -> list[str]:
+def _map_parts(on_map: list[dict[str, Any]], gates: dict[str, Any] | None) -> list[str]:
     frame = maps.table(on_map)
     worlds = frame["seed"].nunique()
     parts = [
@@ -207,6 +324,9 @@ def _map_parts(on_map: list[dict[str, Any]]) -> list[str]:
         if not len(maps.of_experiment(frame, name)):
             continue
         parts += [f"### {name}. {title}", _explained(frame, name), _TABLES[name](maps.of_experiment(frame, name))]
+        if name == "E3":
+            parts += _of_the_gradient(gates)
+            parts.append("The length of completions was not varied: the world has no dial for it.")
     return parts
 
 
@@ -262,6 +382,32 @@ def _strengths(own: pd.DataFrame) -> str:
     return markdown([*heads, "implicit score of held-out demonstrations"], rows)
 
 
+def _of_the_gradient(stored: dict[str, Any] | None) -> list[str]:
+    """E3's points: how far implicit rewards spread, and their share of the gradient."""
+    if stored is None:
+        return []
+    lines = []
+    for row in gate.table(stored).to_dict("records"):
+        spreads = [f"{row[f'{rows}: spread']:.2g}" for rows in ("feedback", "demonstrations")]
+        shares = [
+            f"{100 * row[f'{rows}: share{when}']:.2g} %"
+            for rows in ("feedback", "demonstrations")
+            for when in ("", ", on average")
+        ]
+        lines.append([row["method"], f"{row['nats']:g}", f"{row['beta']:.2g}", *spreads, *shares])
+    heads = ["method", "β (nats)", "β", "spread, feedback", "spread, demonstrations"]
+    heads += ["share, feedback, at the end", "on average", "share, demonstrations, at the end", "on average"]
+    return [
+        f"How much of the gradient is the implicit reward's? One world ({stored['world']}), {stored['rows']} training "
+        "rows of each table. The weight of a row in the gradient has two parts: its value at reward 0, which is signed "
+        "SFT's, and what the reward adds to it. The share is the size of the second over the sizes of both: 0 % where "
+        "the reward does nothing, 50 % where it takes away all that the score gives. It is read at the end of "
+        "training, and averaged over four times during it. Spread is the standard deviation of the implicit reward "
+        "over rows.",
+        markdown(heads, lines),
+    ]
+
+
 _TABLES: dict[str, Callable[[pd.DataFrame], str]] = {
     "E1": _orders,
     "E2": lambda own: _means(own, ("instructed", "on_target", "method")),
@@ -271,8 +417,10 @@ _TABLES: dict[str, Callable[[pd.DataFrame], str]] = {
 }
 
 
-def _predicted(found: pd.DataFrame) -> str:
-    """One line per kind of forgetting and predictor, the best first."""
+def _predicted(frame: pd.DataFrame) -> str:
+    """One line per kind of forgetting and predictor, the best first, with the correlation at equal skill."""
+    skill = forgetting.at_equal_skill(frame).set_index(["outcome", "predictor"])
+    found = forgetting.predictions(frame)
     wide = found.pivot(index=["outcome", "predictor"], columns="where", values=["rho", "r2"])
     trials = int(found["trials"].max())
     lines = []
@@ -280,11 +428,109 @@ def _predicted(found: pd.DataFrame) -> str:
         own = wide.loc[outcome].sort_values(("r2", "across methods"), ascending=False)
         for predictor, row in own.iterrows():
             numbers = [row[kind, where] for where in ("across methods", "within methods") for kind in ("rho", "r2")]
-            lines.append([outcome, str(predictor), *("–" if pd.isna(n) else f"{n:.2f}" for n in numbers)])
+            told = ["–" if pd.isna(n) else f"{n:.2f}" for n in numbers]
+            lines.append([outcome, str(predictor), *told, _correlation(skill.loc[(outcome, predictor)])])
+    told_of = []
+    for outcome in forgetting.OUTCOMES:
+        own = skill.loc[outcome].dropna(subset="rho")
+        if len(own) and forgetting.RAZOR in own.index:
+            best = own["rho"].abs().idxmax()
+            named = f"{best} has {_correlation(own.loc[best])}"
+            told_of.append(f"- {outcome}: {named}, {forgetting.RAZOR} {_correlation(own.loc[forgetting.RAZOR])}.")
     heads = ["forgotten", "predictor", "ρ across", "R² across", "ρ within methods", "R² within methods"]
+    heads.append("ρ at equal skill, 95 % interval")
     return (
         f"{trials} trials of the map. ρ is Spearman's; R² is on ranks, of trials that the fit has not seen. KL is per "
         "answer: forward is KL(base to policy) on the base's answers; old prompts are plain questions, new ones carry "
-        "instructions."
-        f"\n\n{markdown(heads, lines)}"
+        f"instructions. *At equal skill*: all methods together, but only within {forgetting.BANDS} bands of followed "
+        "and correct with equally many trials each, so that a predictor gets no credit for telling who learned more. "
+        f"Its interval is over {frame['group'].nunique()} groups, each a method in a world. The trials of the tuning "
+        "are not in: no KL was measured there."
+        f"\n\n{markdown(heads, lines)}\n\n"
+        '"RL\'s Razor" (arXiv 2509.04259) names forward KL on the new task. At equal skill, the largest ρ and its own:'
+        "\n\n" + "\n".join(told_of)
+    )
+
+
+def _correlation(row: pd.Series) -> str:
+    return "–" if pd.isna(row["rho"]) else f"{row['rho']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+
+
+# ------------------------------------------------------------------------------------------ hidden or gone
+
+
+def _hidden_or_gone(stored: dict[str, Any] | None, frame: pd.DataFrame) -> list[str]:
+    """How much of each kind of forgetting comes back with some old text, and how fast."""
+    if stored is None:
+        return []
+    every = rehearsal.table(stored)
+    back = rehearsal.came_back(every)
+    found, tests = rehearsal.over_worlds(back), rehearsal.above_control(back)
+    worlds, last = every["world"].nunique(), max(rehearsal.AT)
+    taken = comparisons.taken(frame, "sft-then-dpo", OUTCOMES[0])
+    parts = [
+        "## Hidden or gone?",
+        f"A trained model reads old text again: {last} steps of {stored['batch']} lines, each line once, learning rate "
+        f"{stored['learning_rate']:g}, {worlds} worlds. Lines on *other creatures* name none that is asked for; lines "
+        "on *all creatures* tell some of it again. Two controls read the same lines. The base of another world never "
+        "had these facts: what it makes up, it learns. The base itself shows what the reading does to a model that has "
+        "lost nothing. So what was hidden comes back with other creatures, and further than for the base of another "
+        "world. What is gone comes back, if at all, only when it is told again. This was not in the "
+        "plan.",
+    ]
+    heads = ["model", "lost", "text", *(f"back after {step} steps" for step in (*SHOWN_STEPS, last))]
+    heads += ["95 % interval", "steps to 50 %", "steps to 90 %", "above the control", "corrected p"]
+    for kind, metric in rehearsal.KINDS.items():
+        own, unit = found[found["kind"] == kind], results.HEADLINES[metric][1]
+        base = every[(every["model"] == rehearsal.BASE) & (every["text"] == rehearsal.TEXTS[0])]
+        by_step = base.groupby("step")[metric].mean()
+        told = [_in_short(own, [t for t in tests if t["kind"] == kind], text) for text in rehearsal.TEXTS]
+        lines = [
+            _back(own[(own["model"] == model) & (own["text"] == text)], tests)
+            for model in dict.fromkeys(own["model"])
+            for text in rehearsal.TEXTS
+        ]
+        parts += [
+            f"**{kind.capitalize()}** ({unit}). {' '.join(told)} The base itself goes from {by_step[0]:.2f} to "
+            f"{by_step[last]:.2f} ({results.HEADLINES[metric][0]}).",
+            markdown(heads, lines),
+        ]
+    why = "Instructions were not rehearsed."
+    if taken is not None and taken.low is not None and taken.verdict == "not settled":
+        why = (
+            "Instructions were not rehearsed: stage two of sft-then-dpo is not settled to take any "
+            f"({taken.mean:+.3f}, {taken.low:+.3f} to {taken.high:+.3f}, followed and correct)."
+        )
+    parts.append(
+        "*Back* is the share of what was lost, summed over worlds; below 0, more is lost than before. For the base of "
+        "another world, lost is all that it never had. *Above the control* is the difference to it after "
+        f"{last} steps, paired by world; {len(tests)} tests, Holm's correction. {why}"
+    )
+    return parts
+
+
+def _back(own: pd.DataFrame, tests: Sequence[dict[str, Any]]) -> list[str]:
+    """One model, text and kind: what was lost, what is back on the way and at the end, and against the control."""
+    model, text, kind = own.iloc[0][["model", "text", "kind"]]
+    at = own.set_index("step")
+    end = at.loc[max(rehearsal.AT)]
+    cells = [str(model), f"{end['lost']:.2f}", str(text)]
+    cells += [f"{at.loc[step, 'mean']:.0%}" for step in (*SHOWN_STEPS, max(rehearsal.AT))]
+    cells.append("–" if pd.isna(end["low"]) else f"{end['low']:.0%} to {end['high']:.0%}")
+    for share in (0.5, 0.9):
+        steps = rehearsal.steps_until(own, share)
+        cells.append(f"over {max(rehearsal.AT)}" if steps is None else str(steps))
+    test = next((t for t in tests if (t["model"], t["text"], t["kind"]) == (model, text, kind)), None)
+    known = test is not None and test["holm"] is not None
+    return [*cells, f"{test['mean']:+.0%}" if test else "–", f"{test['holm']:.2g}" if test and known else "–"]
+
+
+def _in_short(own: pd.DataFrame, tests: Sequence[dict[str, Any]], text: str) -> str:
+    """What comes back with one text, over the methods, and for how many it is settled to be more than the control's."""
+    here = own[(own["text"] == text) & (own["step"] == max(rehearsal.AT))].set_index("model")["mean"]
+    methods = here[[name for name in here.index if name != rehearsal.NEVER]]
+    above = sum(t["verdict"] == "higher" for t in tests if t["text"] == text)
+    return (
+        f"With lines on {text}, {methods.min():.0%} to {methods.max():.0%} is back by method, and the control makes up "
+        f"{here[rehearsal.NEVER]:.0%}; {above} of {len(methods)} methods are settled to be above it."
     )

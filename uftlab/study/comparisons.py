@@ -6,15 +6,15 @@ secondary. Each family has its own correction (Holm).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from uftlab.errors import InputError
-from uftlab.study.results import HEADLINES, Interval, at_stage_end, crossed_interval
+from uftlab.study.results import HEADLINES, Interval, at_stage_end, crossed_interval, interval
 
 # Named in the plan: each on both outcomes. (method, minus which, what it asks)
 PRIMARY: tuple[tuple[str, str, str], ...] = (
@@ -70,7 +70,6 @@ IN_SHORT: tuple[tuple[str, str], ...] = (
 # Of the 2 x 2, beside the comparisons above: the name that the stored summaries carry, and what a table calls it.
 INTERACTION_OF = ("mixing under uft", "mixing under sft and dpo", "interaction of the 2 x 2")
 INTERACTION = "mixing under uft minus mixing under sft and dpo"
-_INTERACTION_IN_WORDS = "what mixing adds: unified loss minus separate losses"
 _SIZES = {"higher": "larger", "lower": "smaller", "not settled": "not settled"}
 
 # The same for the study "pipelines", named before it was run; the methods above that it needs are part of it.
@@ -214,42 +213,6 @@ def corrected(rows: list[dict[str, Any]], size: int = 0) -> list[dict[str, Any]]
 # ------------------------------------------------------------------------------------------ in words
 
 
-def comparison_table(
-    frame: pd.DataFrame, metrics: tuple[str, ...], comparisons: tuple[str, ...] | None = None
-) -> pd.DataFrame:
-    """The named comparisons as rows, metrics as columns: mean difference, 95 % interval and verdict in each cell.
-
-    `comparisons` chooses rows by the names that `compare` gives and orders them; without it all are shown. A cell
-    is for instance "+0.04 [0.02, 0.07] higher"; one without a common seed is empty.
-
-    Raises:
-        InputError: for a comparison that was not named beforehand or that the frame cannot make.
-    """
-    rows = {(row["comparison"], row["metric"]): row for row in compare(frame)}
-    names = list(dict.fromkeys(name for name, _ in rows))
-    wanted = names if comparisons is None else list(comparisons)
-    for name in wanted:
-        if name not in names:
-            raise InputError("A comparison", "be one of those that were named and run", name, f"Have: {names}")
-    cells = {
-        f"{HEADLINES[metric][0].split(':')[0]} ({HEADLINES[metric][1]})": [
-            _difference_in_words(rows.get((n, metric))) for n in wanted
-        ]
-        for metric in metrics
-    }
-    return pd.DataFrame(cells, index=[_INTERACTION_IN_WORDS if n == INTERACTION else n for n in wanted])
-
-
-def _difference_in_words(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return ""
-    mean = _digits(row["mean"], "+")
-    if row["low"] is None:
-        return f"{mean} (one seed) not settled"
-    verdict = _SIZES[row["verdict"]] if row["comparison"] == INTERACTION else row["verdict"]
-    return f"{mean} [{_digits(row['low'])}, {_digits(row['high'])}] {verdict}"
-
-
 def sentence(row: dict[str, Any]) -> str:
     """One comparison in words, from its numbers alone.
 
@@ -307,3 +270,56 @@ def matched_skill(
             values = {o: float(np.interp(level, means.index, means[o], np.nan, np.nan)) for o in outcomes}
             rows.append({"method": method, "seed": seed, skill: level, **values})
     return pd.DataFrame(rows, columns=["method", "seed", skill, *outcomes])
+
+
+LEVELS = (0.3, 0.4, 0.5)  # of followed and correct: most methods reach them in most worlds
+KEPT = ("truth/knowledge", "truth/cued", "retention/lost")
+
+
+def best_kept(
+    table: pd.DataFrame, at: Sequence[float], outcomes: Sequence[str], skill: str = "instruction/both"
+) -> pd.DataFrame:
+    """The best that each method keeps with at least so much skill: rows and columns as of `matched_skill`.
+
+    Of the trials of a method in a world with at least the level, the largest value of each outcome, or the smallest
+    where less is better; NaN where no trial gets there. The best of many is better than that of few: `table` should
+    have equally many trials of each method.
+    """
+    rows = []
+    for (method, seed), own in table.groupby(["method", "seed"], sort=False):
+        for level in at:
+            there = own.loc[own[skill] >= level, list(outcomes)]
+            values = {o: there[o].min() if HEADLINES[o][2] is False else there[o].max() for o in outcomes}
+            rows.append({"method": method, "seed": seed, skill: level, **values})
+    return pd.DataFrame(rows, columns=["method", "seed", skill, *outcomes])
+
+
+def at_levels(
+    readings: Mapping[str, pd.DataFrame], outcomes: Sequence[str] = KEPT, skill: str = "instruction/both"
+) -> list[dict[str, Any]]:
+    """The pairs of the primary contrasts at equal skill: what one method keeps minus what the other keeps.
+
+    In each world the difference of two methods is averaged over the levels that both reach there. The interval is over
+    worlds. One family: Holm's correction over all pairs, outcomes and readings; one that cannot be made counts as
+    p = 1.
+
+    Args:
+        readings: name of a way to read what is kept -> its table, of `matched_skill` or `best_kept`.
+
+    Returns:
+        Rows as of `primary`, with `reading`, and in `levels` for each level the mean difference over worlds (NaN where
+        no world has both) and the number of worlds.
+    """
+    rows: list[dict[str, Any]] = []
+    for (reading, table), (method, minus, why), outcome in product(readings.items(), PRIMARY, outcomes):
+        wide = table.pivot(index=[skill, "seed"], columns="method", values=outcome)
+        if not {method, minus} <= set(wide):
+            continue
+        apart = (wide[method] - wide[minus]).unstack("seed")  # a row per level
+        worlds = apart.mean().dropna()
+        if worlds.empty:
+            continue
+        levels = {level: (own.mean(), int(own.notna().sum())) for level, own in apart.iterrows()}
+        about = {"comparison": f"{method} minus {minus}", "metric": outcome, "why": why, "reading": reading}
+        rows.append({**about, **asdict(interval(worlds.to_numpy())), "levels": levels, "family": "at equal skill"})
+    return corrected(rows, len(readings) * len(PRIMARY) * len(outcomes))

@@ -1,17 +1,22 @@
 """What predicts forgetting? Stored trials, several candidates, each kind of forgetting.
 
 A prediction is judged twice: by Spearman's rank correlation, and by R^2 on trials that the fit has not seen. Across
-methods all trials count as they are; within methods the mean of the method is taken away first from both sides.
+methods all trials count as they are; within methods the mean of the method is taken away first from both sides. A third
+view compares only trials of equal skill, whatever their method: where trials that learn more also forget more, a
+predictor that tells only how much was learned looks good without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+
+from uftlab.study.results import resampled_interval
 
 # kind of forgetting -> (metric, where it is compared with: the base, stage one, or nothing; sign)
 OUTCOMES: dict[str, tuple[str, str, float]] = {
@@ -31,6 +36,8 @@ PREDICTORS: tuple[str, ...] = (
     "base log-probability of the rows",
 )
 FOLDS = 5
+RAZOR = "kl/forward-new"  # what "RL's Razor" (arXiv 2509.04259) names
+SKILL, BANDS = "instruction/both", 5
 
 
 def table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -47,6 +54,7 @@ def table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
             continue
         steps = [stage["steps"] for stage in t["stages"]]
         row: dict[str, Any] = {"method": t["method"], "seed": t["seed"], "group": f"{t['method']} {t['seed']}"}
+        row[SKILL] = t["metrics"].get(SKILL, np.nan)
         row |= {name: t["metrics"].get(name, np.nan) for name in PREDICTORS if "/" in name}
         rates = [stage["settings"]["learning_rate"] for stage in t["stages"]]
         row["rate x steps"] = float(np.dot(rates, steps))
@@ -86,6 +94,38 @@ def predictions(frame: pd.DataFrame) -> pd.DataFrame:
                 r2 = cross_validated(x, y, own["group"].to_numpy()) if enough else np.nan
                 rows.append({**found, "rho": rho, "r2": r2})
     return pd.DataFrame(rows)
+
+
+def at_equal_skill(frame: pd.DataFrame) -> pd.DataFrame:
+    """How well each predictor ranks what is forgotten among trials of about equal skill, over all methods.
+
+    Trials are ordered by `SKILL` and cut into `BANDS` bands of equal number. Ranks are taken within a band, minus their
+    mean, over its number of trials; rho is the correlation of these ranks over all bands, which is Spearman's where
+    there is one band. The interval resamples groups, a method in a world each (`results.resampled_interval`).
+
+    Columns: outcome, predictor, trials, rho, low, high. NaN with fewer than ten trials of a band, or a constant.
+    """
+    rows = []
+    for outcome in OUTCOMES:
+        for predictor in PREDICTORS:
+            own = frame[[SKILL, "group", predictor, outcome]].dropna().sort_values(SKILL, kind="stable")
+            band = np.arange(len(own)) * BANDS // max(1, len(own))
+            ranks = own[[predictor, outcome]].groupby(band).rank(pct=True)
+            x, y = (ranks - ranks.groupby(band).transform("mean")).to_numpy().T
+            found = {"outcome": outcome, "predictor": predictor, "trials": len(own)}
+            if len(own) < 10 * BANDS or np.ptp(x) == 0 or np.ptp(y) == 0:
+                rows.append({**found, "rho": np.nan, "low": np.nan, "high": np.nan})
+                continue
+            rho = resampled_interval(partial(_correlation, x, y), own["group"].to_numpy())
+            rows.append({**found, "rho": rho.mean, "low": rho.low, "high": rho.high})
+    return pd.DataFrame(rows)
+
+
+def _correlation(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> float:
+    """Pearson's over some rows, NaN for a constant."""
+    x, y = x[rows] - x[rows].mean(), y[rows] - y[rows].mean()
+    size = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / size if size > 0 else float("nan")
 
 
 def cross_validated(x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> float:

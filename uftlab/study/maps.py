@@ -17,7 +17,7 @@ validation creatures of these worlds, the map is measured on their test creature
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
@@ -145,6 +145,14 @@ def table(stored: Sequence[dict[str, Any]]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def usual(frame: pd.DataFrame) -> pd.DataFrame:
+    """The trained trials of `table` at usual dials and no more than the usual budget: they learned from equal data."""
+    same = frame["budget"] <= PROFILES["class"].steps
+    for name, value in asdict(Dials()).items():
+        same &= frame[name] == value
+    return frame[same & (frame["method"] != "base")]
 
 
 # What each experiment varies: columns of `table`
