@@ -91,3 +91,34 @@ def test_how_fast_is_what_was_measured():
         round(stack[key], 1) for key in ("speedup_over_trainer", "speedup_over_one_tall_stack")
     ]
     assert trl["cpu"].split(",")[0] in section
+
+
+def test_what_was_looked_at_again_is_what_the_stored_trials_say():
+    from uftlab.study import crossed
+
+    frame = crossed.table(results.load(results.results_folder("class")), results.load(crossed.STORED))
+    rows = {(r["comparison"], r["metric"]): r for r in comparisons.primary(frame)}
+    section = " ".join(README.split("**Looked at again.**")[1].split("In short:")[0].split())
+    stated = [
+        ("sft-plus-dpo minus sft-then-dpo", "instruction/both"),
+        ("uft minus sft-then-dpo", "truth/knowledge"),
+        ("uft minus una-alone", "truth/knowledge"),
+        ("uft minus sft-plus-dpo", "instruction/both"),
+        ("uft minus sft-plus-dpo", "truth/knowledge"),
+        ("uft minus signed-sft", "instruction/both"),
+    ]
+    digits = comparisons._digits
+    for key in stated:
+        row = rows[key]
+        text = f"{digits(row['mean'], '+')} ({digits(row['low'])} to {digits(row['high'])}, corrected p {row['holm']:.2g})"
+        assert text in section, (key, text)
+    assert section.count("corrected p") == len(stated)
+
+
+def test_what_comes_back_and_what_skill_leaves_are_on_the_page():
+    page = (ROOT / "docs" / "results" / "study.md").read_text()
+    section = " ".join(README.split("In short:")[1].split("\n## ")[0].split())
+    assert "86 to 92 %" in section and "With lines on other creatures, 86% to 92% is back by method" in page
+    assert "makes up 62 %" in section and "the control makes up 62%" in page
+    assert "none of 36 contrasts" in section and page.count("| not settled |") > 36
+    assert "720 trials in three worlds" in section and "720 trials in 3 world(s)" in page

@@ -326,7 +326,12 @@ def _map_parts(on_map: list[dict[str, Any]], gates: dict[str, Any] | None) -> li
         parts += [f"### {name}. {title}", _explained(frame, name), _TABLES[name](maps.of_experiment(frame, name))]
         if name == "E3":
             parts += _of_the_gradient(gates)
-            parts.append("The length of completions was not varied: the world has no dial for it.")
+            parts.append(
+                "The length of completions was not varied: the world has no dial for it. But β counts times the nats of a "
+                "completion. The paper's lowest β is 0.01, and its completions are hundreds of tokens long. With 300 nats "
+                "each (a guess, not measured) its run would lie at 3 nats: between the last two rows, where the reward "
+                "has its share of the gradient and the pull to the reference is strong. This is an extrapolation."
+            )
     return parts
 
 
