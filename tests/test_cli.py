@@ -290,20 +290,36 @@ def test_the_report_of_a_stored_study_is_not_written_over_the_report_of_a_run(fi
 
 
 def test_a_log_gets_one_line_per_finished_trial_and_a_terminal_a_bar(finished, tmp_path, monkeypatch):
-    def ran(trials, folder, workers):
+    engines = []
+
+    def ran(trials, folder, workers, engine):
+        engines.append(engine.__module__)
         yield from ({"method": t.method, "seed": t.seed, "wall_seconds": 12.34} for t in trials)
 
     monkeypatch.setattr(workers, "run_trials", ran)
     trials = [study.trial("sft", seed, study.PROFILES["smoke"]) for seed in (0, 1, 2, 3)]  # two of them are stored
-    for terminal in (False, True):
+    for terminal, engine, where in (
+        (False, "local", "1 worker(s)"),
+        (True, "local", "1 worker(s)"),
+        (False, "ray", "on Ray"),
+    ):
         shown = io.StringIO()
         monkeypatch.setattr(cli, "console", Console(file=shown, force_terminal=terminal, width=100))
-        cli._run_with_progress(trials, finished, 1, None)
-        lines = ["4 trials, 2 already done, 1 worker(s)", "sft, seed 2: 12.3 s (3/4)", "sft, seed 3: 12.3 s (4/4)"]
+        cli._run_with_progress(trials, finished, 1, None, engine)
+        lines = [f"4 trials, 2 already done, {where}", "sft, seed 2: 12.3 s (3/4)", "sft, seed 3: 12.3 s (4/4)"]
         if not terminal:
             assert shown.getvalue().splitlines() == lines
         else:
             assert lines[0] in shown.getvalue() and "4/4" in shown.getvalue() and lines[1] not in shown.getvalue()
+    assert engines == ["uftlab.study.workers", "uftlab.study.workers", "uftlab.study.ray_workers"]
+
+
+@pytest.mark.parametrize("command", ["run", "sweep", "map"])
+def test_an_engine_that_is_none_and_fewer_workers_than_none_are_refused(command, tmp_path):
+    what = ("E1",) if command == "map" else ()
+    for option in (("--engine", "cloud"), ("--workers", -1)):
+        result = uftlab(command, *what, *option, "--out", tmp_path)
+        assert result.exit_code == 2 and option[0] in result.output and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["a[/b]c", "a[bold]c", "a\\\\[red]c", "a[b]\\"])

@@ -64,7 +64,9 @@ def conda():
     return {canonicalize_name(CONDA_NAMES.get(name, name)): version for name, version in pairs}
 
 
-@pytest.mark.parametrize("extras", [(), ("test",), ("bench",), ("real",)], ids=lambda e: "-".join(e) or "base")
+@pytest.mark.parametrize(
+    "extras", [(), ("test",), ("bench",), ("real",), ("ray",)], ids=lambda e: "-".join(e) or "base"
+)
 def test_every_dependency_is_pinned_within_its_range(extras):
     pinned = pins()
     wrong = {
@@ -157,8 +159,8 @@ def test_what_the_package_and_the_notebooks_import_is_declared():
         cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
         trees += [ast.parse("".join(cell["source"])) for cell in cells]
     assert third_party(ast.parse("import os, bs4\nfrom numpy.linalg import norm")) == {"beautifulsoup4", "numpy"}
-    # what benchmarks need is imported only when they run: the extra `real`
-    assert set().union(*map(third_party, trees)) - set(ranges("real")) == set()
+    # what benchmarks and clusters need is imported only when they run: the extras `real` and `ray`
+    assert set().union(*map(third_party, trees)) - set(ranges("real", "ray")) == set()
 
 
 def test_every_imported_module_exists():

@@ -10,13 +10,15 @@ from uftlab.files import write_atomically
 from uftlab.study import workers
 from uftlab.study.cohort import run_cohort
 from uftlab.study.trials import SCHEMA, plan_digest
+from uftlab.training.methods import all_methods
 
 VICTIM = "uft"  # the method that a worker does not survive
 
 
 def writes(trials, folder):
-    """Trial files without any number."""
-    made = [{"schema": SCHEMA, "plan": plan_digest(), "method": trial.method, "seed": trial.seed} for trial in trials]
+    """Trial files without any number; they say whether the process knows the method."""
+    common = {"schema": SCHEMA, "plan": plan_digest()}
+    made = [{**common, "method": t.method, "seed": t.seed, "known": t.method in all_methods()} for t in trials]
     for trial, content in zip(trials, made, strict=True):
         write_atomically(trial.path(folder), json.dumps(content))
     return made

@@ -9,6 +9,8 @@ import pytest
 from trials import trial_of
 
 from uftlab.errors import InputError
+from uftlab.objectives.objective import Objective, Term
+from uftlab.objectives.registry import OBJECTIVES
 from uftlab.study import ray_workers
 from uftlab.study import trials as study
 from uftlab.study.cohort import run_cohort
@@ -20,7 +22,12 @@ ray = pytest.importorskip("ray")
 @pytest.fixture(scope="module")
 def cluster():
     """A cluster of this machine with two workers at most, to which this process is connected."""
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    quiet = {
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "logging_level": "error",
+        "object_store_memory": 100_000_000,
+    }
     # by default Ray's workers let every other process of a busy machine go first
     ray.init(address="local", num_cpus=2, _system_config={"worker_niceness": 0}, **quiet)
     yield
@@ -66,6 +73,15 @@ def test_a_task_that_dies_each_time_is_one_clear_error_and_what_is_finished_stay
 def test_a_refusal_of_a_node_is_the_one_line_it_was_there(cluster, tmp_path):
     with pytest.raises(InputError, match=r"^The base model of world 987654 .*`uftlab pretrain --world 987654`\.$"):
         list(run_trials([trial_of("base", seed=987654)], tmp_path, engine=ray_workers.spread))
+
+
+def test_a_loss_that_only_this_process_knows_is_sent_along(cluster, nothing_measured, monkeypatch, tmp_path):
+    term = Term("scored", lambda rows, settings: -rows.of("scored").policy_logps)
+    monkeypatch.setitem(OBJECTIVES, "made-up", Objective("made-up", (term,), "made up", "nobody", reference=False))
+    monkeypatch.setattr(ray_workers, "run_cohort", mortal.writes)
+    trial = study.Trial("made-up", 0, trial_of("base").profile, ((("learning_rate", 1e-3),),))
+    (result,) = run_trials([trial], tmp_path, engine=ray_workers.spread)
+    assert result["method"] == "made-up" and result["known"]
 
 
 def test_a_node_that_lacks_a_module_is_named(cluster, monkeypatch, tmp_path):
