@@ -110,7 +110,9 @@ def test_what_was_looked_at_again_is_what_the_stored_trials_say():
     digits = comparisons._digits
     for key in stated:
         row = rows[key]
-        text = f"{digits(row['mean'], '+')} ({digits(row['low'])} to {digits(row['high'])}, corrected p {row['holm']:.2g})"
+        text = (
+            f"{digits(row['mean'], '+')} ({digits(row['low'])} to {digits(row['high'])}, corrected p {row['holm']:.2g})"
+        )
         assert text in section, (key, text)
     assert section.count("corrected p") == len(stated)
 

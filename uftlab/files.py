@@ -89,6 +89,20 @@ def __getattr__(name: str) -> Path:
     return home() / "data"
 
 
+def own_results(name: str) -> Path:
+    """A folder for what is made on the way: `results/NAME` of the checkout, or the user's cache where that is read-only.
+
+    A class may share one checkout that none of its members may write.
+    """
+    folder = home() / "results" / name
+    near = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    if os.access(near, os.W_OK):
+        return folder
+    from platformdirs import user_cache_path
+
+    return user_cache_path("uftlab", appauthor=False) / name
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a file completely or not at all. No reader ever sees a part of it, not even after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -189,7 +189,9 @@ def test_a_model_is_loaded_without_a_bar_and_the_switches_are_left_as_they_were(
         enable_progress_bars()
 
 
-def test_a_refusal_of_train_is_the_only_thing_it_prints(tmp_path):
+def test_a_refusal_of_train_comes_right_after_what_it_read(tmp_path):
     (tmp_path / "d.jsonl").write_text(json.dumps({"prompt": "what ?", "completion": "xylophone ."}) + "\n")
     result = uftlab("train", "--demonstrations", tmp_path / "d.jsonl", "--method", "sft", "--out", tmp_path / "out")
-    assert result.exit_code == 2 and result.output.startswith("error:") and result.output.count("\n") == 1
+    assert result.exit_code == 2
+    read, refused = result.output.splitlines()  # what was read of the rows, then the error
+    assert read.startswith("demonstrations: ") and refused.startswith("error:")

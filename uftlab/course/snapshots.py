@@ -34,7 +34,7 @@ from transformers import LlamaForCausalLM
 from uftlab.course.held_out import held_out, read, tokenised
 from uftlab.engine.stack import flatten, unflatten
 from uftlab.errors import InputError
-from uftlab.files import DATA, save_atomically
+from uftlab.files import own_results, save_atomically
 from uftlab.models.logps import ReferenceCache, fingerprint
 from uftlab.models.policies import frozen_copy, load_base, tiny_config
 from uftlab.rows.tokens import Completion
@@ -48,7 +48,7 @@ from uftlab.world.world import World
 
 SCHEMA = 2
 PARTS = 8  # a run of this many parts has one more snapshot, the base
-FOLDER = DATA.parent / "results" / "snapshots"
+FOLDER = own_results("snapshots")
 SECONDS_PER_COMPLETION = 0.0007  # measured on one thread of a laptop; used for the estimate only
 
 
