@@ -90,7 +90,7 @@ def __getattr__(name: str) -> Path:
 
 
 def own_results(name: str) -> Path:
-    """A folder for what is made on the way: `results/NAME` of the checkout, or the user's cache where that is read-only.
+    """A folder for what is made on the way: `results/NAME` of the checkout, or the user's cache where it is read-only.
 
     A class may share one checkout that none of its members may write.
     """

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import nbformat
 import pytest
@@ -84,3 +85,19 @@ def test_notebooks_are_committed_without_outputs():
         notebook = nbformat.read(path, as_version=4)
         for cell in notebook.cells:
             assert not cell.get("outputs") and not cell.get("execution_count"), f"strip the outputs of {path.name}"
+
+
+def test_the_course_runs_with_this_interpreter_whatever_kernel_is_named_python3(tmp_path, monkeypatch):
+    """Somebody else's kernel of that name, found first, would die or lack the packages."""
+    other = tmp_path / "jupyter" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "other", "language": "python"}
+    (other / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    path = tmp_path / "which.ipynb"
+    cell = nbformat.v4.new_code_cell("import sys\nprint(sys.executable)")
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), path)
+    run_one(path, tmp_path / "out", {})
+    made = nbformat.read(tmp_path / "out" / "which.ipynb", as_version=4)
+    assert made.cells[0].outputs[0]["text"].strip() == sys.executable

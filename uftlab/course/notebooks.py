@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -107,6 +108,7 @@ def run_one(path: Path, out: Path, parameters: dict) -> None:
         RuntimeError: when a cell fails, with the end of its traceback.
     """
     import nbformat
+    from ipykernel.kernelspec import write_kernel_spec
 
     notebook = nbformat.read(path, as_version=4)
     cell = next((c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])), None)
@@ -120,8 +122,12 @@ def run_one(path: Path, out: Path, parameters: dict) -> None:
     flags = [text for name, value in parameters.items() for text in ("-p", name, str(value))]
     command = [sys.executable, "-m", "papermill", str(path), str(out / path.name), *flags]
     command += ["--cwd", str(path.parent), "--execution-timeout", str(CELL_TIMEOUT), "--no-progress-bar"]
-    environment = {**os.environ, **ONE_THREAD, **QUIET}
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    with tempfile.TemporaryDirectory(prefix="uftlab-") as own:
+        # another kernel named python3 may be installed, of another interpreter: this one is found first
+        write_kernel_spec(str(Path(own) / "kernels" / "python3"))
+        where = os.pathsep.join(filter(None, [own, os.environ.get("JUPYTER_PATH")]))
+        environment = {**os.environ, **ONE_THREAD, **QUIET, "JUPYTER_PATH": where}
+        ended = subprocess.run(command, capture_output=True, text=True, env=environment)
     if ended.returncode:
         raise RuntimeError(f"{path.name} failed:\n" + "\n".join(ended.stderr.splitlines()[-25:]))
 

@@ -327,10 +327,10 @@ def _map_parts(on_map: list[dict[str, Any]], gates: dict[str, Any] | None) -> li
         if name == "E3":
             parts += _of_the_gradient(gates)
             parts.append(
-                "The length of completions was not varied: the world has no dial for it. But β counts times the nats of a "
-                "completion. The paper's lowest β is 0.01, and its completions are hundreds of tokens long. With 300 nats "
-                "each (a guess, not measured) its run would lie at 3 nats: between the last two rows, where the reward "
-                "has its share of the gradient and the pull to the reference is strong. This is an extrapolation."
+                "The length of completions was not varied: the world has no dial for it. But β counts times the nats "
+                "of a completion. The paper's lowest β is 0.01, and its completions are hundreds of tokens long. With 300 "
+                "nats each (a guess, not measured) its run would lie at 3 nats: between the last two rows, where the "
+                "reward has its share of the gradient. This is an extrapolation."
             )
     return parts
 

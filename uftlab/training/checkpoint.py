@@ -128,9 +128,7 @@ def prepared(config: TrainConfig, say: Say = print) -> Prepared:
         asked = [str(row.get("question", row.get("prompt", ""))) for row in read_rows(Path(source))]
         seen = overlap([row["prompt"] for table in tables.values() for row in table], asked)
         if seen:
-            say(
-                f"warning: {len(seen)} prompts are in {source} too, for instance {seen[0][:60]!r}: its scores will flatter"
-            )
+            say(f"warning: {len(seen)} prompts are in {source} too, so its scores will flatter. One: {seen[0][:60]!r}")
     check_recipes(method, tables, lora=config.lora)
     others = [stage.recipe for stage in method.stages if stage.recipe != "offline"]
     for name in ("held_out", "save_every"):
