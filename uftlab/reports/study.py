@@ -328,9 +328,9 @@ def _map_parts(on_map: list[dict[str, Any]], gates: dict[str, Any] | None) -> li
             parts += _of_the_gradient(gates)
             parts.append(
                 "The length of completions was not varied: the world has no dial for it. But β counts times the nats "
-                "of a completion. The paper's lowest β is 0.01, and its completions are hundreds of tokens long. With 300 "
-                "nats each (a guess, not measured) its run would lie at 3 nats: between the last two rows, where the "
-                "reward has its share of the gradient. This is an extrapolation."
+                "of a completion. The paper's lowest β is 0.01, and its completions are hundreds of tokens long. With "
+                "300 nats each (a guess, not measured) its run would lie at 3 nats: between the last two rows, where "
+                "the reward has its share of the gradient. This is an extrapolation."
             )
     return parts
 
