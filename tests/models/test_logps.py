@@ -2,7 +2,10 @@
 
 import copy
 import math
+import os
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -443,3 +446,30 @@ def test_a_place_where_one_may_not_write_costs_only_a_second_reading(untrained, 
     (tmp_path / "file").write_text("")
     filled = ReferenceCache(tmp_path / "file" / "below").fill(untrained, [(ROWS[0],)])
     assert math.isfinite(filled[0][0].reference_logps)
+
+
+MEMORY = """
+import resource, sys
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from uftlab.models.logps import ReferenceCache
+from uftlab.rows.tokens import Completion
+
+torch.set_num_threads(1)
+sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+model = LlamaForCausalLM(LlamaConfig(vocab_size=5_000, **sizes))
+rows = [(Completion((5, 6, i % 4_000), (*range(7, 27), i // 4_000), "scored", 0.5),) for i in range(int(sys.argv[1]))]
+ReferenceCache().fill(model, rows)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_the_memory_of_a_reference_pass_does_not_grow_with_the_rows():
+    """Logits of all rows at once would be 4 GB here for 10,000 rows."""
+    peaks = []
+    for count in (100, 10_000):
+        command = [sys.executable, "-c", MEMORY, str(count)]
+        made = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert made.returncode == 0, made.stderr[-2000:]
+        peaks.append(int(made.stdout))
+    assert peaks[1] < 1.1 * peaks[0]
