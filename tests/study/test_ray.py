@@ -1,6 +1,7 @@
 """Trials on a Ray cluster: one of this machine with two workers, and what a cluster can lack."""
 
 import json
+import socket
 import sys
 import types
 
@@ -103,15 +104,21 @@ def test_a_node_with_another_version_is_refused_before_its_result_is_stored(
     assert not list(tmp_path.glob("trials/*"))
 
 
-def test_a_cluster_that_does_not_answer_is_one_clear_error(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:{free}", "ray://127.0.0.1:{free}", "127.0.0.1:http", "127.0.0.1:{taken}"]
+)
+def test_a_cluster_that_does_not_answer_or_lets_nobody_in_is_one_clear_error(address, monkeypatch, tmp_path):
     def refused(**arguments):
         raise ConnectionError
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", refused)
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(InputError, match=r"RAY_ADDRESS must name a running cluster; got 10\.0\.0\.1:6379\. Start"):
-        list(run_trials([trial_of("base")], tmp_path, engine=ray_workers.spread))
+    monkeypatch.setattr(ray, "init", refused if "taken" in address else lambda **arguments: pytest.fail("asked Ray"))
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # nobody listens there
+        named = address.format(free=free.getsockname()[1], taken=taken.getsockname()[1])
+        monkeypatch.setenv("RAY_ADDRESS", named)
+        with pytest.raises(InputError, match=f"RAY_ADDRESS must name a running cluster .*got {named}\\. Start it"):
+            list(run_trials([trial_of("base")], tmp_path, engine=ray_workers.spread))
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch, tmp_path):

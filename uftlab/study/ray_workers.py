@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,16 +41,28 @@ def spread(trials: Sequence[Trial], folder: Path, workers: int | None = None) ->
     ray = _library()
     own = not ray.is_initialized()
     if own:
+        address = os.environ.get("RAY_ADDRESS", "")
         try:
+            if ":" in address:  # Ray would ask for more than five minutes
+                socket.create_connection(_place(address), timeout=10).close()
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
-        except ConnectionError:
-            remedy = "Start a cluster with `ray start --head`, or unset the variable to use this machine alone"
-            raise InputError("RAY_ADDRESS", "name a running cluster", os.environ.get("RAY_ADDRESS"), remedy) from None
+        except (OSError, ValueError):
+            rule = "name a running cluster that lets this machine in"
+            remedy = (
+                "Start it with `ray start --head` and set RAY_AUTH_MODE=token, or unset the variable for a local one"
+            )
+            raise InputError("RAY_ADDRESS", rule, address or "nothing", remedy) from None
     try:
         yield from _results(ray, trials, folder, workers)
     finally:
         if own:
             ray.shutdown()
+
+
+def _place(address: str) -> tuple[str, int]:
+    """Host and port of an address of Ray, with or without its scheme."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    return host, int(port)
 
 
 def _library() -> Any:
