@@ -229,6 +229,13 @@ def test_what_means_nothing_is_refused_before_anything_is_written(tmp_path, file
     assert said in str(refused.value) and not (tmp_path / "out").exists()
 
 
+def test_a_model_that_is_divided_over_processes_is_refused_before_it_is_trained(tmp_path, files, monkeypatch):
+    """It would be saved in parts that nobody can load."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="uftlab train must keep the whole model in each process .DDP.; got FSDP"):
+        train(tmp_path / "out", files)
+
+
 def test_a_configuration_is_read_from_yaml_and_changed_by_options(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("out: made\nlearning_rate: 1e-4\nbatch: 16\nstages:\n- beta: 0.1\n")

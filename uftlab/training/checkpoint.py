@@ -84,6 +84,9 @@ def train_checkpoint(config: TrainConfig, say: Say = print, resume: bool = False
         InputError: before any training, when rows, model, method or folder cannot be used.
         DivergedError: when a loss or a gradient is not finite. What was saved before stays, for `resume`.
     """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        what, remedy = "uftlab train", "Launch it without FSDP: LoRA and --gradient-checkpointing save memory too"
+        raise InputError(what, "keep the whole model in each process (DDP)", "FSDP", remedy)
     out, main = Path(config.out), process().is_main_process
     say = say if main else (lambda _line: None)
     if resume:
