@@ -104,8 +104,8 @@ SIZES = {
         pipeline=((3e-4, 1e-4),), seconds=30.0,
     ),
     "gpu": Size(
-        "gpu", DOLLY, "ultrafeedback_scored/pairs_train.jsonl", demonstrations=1200, pairs=600, held_out=64,
-        longest=256, steps=32, batch=16, questions=200, prompts=64, new_tokens=256, at_a_time=64, methods=METHODS,
+        "gpu", DOLLY, "ultrafeedback_scored/pairs_train.jsonl", demonstrations=1200, pairs=280, held_out=48,
+        longest=384, steps=24, batch=16, questions=200, prompts=64, new_tokens=256, at_a_time=64, methods=METHODS,
         tuned=("uft", "sft-then-dpo", "sft-plus-dpo"), single=(3e-4,), pipeline=((1e-4, 3e-5),), precision="bf16",
     ),
 }  # fmt: skip
@@ -192,18 +192,20 @@ def stage_settings(run: Run) -> tuple[dict[str, float], ...]:
 def seconds_of_a_run(size: Size, stored: Sequence[Mapping[str, Any]]) -> float:
     """What a run is expected to take: the mean of those that are stored, else the size's own number, else the H100's.
 
-    The H100 was measured in float32, with 32 completions a step; a run in bfloat16 should take no longer.
+    The H100 was measured in float32, with 32 completions a step of shorter rows: time is taken as proportional to the
+    longest row. A run in bfloat16 should take no longer.
     """
     known = [run["seconds"] for run in stored if run["method"] != BASE]
     if known:
         return statistics.fmean(known)
     if size.seconds:
         return size.seconds
-    own = json.loads(H100.read_text())["runs"]["uft, float32"]
+    real = json.loads(H100.read_text())
+    own, longer = real["runs"]["uft, float32"], size.longest / real["longest"]
     read = own["reference"]
     completions = size.steps * size.batch
-    trained = own["step_seconds"] * size.steps * size.batch / 32
-    referred = completions * read["tokens"] / read["completions"] / read["tokens_per_second"]
+    trained = own["step_seconds"] * size.steps * size.batch / 32 * longer
+    referred = completions * read["tokens"] / read["completions"] * longer / read["tokens_per_second"]
     asked = size.questions * CHOICES * CHOICE_TOKENS / read["tokens_per_second"]
     written = math.ceil(size.prompts / size.at_a_time) * size.new_tokens * DECODE_SECONDS
     return trained + referred + asked + written + OVERHEAD_SECONDS
@@ -711,8 +713,8 @@ def _about(stored: Stored) -> str:
     minutes, busy = (sum(run.get(n, 0) for run in result["runs"]) / 60 for n in ("seconds", "cpu_seconds"))
     return (
         f"{result['model']} ({ALIGNED.get(result['model'], 'not known whether it was aligned')}). "
-        f"{size.demonstrations} demonstrations and {size.pairs} pairs of at most {size.longest} tokens "
-        f"({size.shown.split('/')[0]} and {size.judged.split('/')[0]}), {size.held_out} of each held out; "
+        f"{size.demonstrations} demonstrations ({size.shown.split('/')[0]}) and {size.pairs} pairs "
+        f"({size.judged.split('/')[0]}) of at most {size.longest} tokens, {size.held_out} of each held out; "
         f"{size.steps} steps of {size.batch} completions in {size.precision}; {size.prompts} prompts of IFEval with "
         f"answers of at most {size.new_tokens} tokens, {size.questions} questions of TruthfulQA. "
         f"{_leaks(stored)} {devices}, {len(result['runs'])} runs, {minutes:.0f} minutes of the clock and {busy:.0f} of "
@@ -739,7 +741,8 @@ def _not_run(size: Size, stored: Stored | None) -> list[str]:
         f"{least * each / 60:.0f} to {most * each / 60:.0f} minutes. It is made from the step and the reference pass "
         f"that [an H100 was measured at](../gpu.md) in float32. What generation takes ({DECODE_SECONDS * 1000:.0f} ms "
         "for each token of a batch) and loading and saving are assumed."
-        f"{counted} The model has seen UltraFeedback before, and with it such prompts."
+        f"{counted} UltraFeedback as first published holds prompts of TruthfulQA; of which version the model's makers "
+        "took pairs is not known here."
     )
     return [f"## {size.name}", text]
 
