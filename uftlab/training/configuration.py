@@ -183,18 +183,26 @@ def _typed(name: str, value: Any, path: Path | None) -> Any:
         return None
     if kind.startswith("Sequence"):
         if isinstance(value, list | tuple) and all(isinstance(own, Mapping | str) for own in value):
-            return tuple(value)
+            numbers = ({k: _number(v) for k, v in own.items()} if isinstance(own, Mapping) else own for own in value)
+            return tuple(numbers)
         raise InputError(where, "be a list", repr(value), "Write it with `- ` before each entry")
     wanted: Any = {"bool": bool, "int": int, "float": (int, float), "str": (str, Path)}[kind.split(" ")[0]]
-    if isinstance(value, str) and kind.startswith(("float", "int")):  # YAML reads 1e-4 as text
-        try:
-            number = float(value)
-            value = int(number) if kind.startswith("int") and number == int(number) else number
-        except (ValueError, OverflowError):
-            pass
+    if kind.startswith(("float", "int")):
+        value = _number(value)
+        value = int(value) if kind.startswith("int") and isinstance(value, float) and value.is_integer() else value
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise InputError(where, f"be of the type {kind.split(' ')[0]}", repr(value), "Correct it")
+    if kind.startswith("float"):
+        return float(value)
     return str(value) if kind.startswith("str") else value
+
+
+def _number(value: Any) -> Any:
+    """The number that a text is, else the value as it is: YAML reads 1e-4 as text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def with_changes(config: TrainConfig, **changes: Any) -> TrainConfig:

@@ -1,0 +1,806 @@
+"""The paper's comparison on a real model: base, SFT, both pipelines, feedback alone, UFT, and two controls.
+
+    python benchmarks/real_runs.py --model FOLDER --data FOLDER --size smoke --out data/results/real
+    python benchmarks/real_runs.py --page docs/results/real.md          the page, from what is stored
+
+Every run is `uftlab train` with LoRA and then `uftlab eval` with IFEval and TruthfulQA. All methods have the same
+number of completions and three seeds. At matched rates every stage has the same learning rate. At tuned rates every
+method has the setting of a small grid that does best on held-out rows.
+
+    --size smoke     a CPU, a few steps on short rows: shows that the way works, and nothing else
+    --size gpu       fifteen minutes of one H100
+
+The results are one file, SIZE.json, written again after each run: the same command goes on from there. It has the value
+of every question and no text. An estimate of the time comes first; `--dry-run` ends after it, and `--minutes` begins no
+run that is expected to end later.
+
+The folder of --data has dolly_3k, rasbt_preference and ultrafeedback_scored with rows, and ifeval, truthfulqa and
+punkt_tab_english as `uftlab eval --data` wants them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import platform
+import random
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from uftlab.errors import InputError
+from uftlab.evals.outcomes import Measure
+from uftlab.files import write_atomically
+from uftlab.reports.evaluation import Group, difference, estimate, label_of
+from uftlab.reports.tables import markdown
+from uftlab.study.results import Interval, interval
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+STORE, PAGE = ROOT / "data" / "results" / "real", ROOT / "docs" / "results" / "real.md"
+H100 = ROOT / "data" / "results" / "gpu" / "real.json"
+BASE, MATCHED, TUNED = "base", "matched", "tuned"
+BETAS = {"una-score": 0.01, "dpo": 0.1, "sft-plus-dpo": 0.1}  # UFT's paper; what DPO usually has
+PAIR_BETA = 0.1  # of the pairs' part of the rule that tunes
+ALIGNED = {"SmolLM2-135M-Instruct": "SFT, then DPO on UltraFeedback"}  # what was done to a model before, by its card
+# What one question costs on a GPU besides what the file of the H100 has. These are assumptions, not measured.
+CHOICES, CHOICE_TOKENS, DECODE_SECONDS, OVERHEAD_SECONDS = 13, 40, 0.03, 5.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is run.
+
+    Args:
+        shown, judged: files of demonstrations and of pairs, below the data folder.
+        demonstrations, pairs, held_out: rows of each; so many are held out of each table too.
+        longest: tokens of prompt and completion; longer rows are left out.
+        questions, prompts: of TruthfulQA and of IFEval, drawn at random once.
+        rate: the learning rate of every stage at matched rates.
+        single, pipeline: rates by stage that are tried besides, for methods of one stage and of two.
+        tuned: the methods that are tuned.
+        seconds: of one run, for the estimate; 0: computed from what the H100 was measured at.
+    """
+
+    name: str
+    shown: str
+    judged: str
+    demonstrations: int
+    pairs: int
+    held_out: int
+    longest: int
+    steps: int
+    batch: int
+    questions: int
+    prompts: int
+    new_tokens: int
+    at_a_time: int
+    methods: tuple[str, ...]
+    tuned: tuple[str, ...]
+    single: tuple[float, ...]
+    pipeline: tuple[tuple[float, float], ...]
+    seconds: float = 0.0
+    rate: float = 1e-4
+    precision: str = "fp32"
+    lora: int = 16
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+METHODS = ("sft-full", "sft-then-dpo", "sft-then-una", "una-alone", "uft", "signed-sft", "sft-plus-dpo")
+PAIRS, DOLLY = "rasbt_preference/instruction_preference.jsonl", "dolly_3k/dolly_3k.jsonl"
+SIZES = {
+    "smoke": Size(
+        "smoke", PAIRS, PAIRS, demonstrations=40, pairs=40, held_out=4, longest=72, steps=8, batch=4, questions=6,
+        prompts=3, new_tokens=16, at_a_time=8, methods=METHODS, tuned=("uft", "sft-then-dpo"), single=(3e-4,),
+        pipeline=((3e-4, 1e-4),), seconds=30.0,
+    ),
+    "gpu": Size(
+        "gpu", DOLLY, "ultrafeedback_scored/pairs_train.jsonl", demonstrations=1200, pairs=280, held_out=48,
+        longest=384, steps=24, batch=16, questions=200, prompts=64, new_tokens=256, at_a_time=64, methods=METHODS,
+        tuned=("uft", "sft-then-dpo", "sft-plus-dpo"), single=(3e-4,), pipeline=((1e-4, 3e-5),), precision="bf16",
+    ),
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------ what is run
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its measurement: rates has the learning rate of each stage; none for the base model."""
+
+    method: str
+    rates: tuple[float, ...]
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, tuple[float, ...], int]:
+        """What a stored run is found by."""
+        return (self.method, self.rates, self.seed)
+
+
+def matched(size: Size, method: str, seed: int) -> Run:
+    """The run of a method with the same rate in every stage."""
+    return Run(method, (size.rate,) * _stages(method), seed)
+
+
+def candidates(size: Size, method: str) -> list[Run]:
+    """The grid of a method, its matched rates first, with the first seed."""
+    more: Any = size.pipeline if _stages(method) == 2 else [(rate,) for rate in size.single]
+    return [matched(size, method, size.seeds[0]), *(Run(method, tuple(own), size.seeds[0]) for own in more)]
+
+
+def chosen(size: Size, method: str, stored: Mapping[Any, Mapping[str, Any]]) -> tuple[float, ...] | None:
+    """The rates of the grid whose held-out rows cost least; None before all of them are run.
+
+    The cost is that of the plain mixture, in nats: per token of held-out demonstrations, plus DPO's loss of a held-out
+    pair against the untouched model. A run that diverged costs infinitely much.
+    """
+    runs = candidates(size, method)
+    if any(run.key not in stored for run in runs):
+        return None
+    return min(runs, key=lambda run: stored[run.key].get("held_out", {}).get("cost", math.inf)).rates
+
+
+def planned(size: Size, stored: Mapping[Any, Mapping[str, Any]]) -> Iterator[Run]:
+    """All runs in order, those of tuned rates as soon as their choice is known. A run may come twice.
+
+    First the base, then all methods at matched rates, seed by seed, so that a run that is cut leaves whole seeds.
+    """
+    yield Run(BASE, (), size.seeds[0])
+    for seed in size.seeds:
+        yield from (matched(size, method, seed) for method in size.methods)
+    for method in size.tuned:
+        yield from candidates(size, method)
+    for seed in size.seeds:
+        for method in size.tuned:
+            rates = chosen(size, method, stored)
+            if rates is not None:
+                yield Run(method, rates, seed)
+
+
+def count(size: Size, stored: Mapping[Any, Mapping[str, Any]]) -> tuple[int, int]:
+    """How many runs are missing: those that are known to be, and with those of tuned rates that may come."""
+    known = {run.key for run in planned(size, stored)} - set(stored)
+    open_ = [method for method in size.tuned if chosen(size, method, stored) is None]
+    return len(known), len(known) + len(open_) * (len(size.seeds) - 1)
+
+
+def _stages(method: str) -> int:
+    return 2 if "-then-" in method else 1
+
+
+def stage_settings(run: Run) -> tuple[dict[str, float], ...]:
+    """What `uftlab train` is told of each stage."""
+    from uftlab.training.methods import method_named
+
+    return tuple(
+        {"learning_rate": rate, **({"beta": BETAS[stage.objective]} if stage.objective in BETAS else {})}
+        for stage, rate in zip(method_named(run.method).stages, run.rates, strict=True)
+    )
+
+
+def seconds_of_a_run(size: Size, stored: Sequence[Mapping[str, Any]]) -> float:
+    """What a run is expected to take: the mean of those that are stored, else the size's own number, else the H100's.
+
+    The H100 was measured in float32, with 32 completions a step of shorter rows: time is taken as proportional to the
+    longest row. A run in bfloat16 should take no longer.
+    """
+    known = [run["seconds"] for run in stored if run["method"] != BASE]
+    if known:
+        return statistics.fmean(known)
+    if size.seconds:
+        return size.seconds
+    real = json.loads(H100.read_text())
+    own, longer = real["runs"]["uft, float32"], size.longest / real["longest"]
+    read = own["reference"]
+    completions = size.steps * size.batch
+    trained = own["step_seconds"] * size.steps * size.batch / 32 * longer
+    referred = completions * read["tokens"] / read["completions"] * longer / read["tokens_per_second"]
+    asked = size.questions * CHOICES * CHOICE_TOKENS / read["tokens_per_second"]
+    written = math.ceil(size.prompts / size.at_a_time) * size.new_tokens * DECODE_SECONDS
+    return trained + referred + asked + written + OVERHEAD_SECONDS
+
+
+# ------------------------------------------------------------------------------------------ rows and questions
+
+
+@dataclass
+class Setup:
+    """What all runs share: the files in the work folder, held-out rows, and what a result file begins with."""
+
+    size: Size
+    model: str
+    work: Path
+    held_out: tuple[list[Any], list[Any]]  # examples of demonstrations and pairs
+    header: dict[str, Any]
+
+    @cached_property
+    def untouched(self) -> list[float]:
+        """Log-probabilities of the held-out pairs' sides by the untouched model."""
+        from uftlab.models.logps import read_logps
+        from uftlab.models.policies import load_policy
+
+        sides = [c for pair in self.held_out[1] for c in pair]
+        return read_logps(_placed(load_policy(self.model)[0]), sides).tolist()
+
+
+def setup(model: str, data: Path, size: Size, work: Path, say: Callable[[str], None] = print) -> Setup:
+    """Write rows and questions into the work folder.
+
+    No prompt is in two of the tables, and none is a question of a benchmark: such rows are left out and counted.
+
+    Raises:
+        InputError: for files that cannot be read or have too few rows.
+    """
+    from uftlab.models.logps import fingerprint
+    from uftlab.models.policies import load_policy
+    from uftlab.rows.sources import load_table
+    from uftlab.rows.table import overlap
+    from uftlab.rows.tokens import Tokens
+
+    policy, tokenizer = load_policy(model)
+    tokens = Tokens(tokenizer)
+    questions = {suite: _lines(data / suite) for suite in ("ifeval", "truthfulqa")}
+    asked = [json.loads(line)[name] for suite, name in _PROMPT.items() for line in questions[suite]]
+    leaked_by: dict[str, int] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    taken: list[Any] = []
+    for name, source, wanted, how in (
+        ("feedback", size.judged, size.pairs, {}),
+        ("demonstrations", size.shown, size.demonstrations, {"layout": "alpaca"}),
+    ):
+        table, line = load_table(data / source, **how)
+        say(f"{name}: {line}")
+        rows = table.to_list()
+        leaked = overlap([row["prompt"] for row in rows], asked)
+        leaked_by[name] = len(leaked)
+        if leaked:
+            say(f"warning: {len(leaked)} questions of a benchmark are prompts of {name}; their rows are left out")
+        random.Random(0).shuffle(rows)
+        found[name], both = [], {_same(prompt) for prompt in taken}
+        for row in rows:
+            if len(found[name]) == wanted + size.held_out:
+                break
+            if _same(row["prompt"]) in both or (leaked and overlap([row["prompt"]], leaked)):
+                continue
+            (example,) = tokens.examples(table.from_list([row]))
+            if max(len(c.prompt_ids) + len(c.completion_ids) for c in example) <= size.longest:
+                both.add(_same(row["prompt"]))  # a prompt that comes again would be in two tables
+                found[name].append(row)
+        if len(found[name]) < wanted + size.held_out:
+            got = f"{len(found[name])} of at most {size.longest} tokens"
+            raise InputError(f"{data / source}", f"have {wanted + size.held_out} different prompts", got, "Add rows")
+        taken += [row["prompt"] for row in found[name]]
+        _write(work / f"{name}.jsonl", found[name][size.held_out :])
+    examples: Any = tuple(
+        tokens.examples(table.from_list(found[name][: size.held_out])) for name in ("demonstrations", "feedback")
+    )
+    for suite, wanted in (("ifeval", size.prompts), ("truthfulqa", size.questions)):
+        numbers = sorted(random.Random(0).sample(range(len(questions[suite])), min(wanted, len(questions[suite]))))
+        lines = "".join(questions[suite][number] + "\n" for number in numbers)
+        write_atomically(work / "benchmarks" / suite / "questions.jsonl", lines)
+    tables, link = data.resolve() / "punkt_tab_english", work / "benchmarks" / "punkt_tab_english"
+    if tables.is_dir() and not link.exists():
+        link.symlink_to(tables)
+    names = ("demonstrations.jsonl", "feedback.jsonl", "benchmarks/ifeval/questions.jsonl",
+             "benchmarks/truthfulqa/questions.jsonl")  # fmt: skip
+    header = {
+        "size": json.loads(json.dumps(asdict(replace(size, seconds=0.0)))),
+        "model": Path(model).name,
+        "weights": fingerprint(policy),
+        "inputs": hashlib.blake2b(b"".join((work / n).read_bytes() for n in names), digest_size=8).hexdigest(),
+        "leaked": leaked_by,
+    }
+    return Setup(size, model, work, examples, header)
+
+
+_PROMPT = {"ifeval": "prompt", "truthfulqa": "question"}
+
+
+def _same(prompt: Any) -> str:
+    return " ".join(str(prompt).casefold().split())
+
+
+def _placed(model: Any) -> Any:
+    import torch
+
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _lines(folder: Path) -> list[str]:
+    """The lines of the longest JSONL file of a folder, as `uftlab eval` takes it."""
+    read = [
+        [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        for path in sorted(folder.glob("*.jsonl"))
+    ]
+    if not read:
+        raise InputError(f"{folder}", "contain a .jsonl file", "none", "Put the questions there")
+    return max(read, key=len)
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_atomically(path, "".join(json.dumps({k: v for k, v in r.items() if v is not None}) + "\n" for r in rows))
+
+
+# ------------------------------------------------------------------------------------------ running
+
+
+def run_all(
+    made: Setup, out: Path, minutes: float | None = None, dry_run: bool = False, say: Callable[[str], None] = print
+) -> Path:
+    """Run what is missing. The result file is written again after each run.
+
+    Raises:
+        InputError: when the file there has results of other rows, weights or sizes.
+    """
+    size, path, start = made.size, out / f"{made.size.name}.json", time.monotonic()
+    result = {**made.header, "questions": {}, "runs": []}
+    if path.is_file():
+        result = json.loads(path.read_text())
+        if any(result[name] != value for name, value in made.header.items()):
+            different = [name for name, value in made.header.items() if result[name] != value]
+            raise InputError(f"{path}", "have results of this run", f"another {', '.join(different)}", "Move it away")
+    stored = keyed(result)
+    least, most = count(size, stored)
+    each = seconds_of_a_run(size, result["runs"])
+    say(f"{len(stored)} runs are stored, {least} to {most} are missing, about {each:.0f} s each: "
+        f"{least * each / 60:.0f} to {most * each / 60:.0f} minutes")  # fmt: skip
+    if dry_run:
+        if not path.is_file():  # the page can say then what was found in the rows
+            write_atomically(path, json.dumps(result, indent=1) + "\n")
+        return path
+    for run in planned(size, stored):
+        if run.key in stored:
+            continue
+        each = seconds_of_a_run(size, result["runs"])
+        if minutes is not None and time.monotonic() - start + each > minutes * 60:
+            say("the time is over; the same command goes on")
+            break
+        record, questions = one(run, made)
+        result["questions"] = result["questions"] or questions
+        if record.get("measures") and questions != result["questions"]:
+            raise InputError("The questions of a run", "be those of the first", "others", "Start with a new --out")
+        result["runs"].append(record)
+        stored[run.key] = record
+        write_atomically(path, json.dumps(result, indent=1) + "\n")
+        said = ", ".join(f"{rate:g}" for rate in run.rates)
+        say(f"{run.method} {said} seed {run.seed}: {record['seconds']:.0f} s ({len(stored)} of {most} at most)")
+    return path
+
+
+def keyed(result: Mapping[str, Any]) -> dict[Any, dict[str, Any]]:
+    """The stored runs by method, rates and seed."""
+    return {(run["method"], tuple(run["rates"]), run["seed"]): run for run in result["runs"]}
+
+
+def one(run: Run, made: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train and measure: what is stored of a run, and the questions of its measures with their weights.
+
+    Weights are deleted afterwards: a pipeline's merged model has the size of the base.
+    """
+    from uftlab.engine.trainer import DivergedError
+    from uftlab.evals.benchmarks import Settings, evaluate
+    from uftlab.models.policies import load_policy
+    from uftlab.training.checkpoint import train_checkpoint
+    from uftlab.training.configuration import TrainConfig
+
+    size, folder, start, used = made.size, made.work / "run", time.perf_counter(), time.process_time()
+    shutil.rmtree(folder, ignore_errors=True)
+    record: dict[str, Any] = {"method": run.method, "rates": list(run.rates), "seed": run.seed}
+    model = made.model
+    if run.method != BASE:
+        model = str(folder / "model")
+        config = TrainConfig(
+            out=model, model=made.model, method=run.method, demonstrations=str(made.work / "demonstrations.jsonl"),
+            feedback=str(made.work / "feedback.jsonl"), steps=size.steps, batch=size.batch, lora=size.lora,
+            precision=size.precision, stages=stage_settings(run), seed=run.seed,
+        )  # fmt: skip
+        try:
+            train_checkpoint(config, say=_silent)
+        except DivergedError as error:
+            seconds = round(time.perf_counter() - start, 1)
+            return {**record, "seconds": seconds, "diverged": str(error)}, {}
+        told = json.loads((Path(model) / "training.json").read_text())
+        record["stages"] = [{**s, "history": [_rounded(s["history"][i]) for i in (0, -1)]} for s in told["stages"]]
+    record["train_seconds"] = round(time.perf_counter() - start, 1)
+    if run.seed == size.seeds[0]:
+        record["held_out"] = cost(_placed(load_policy(model)[0]), made)
+    found = evaluate(
+        model,
+        folder / "eval",
+        Settings(
+            ("ifeval", "truthfulqa", "wordcount"), data=made.work / "benchmarks", chat_template=False,
+            batch=size.at_a_time, max_new_tokens=size.new_tokens,
+        ),
+        say=_silent,
+    )  # fmt: skip
+    questions = {
+        m["name"]: {"ids": list(m["questions"]), "weights": [weight for _, weight in m["questions"].values()]}
+        for m in found["measures"]
+    }
+    record["measures"] = {
+        m["name"]: [float(f"{value:.6g}") for value, _ in m["questions"].values()] for m in found["measures"]
+    }
+    record |= {"device": _device(found["device"]), "versions": found["versions"]}
+    record |= {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(time.process_time() - used, 1)}
+    shutil.rmtree(folder, ignore_errors=True)
+    return record, questions
+
+
+def cost(model: Any, made: Setup) -> dict[str, float]:
+    """What the held-out rows cost a model, in nats: see `chosen`. The untouched model pays log 2 for a pair."""
+    import torch
+
+    from uftlab.losses.pairs import dpo_loss
+    from uftlab.models.logps import read_logps
+
+    shown, judged = ([c for example in examples for c in example] for examples in made.held_out)
+    tokens = sum(len(c.completion_ids) for c in shown)
+    nats = -read_logps(model, shown).sum().item() / tokens
+    policy, reference = read_logps(model, judged), torch.tensor(made.untouched)
+    pairs = dpo_loss(policy[::2], policy[1::2], reference[::2], reference[1::2], PAIR_BETA).mean().item()
+    return {"nats_per_token": nats, "pairs": pairs, "cost": nats + pairs}
+
+
+def _rounded(entry: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.5g}") for name, value in entry.items()}
+
+
+def _silent(_line: str) -> None:
+    pass
+
+
+def _device(name: str) -> str:
+    return f"{platform.machine()} {name}" if name.startswith("CPU") else name
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+IFEVAL, MC2, ENDED = "ifeval, mean of the four", "truthfulqa/mc2", "wordcount/ended"
+SHOWN = (IFEVAL, "truthfulqa/mc1", MC2, "wordcount/words", ENDED)
+# The paper says: one stage keeps more of what instructions taught, and feedback in it raises truth.
+PATTERN = (("uft", "sft-then-dpo", IFEVAL), ("uft", "sft-then-una", IFEVAL), ("uft", "sft-full", MC2))
+# What the paper does not separate: the loss from the mixing
+ASIDE = (
+    ("uft", "sft-plus-dpo", IFEVAL), ("uft", "sft-plus-dpo", MC2), ("uft", "signed-sft", IFEVAL),
+    ("uft", "signed-sft", MC2), ("sft-plus-dpo", "sft-then-dpo", IFEVAL), ("uft", "una-alone", IFEVAL),
+)  # fmt: skip
+
+
+def measures_of(run: Mapping[str, Any], result: Mapping[str, Any]) -> list[Measure]:
+    """The measures of a stored run, and the mean of IFEval's four as one of them."""
+    made = []
+    for name, values in run["measures"].items():
+        own = result["questions"][name]
+        pairs = zip(values, own["weights"], strict=True)
+        made.append(Measure(name, False, dict(zip(own["ids"], pairs, strict=True))))
+    return [*made, mean_of_four([m for m in made if m.name.startswith("ifeval/")])]
+
+
+def mean_of_four(four: Sequence[Measure]) -> Measure:
+    """The paper's IFEval number with a value of each prompt, whose plain mean it is.
+
+    A prompt with three instructions counts three times in two of the four, so its value there is three times as large.
+    """
+    values: dict[str, float] = {}
+    for measure in four:
+        scale = len(measure.questions) / sum(weight for _, weight in measure.questions.values()) / len(four)
+        for question, (value, weight) in measure.questions.items():
+            values[question] = values.get(question, 0.0) + scale * weight * value
+    return Measure(IFEVAL, False, {question: (value, 1.0) for question, value in values.items()})
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A result file, read."""
+
+    result: dict[str, Any]
+    size: Size
+
+    @property
+    def groups(self) -> dict[tuple[str, str], Group]:
+        """The runs of each method at matched and at tuned rates; the base counts for both."""
+        found: dict[tuple[str, str], Group] = {}
+        stored = {key: run for key, run in keyed(self.result).items() if "measures" in run}
+        for rates in (MATCHED, TUNED):
+            for method in (BASE, *(self.size.methods if rates == MATCHED else self.size.tuned)):
+                own = self.rates(method, rates)
+                runs = [stored[method, own, seed] for seed in self.size.seeds if (method, own, seed) in stored]
+                runs = [{"measures": measures_of(run, self.result), "seed": run["seed"]} for run in runs]
+                if runs:
+                    found[method, rates] = Group(method, tuple(runs))
+        return found
+
+    def rates(self, method: str, rates: str) -> tuple[float, ...] | None:
+        """The learning rates of a method's stages; None where they are not chosen yet."""
+        if method == BASE:
+            return ()
+        first = matched(self.size, method, 0).rates
+        return first if rates == MATCHED else chosen(self.size, method, keyed(self.result))
+
+
+def read(path: Path) -> Stored:
+    """A result file."""
+    result = json.loads(path.read_text())
+    told = {name: tuple(map(_frozen, v)) if isinstance(v, list) else v for name, v in result["size"].items()}
+    return Stored(result, Size(**told))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One method less another on one measure, with the interval over seeds and that over questions."""
+
+    first: str
+    second: str
+    rates: str
+    measure: str
+    seeds: Interval
+    questions: Interval
+
+    @property
+    def verdict(self) -> str:
+        """higher or lower where both intervals leave out 0."""
+        both = {self.seeds.verdict, self.questions.verdict}
+        return both.pop() if len(both) == 1 else "not settled"
+
+
+def contrasts(stored: Stored, named: Sequence[tuple[str, str, str]], rates: str) -> list[Contrast]:
+    """Those of the named contrasts whose methods were both run at these rates."""
+    groups, made = stored.groups, []
+    for first, second, measure in named:
+        if (first, rates) not in groups or (second, rates) not in groups:
+            continue
+        own, other = groups[first, rates], groups[second, rates]
+        key = (measure, False)
+        values = [{run["seed"]: _mean(run, measure) for run in group.runs} for group in (own, other)]
+        seeds = interval([values[0][seed] - values[1][seed] for seed in values[0] if seed in values[1]])
+        questions = difference(own.measure(key), other.measure(key))
+        made.append(Contrast(first, second, rates, measure, seeds, questions))
+    return made
+
+
+def _mean(run: Mapping[str, Any], name: str) -> float:
+    return next(m for m in run["measures"] if m.name == name).mean
+
+
+def pattern(found: Sequence[Contrast]) -> str:
+    """Whether the paper's pattern is there: all of its contrasts are higher; or one is lower; or neither."""
+    verdicts = [contrast.verdict for contrast in found]
+    if "lower" in verdicts:
+        return "contradicted"
+    if len(verdicts) == len(PATTERN) and set(verdicts) == {"higher"}:
+        return "there"
+    return "not settled"
+
+
+# ------------------------------------------------------------------------------------------ the page
+
+
+HEAD = """<!-- made by `python benchmarks/real_runs.py --page docs/results/real.md` -->
+
+# The paper's comparison on a real model
+
+> Does training in one stage forget less than one stage after the other, on a model that people use?
+
+The paper finds it on Mistral with IFEval and TruthfulQA. `benchmarks/real_runs.py` does the same comparison on
+SmolLM2-135M-Instruct, in two sizes. **This model was already aligned**: its makers trained it with SFT and then with
+DPO on UltraFeedback. So it is no base model, there is little left to gain from feedback of that kind, and no number
+here is comparable with the paper's. Every table says so again.
+
+All methods have the same number of completions, LoRA of rank 16 on all linear layers, and three seeds. β is 0.01 for
+UNA and UFT, as in the paper, and 0.1 for DPO, as usual. *Matched rates*: the same learning rate in every stage.
+*Tuned rates*: of a small grid the setting that costs least on held-out rows. That cost is the loss of the plain
+mixture, in nats: per token of demonstrations, plus DPO's loss of a pair against the untouched model. It is the same
+for all methods, and if it favours one, it is the plain mixture. IFEval and TruthfulQA are lm-eval's, without chat
+template as in the paper."""
+
+WHAT = {
+    "smoke": "**Nothing about methods follows from this size.** It shows that the way from rows to this page works.",
+    "gpu": "Sized for fifteen minutes of one H100.",
+}
+OVERALL = {
+    "there": "The paper's pattern is there",
+    "contradicted": "The paper's pattern is contradicted",
+    "not settled": "The paper's pattern is not settled",
+}
+
+
+def page(folder: Path = STORE) -> str:
+    """The page of all sizes, from what is stored."""
+    parts = [HEAD, "## The verdict", _verdicts(folder)]
+    for name, size in SIZES.items():
+        path = folder / f"{name}.json"
+        stored = read(path) if path.is_file() else None
+        parts += _section(stored) if stored and stored.result["runs"] else _not_run(size, stored)
+    return "\n\n".join(parts) + "\n"
+
+
+def _verdicts(folder: Path) -> str:
+    lines = []
+    for name in SIZES:
+        path = folder / f"{name}.json"
+        stored = read(path) if path.is_file() else None
+        if stored is None or not stored.result["runs"]:
+            lines.append(f"- **{name}**: not yet run, so there is no verdict.")
+            continue
+        for rates in (MATCHED, TUNED):
+            found = contrasts(stored, PATTERN, rates)
+            if not found:
+                continue
+            said = "; ".join(f"{c.first} against {c.second} on {_label(c.measure)} {c.verdict}" for c in found)
+            part = "" if len(found) == len(PATTERN) else f" ({len(found)} of its {len(PATTERN)} contrasts)"
+            lines.append(f"- **{name}, {rates} rates**: {OVERALL[pattern(found)]}{part}: {said}. {_limits(stored)}")
+    return "\n".join(lines)
+
+
+def _limits(stored: Stored) -> str:
+    size = stored.size
+    if size.name != "smoke":
+        return f"{size.steps * size.batch} completions a run are few, and the model was already aligned."
+    return (
+        f"That says nothing: {size.steps} steps, {size.prompts} prompts, {size.questions} questions, a model that was "
+        "already aligned."
+    )
+
+
+def _section(stored: Stored) -> list[str]:
+    result, size = stored.result, stored.size
+    runs = result["runs"]
+    start = ALIGNED.get(result["model"], "not known")
+    parts = [f"## {size.name}", f"{WHAT[size.name]} {_about(stored)}"]
+    for rates in (MATCHED, TUNED):
+        groups = {method: group for (method, own), group in stored.groups.items() if own == rates}
+        if set(groups) <= {BASE}:
+            continue
+        parts.append(f"### {size.name}, {rates} rates (already aligned: {start})")
+        parts.append(
+            "Mean over seeds; in parentheses the 95 % interval over seeds, then that over questions. No interval "
+            "stands where all values are equal, or where there is one seed."
+        )
+        head = ["method", "already aligned", "learning rates", "seeds", *map(_label, SHOWN)]
+        rows = [
+            [method, "yes" if result["model"] in ALIGNED else "not known", _rates(stored.rates(method, rates)),
+             str(len(group.runs)), *(_cell(group, name) for name in SHOWN)]
+            for method, group in groups.items()
+        ]  # fmt: skip
+        parts.append(markdown(head, rows))
+        for words, named in (("The paper's pattern", PATTERN), ("The loss or the mixing", ASIDE)):
+            found = contrasts(stored, named, rates)
+            if found:
+                parts.append(f"**{words}** (already aligned model; paired by seed and by question, not corrected):")
+                head = ["contrast", "measure", "difference", "over seeds", "over questions", "verdict"]
+                parts.append(markdown(head, [_row(contrast) for contrast in found]))
+    grid = [[method, *_grid(stored, run)] for method in size.tuned for run in candidates(size, method)]
+    parts += [f"### {size.name}, the grid", "Held-out rows, in nats (already aligned model)."]
+    parts.append(markdown(["method", "learning rates", "per token", "per pair", "cost", "chosen"], grid))
+    diverged = [f"{run['method']} at {_rates(run['rates'])}, seed {run['seed']}" for run in runs if "diverged" in run]
+    return [*parts, *([f"Diverged: {', '.join(diverged)}."] if diverged else [])]
+
+
+def _row(found: Contrast) -> list[str]:
+    ends = (_ends(found.seeds), _ends(found.questions))
+    return [f"{found.first} − {found.second}", _label(found.measure), f"{found.seeds.mean:+.3f}", *ends, found.verdict]
+
+
+def _grid(stored: Stored, run: Run) -> list[str]:
+    found = keyed(stored.result).get(run.key, {}).get("held_out")
+    if found is None:
+        return [_rates(run.rates), "", "", "", "not run"]
+    numbers = [f"{found[name]:.3f}" if name in found else "" for name in ("nats_per_token", "pairs", "cost")]
+    return [_rates(run.rates), *numbers, "yes" if run.rates == stored.rates(run.method, TUNED) else ""]
+
+
+def _about(stored: Stored) -> str:
+    result, size = stored.result, stored.size
+    measured = [run for run in result["runs"] if "versions" in run]
+    devices = ", ".join(sorted({run["device"] for run in measured}))
+    versions = ", ".join(f"{name} {value}" for name, value in measured[0]["versions"].items())
+    minutes, busy = (sum(run.get(n, 0) for run in result["runs"]) / 60 for n in ("seconds", "cpu_seconds"))
+    return (
+        f"{result['model']} ({ALIGNED.get(result['model'], 'not known whether it was aligned')}). "
+        f"{size.demonstrations} demonstrations ({size.shown.split('/')[0]}) and {size.pairs} pairs "
+        f"({size.judged.split('/')[0]}) of at most {size.longest} tokens, {size.held_out} of each held out; "
+        f"{size.steps} steps of {size.batch} completions in {size.precision}; {size.prompts} prompts of IFEval with "
+        f"answers of at most {size.new_tokens} tokens, {size.questions} questions of TruthfulQA. "
+        f"{_leaks(stored)} {devices}, {len(result['runs'])} runs, {minutes:.0f} minutes of the clock and {busy:.0f} of "
+        f"the processor; {versions}."
+    )
+
+
+def _leaks(stored: Stored) -> str:
+    """What was found of the benchmarks in the rows, in words."""
+    found = " and ".join(f"{count} among the prompts of the {name}" for name, count in stored.result["leaked"].items())
+    return f"Questions of the benchmarks: {found}; rows with them are left out. No prompt is in two tables."
+
+
+def _not_run(size: Size, stored: Stored | None) -> list[str]:
+    counted = f" {_leaks(stored)}" if stored else ""
+    each = seconds_of_a_run(size, [])
+    least, most = count(size, {})
+    text = (
+        f"{WHAT[size.name]} **Not yet run.** {size.demonstrations} demonstrations of {size.shown.split('/')[0]} and "
+        f"{size.pairs} pairs of {size.judged.split('/')[0]} of at most {size.longest} tokens, {size.steps} steps of "
+        f"{size.batch} completions in {size.precision}, {size.prompts} prompts of IFEval with answers of at most "
+        f"{size.new_tokens} tokens, {size.questions} questions of TruthfulQA; tuned rates for "
+        f"{', '.join(size.tuned)}. The estimate is {each:.0f} s a run, {least} to {most} runs: "
+        f"{least * each / 60:.0f} to {most * each / 60:.0f} minutes. It is made from the step and the reference pass "
+        f"that [an H100 was measured at](../gpu.md) in float32. What generation takes ({DECODE_SECONDS * 1000:.0f} ms "
+        "for each token of a batch) and loading and saving are assumed."
+        f"{counted} UltraFeedback as first published holds prompts of TruthfulQA; of which version the model's makers "
+        "took pairs is not known here."
+    )
+    return [f"## {size.name}", text]
+
+
+def _label(name: str) -> str:
+    return "IFEval, mean of the four" if name == IFEVAL else label_of(name)[0]
+
+
+def _rates(rates: Sequence[float] | None) -> str:
+    return ", ".join(f"{rate:g}" for rate in rates or ()) or "–"
+
+
+def _cell(group: Group, name: str) -> str:
+    over_seeds = interval([_mean(run, name) for run in group.runs])
+    over_questions = estimate(group.measure((name, False)))
+    share = name == IFEVAL or label_of(name)[1] in ("share", "probability")
+    ends = "; ".join(words for words in (_ends(i, share) for i in (over_seeds, over_questions)) if words)
+    return f"{over_seeds.mean:.3f}" + (f" ({ends})" if ends else "")
+
+
+def _ends(found: Interval, share: bool = False) -> str:
+    if found.low is None or found.high is None or found.high - found.low < 1e-9:
+        return ""
+    low, high = (max(0.0, found.low), min(1.0, found.high)) if share else (found.low, found.high)
+    return f"{low:.3f} to {high:.3f}"
+
+
+# ------------------------------------------------------------------------------------------ the command
+
+
+def main() -> None:
+    """Estimate, run, say where the results are; or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="a folder or a hub name")
+    parser.add_argument("--data", type=Path, help="the folder of rows and questions")
+    parser.add_argument("--size", choices=SIZES, default="smoke")
+    parser.add_argument("--out", type=Path, default=STORE, help="the folder of the result file")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/real_runs"), help="for rows, and weights while a run lasts"
+    )
+    parser.add_argument("--minutes", type=float, help="begin no run that would end later")
+    parser.add_argument("--dry-run", action="store_true", help="the estimate alone")
+    parser.add_argument("--page", type=Path, help="write the page of --out there instead")
+    arguments = parser.parse_args()
+    try:
+        if arguments.page:
+            write_atomically(arguments.page, page(arguments.out))
+            print(f"wrote {arguments.page}")
+            return
+        if arguments.data is None or not arguments.data.is_dir():
+            raise InputError("--data", "be a folder", arguments.data, "See --help for what it holds")
+        made = setup(arguments.model, arguments.data, SIZES[arguments.size], arguments.work / arguments.size)
+        path = run_all(made, arguments.out, arguments.minutes, arguments.dry_run)
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None
+    if path.is_file():
+        print(f"results: {path}; --page writes the page")
+
+
+if __name__ == "__main__":
+    main()
