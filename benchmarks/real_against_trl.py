@@ -4,9 +4,9 @@
 
 Same model, rows, batch of pairs, LoRA (rank 16, all linear layers), precision (float32 on a CPU, bfloat16 on a GPU) and
 learning rate. Each has its own order of the rows: ours puts rows of similar length together. Both read the reference
-before training. Each run is a process of its own, and the programs take turns (A B A B ...), so that other work on the
-machine affects both alike. A time is the median over the steps of all repeats; set-up and the reading of the reference
-are left out. Peak memory on a CPU is that of the whole process, libraries included; on a GPU what PyTorch had allocated.
+before training. Each run is a process of its own, and the programs take turns (A B A B ...), so that other work on
+the machine affects both alike. A time is the median over the steps of all repeats, without set-up and reading of the
+reference. Peak memory on a CPU is that of the whole process, libraries included; on a GPU what PyTorch had allocated.
 
     --vocabulary 151936    the same layers with random weights and so many words
     --checkpointing        TRL's default: activations are computed twice. Without it both keep them.

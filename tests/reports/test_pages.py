@@ -65,10 +65,12 @@ def test_the_command_writes_the_page(trials, tmp_path):
         write_atomically(tmp_path / "trials" / f"{number}.json", json.dumps(trial))
     done = CliRunner().invoke(app, ["results", "--study", str(tmp_path), "--page", str(tmp_path / "page.md")])
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "page.md").read_text() == pages.pipelines_page(trials)
+    page = (tmp_path / "page.md").read_text()
+    assert page == pages.page_of(trials)
+    assert "| [sft](" in page  # from the stored study, which these trials are compared with
 
 
 def test_the_page_names_what_nobody_tuned(trials):
     assert "Not tuned" not in pages.pipelines_page(trials)
-    page = pages.pipelines_page([{**t, "tuned": t["method"] != "rloo"} for t in trials])
-    assert "Not tuned, run with defaults: `rloo`." in page
+    page = pages.pipelines_page([{**t, "tuned": t["method"] not in ("rloo", "sft-then-kto")} for t in trials])
+    assert "run with the tuned settings of another method: `rloo` (of `sft-then-una`)." in page

@@ -10,7 +10,16 @@ from uftlab.objectives.registry import OBJECTIVES
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Completion, Tokens
 from uftlab.training import methods
-from uftlab.training.methods import METHODS, PIPELINE_METHODS, method_named, settings_of, space, tuned_settings
+from uftlab.training.methods import (
+    METHODS,
+    PIPELINE_METHODS,
+    chosen_settings,
+    method_named,
+    settings_of,
+    space,
+    stage_defaults,
+    tuned_settings,
+)
 from uftlab.training.recipes import resolve_settings, sources
 from uftlab.world.world import World, pairs
 
@@ -101,3 +110,16 @@ def test_a_given_beta_is_kept_and_an_objective_without_beta_gets_none():
 def test_an_unknown_method_names_those_there_are():
     with pytest.raises(InputError, match=r"one of base, sft, .*sft-sum, .*qrpo; got ufd"):
         method_named("ufd")
+
+
+@pytest.mark.parametrize("name", [m.name for m in PIPELINE_METHODS.values() if m.borrows])
+def test_a_method_that_borrows_has_the_tuned_settings_of_a_method_with_the_same_stages(name):
+    method = method_named(name)
+    lender = method_named(method.borrows)
+    assert lender.name in chosen_settings() and name not in chosen_settings()
+    assert [s.objective for s in lender.stages][:-1] == [s.objective for s in method.stages][:-1]
+    for draw in (0, 3):
+        own, lent = settings_of(method, draw), tuned_settings(lender.name, draw)
+        assert [stage["learning_rate"] for stage in own] == [stage["learning_rate"] for stage in lent]
+        assert own[-1]["beta"] == lent[-1]["beta"]
+        assert all(set(stage) == set(stage_defaults(s)) for stage, s in zip(own, method.stages, strict=True))

@@ -71,18 +71,34 @@ def pipelines_page(trials: list[dict[str, Any]]) -> str:
 
 
 def _untuned(trials: list[dict[str, Any]]) -> list[str]:
-    names = ", ".join(f"`{name}`" for name in untuned(trials))
-    told = f"Not tuned, run with defaults: {names}. A comparison of one of them with a tuned method is not fair."
-    return [told] if names else []
+    """What was not tuned, and whose settings it has."""
+    known, names = all_methods(), untuned(trials)
+    lent = [f"`{name}` (of `{known[name].borrows}`)" for name in names if known[name].borrows]
+    bare = [f"`{name}`" for name in names if not known[name].borrows]
+    parts = []
+    if lent:
+        parts.append(f"Not tuned themselves, run with the tuned settings of another method: {', '.join(lent)}.")
+    if bare:
+        parts.append(f"Not tuned, run with defaults: {', '.join(bare)}.")
+    return (
+        [" ".join([*parts, "A comparison of one of them with a tuned method flatters the tuned one."])] if parts else []
+    )
 
 
 def page_of(trials: list[dict[str, Any]]) -> str:
     """The page of a study: of pipelines, or of the study with all that is stored beside it."""
     if set(PIPELINE_METHODS) & {t["method"] for t in trials}:
-        return pipelines_page(trials)
+        return pipelines_page([*_beside(trials), *trials])
     sweep, on_map, controls = (results.load(results.RESULTS / name) for name in ("sweep", "map", "epsilon"))
     added = results.load(crossed.STORED) if (crossed.STORED / "trials").is_dir() else []
     return study_page(trials, sweep, on_map, controls, added, _read(gate.STORED), _read(rehearsal.STORED))
+
+
+def _beside(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trials of the study that pipelines are compared with, in the same worlds, unless they are there already."""
+    named = {name for pair in comparisons.PIPELINE_COMPARISONS for name in pair[:2]} | {"base", "sft"}
+    wanted, seeds = named - {t["method"] for t in trials}, {t["seed"] for t in trials}
+    return [t for t in results.load(results.RESULTS / "class") if t["method"] in wanted and t["seed"] in seeds]
 
 
 def _read(path: Path) -> dict[str, Any] | None:

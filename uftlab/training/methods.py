@@ -59,6 +59,7 @@ class Method:
     source: str = ""
     verified: str = ""
     note: str = ""
+    borrows: str = ""  # the tuned method with the same stages whose settings it has, until it is tuned itself
 
     @property
     def objectives(self) -> list[Any]:
@@ -246,6 +247,7 @@ PIPELINE_METHODS: dict[str, Method] = {
             "Kim et al. 2024 (sDPO), arXiv 2403.19270",
             "2",
             "The paper itself could not be read.",
+            borrows="sft-then-dpo",
         ),
         Method(
             "alright",
@@ -255,6 +257,7 @@ PIPELINE_METHODS: dict[str, Method] = {
             "pipeline",
             *_ALIGN,
             "As in the authors' code: DPO with probability lambda, SFT with 1 - lambda.",
+            borrows="sft-plus-dpo",
         ),
         Method(
             "maxright",
@@ -264,6 +267,7 @@ PIPELINE_METHODS: dict[str, Method] = {
             "pipeline",
             *_ALIGN,
             "As in the authors' code: lambda weighs the gap of DPO, 1 - lambda that of SFT; the larger has the step.",
+            borrows="sft-plus-dpo",
         ),
         Method(
             "paft",
@@ -272,6 +276,7 @@ PIPELINE_METHODS: dict[str, Method] = {
             (*_BOTH, "preference_weight"),
             "pipeline",
             *_PAFT,
+            borrows="sft-plus-dpo",
         ),
         Method(
             "paft-ties",
@@ -281,6 +286,7 @@ PIPELINE_METHODS: dict[str, Method] = {
             "pipeline",
             f"{_PAFT[0]}; TIES, Yadav et al. 2023, arXiv 2306.01708",
             *_PAFT[1:],
+            borrows="sft-plus-dpo",
         ),
         Method(
             "rs-dpo",
@@ -294,30 +300,35 @@ PIPELINE_METHODS: dict[str, Method] = {
             "Khaki et al. 2024 (RS-DPO), arXiv 2402.10038",
             "2 M",
             "The recipe is from a secondary source; threshold and temperature are from memory.",
+            borrows="sft-then-dpo",
         ),
         Method(
             "una-online",
             (_SFT_HALF, Stage("una-score", 0.0, 0.5, "online", _SAMPLED)),
             "SFT, then UNA on scored samples of the policy, squared error",
             group="online",
+            borrows="sft-then-una",
         ),
         Method(
             "una-online-rollout",
             (_SFT_HALF, Stage("una-score", 0.0, 0.5, "online-rollout", _SAMPLED)),
             "the same with the ratio against the policy that sampled, as in the authors' script",
             group="online",
+            borrows="sft-then-una",
         ),
         Method(
             "uft-online",
             (Stage("una-score", 0.5, 1.0, "online", _SAMPLED),),
             "UFT on demonstrations and scored samples of the policy in one table",
             group="online",
+            borrows="uft",
         ),
         Method(
             "rloo",
             (_SFT_HALF, Stage("rloo", 0.0, 0.5, "rloo", (("refresh", 1.0), ("completions", 4.0)))),
             "SFT, then policy gradient with a leave-one-out baseline and KL in the reward",
             group="online",
+            borrows="sft-then-una",
         ),
     )
 }
@@ -469,14 +480,24 @@ def is_tuned(method: Method, settings: Sequence[Mapping[str, float]]) -> bool:
 def settings_of(method: Method, draw: int = 0) -> Settings:
     """The settings of each stage of a method in a study: what the sweep chose for the method.
 
+    A method that was not swept and borrows has the settings of the tuned method that it names, stage by stage, and its
+    own options at their defaults.
+
     Raises:
         InputError: for a method of the groups "paper" and "control" that was not swept. Others have their defaults.
     """
     if not method.stages:
         return []
-    if method.group not in ("paper", "control") and method.name not in chosen_settings():
-        return [stage_defaults(stage) for stage in method.stages]
-    return tuned_settings(method.name, draw)
+    if method.group in ("paper", "control") or method.name in chosen_settings():
+        return tuned_settings(method.name, draw)
+    defaults = [stage_defaults(stage) for stage in method.stages]
+    if method.borrows not in chosen_settings():
+        return defaults
+    lent = tuned_settings(method.borrows, draw)
+    return [
+        {**own, **{name: value for name, value in other.items() if name in own}}
+        for own, other in zip(defaults, lent, strict=True)
+    ]
 
 
 def plan(
