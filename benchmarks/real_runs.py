@@ -693,8 +693,8 @@ def _section(stored: Stored) -> list[str]:
 
 
 def _row(found: Contrast) -> list[str]:
-    ends = (_ends(found.seeds), _ends(found.questions))
-    return [f"{found.first} − {found.second}", _label(found.measure), f"{found.seeds.mean:+.3f}", *ends, found.verdict]
+    ends = (_ends(found.seeds, digits=4), _ends(found.questions, digits=4))
+    return [f"{found.first} − {found.second}", _label(found.measure), f"{found.seeds.mean:+.4f}", *ends, found.verdict]
 
 
 def _grid(stored: Stored, run: Run) -> list[str]:
@@ -763,11 +763,11 @@ def _cell(group: Group, name: str) -> str:
     return f"{over_seeds.mean:.3f}" + (f" ({ends})" if ends else "")
 
 
-def _ends(found: Interval, share: bool = False) -> str:
+def _ends(found: Interval, share: bool = False, digits: int = 3) -> str:
     if found.low is None or found.high is None or found.high - found.low < 1e-9:
         return ""
     low, high = (max(0.0, found.low), min(1.0, found.high)) if share else (found.low, found.high)
-    return f"{low:.3f} to {high:.3f}"
+    return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 # ------------------------------------------------------------------------------------------ the command
