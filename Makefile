@@ -36,6 +36,8 @@ style: $(VENV)/tests
 pages: $(VENV)/tests
 	$(BIN)/uftlab methods --cards docs/methods
 	$(BIN)/uftlab results --page docs/results/study.md
+	$(BIN)/uftlab results --study pipelines --page docs/pipelines.md
+	$(BIN)/python benchmarks/real_runs.py --page docs/results/real.md
 	$(BIN)/uftlab export --previews docs/previews --readme README.md
 
 wheel: $(VENV)/tests

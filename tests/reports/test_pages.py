@@ -74,3 +74,10 @@ def test_the_page_names_what_nobody_tuned(trials):
     assert "Not tuned" not in pages.pipelines_page(trials)
     page = pages.pipelines_page([{**t, "tuned": t["method"] not in ("rloo", "sft-then-kto")} for t in trials])
     assert "run with the tuned settings of another method: `rloo` (of `sft-then-una`)." in page
+
+
+def test_the_committed_page_is_the_one_of_the_stored_trials():
+    stored = results.load(results.RESULTS / "pipelines")
+    assert {t["method"] for t in stored} == set(PIPELINE_METHODS) and {t["seed"] for t in stored} == set(range(5))
+    page = (results.RESULTS.parents[1] / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    assert page == pages.page_of(stored)
