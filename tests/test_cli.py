@@ -193,7 +193,7 @@ def test_only_what_goes_on_from_what_is_on_disk_says_so_after_ctrl_c(tmp_path, m
 
 
 def test_ctrl_c_in_a_study_says_how_to_go_on(tmp_path, monkeypatch):
-    def interrupted(*args):
+    def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
         yield
 
@@ -380,7 +380,7 @@ def test_without_settings_the_tiny_model_learns_with_those_of_its_world(rows, tm
     files = ("--demonstrations", rows[0], "--method", "sft-full", "--steps", "60", "--batch", "8")
     result = uftlab("train", "--model", "tiny", *files, "--out", out)
     assert result.exit_code == 0, result.output
-    assert result.output.splitlines()[0] == f"demonstrations: {rows[0]}: 24 demonstrations."
+    assert result.output.splitlines()[0] == f"demonstrations: {rows[0]}: 12 demonstrations."
     second = result.output.splitlines()[1]
     assert second == "sft-full on tiny: what you did not set is what the sweep chose for the tiny world"
     record = json.loads((out / "training.json").read_text())["stages"][0]

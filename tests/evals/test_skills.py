@@ -103,10 +103,11 @@ class OneOpinion(nn.Module):
         super().__init__()
         self.opinion = nn.Parameter(opinion)
 
-    def forward(self, input_ids, attention_mask, position_ids, logits_to_keep, use_cache):
+    def forward(self, input_ids, attention_mask, **ignored):
         logits = -self.opinion.expand(*input_ids.shape, -1).clone()
-        logits[:, -2] = self.opinion  # predicts the last token, which is the value
-        return SimpleNamespace(logits=logits[:, -logits_to_keep:])
+        last = attention_mask.sum(-1) - 1  # predicts the value, which is not read itself
+        logits[torch.arange(len(last)), last] = self.opinion
+        return SimpleNamespace(logits=logits)
 
 
 def everything_asked(evaluator):

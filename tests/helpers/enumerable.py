@@ -26,6 +26,7 @@ class BanditPolicy(nn.Module):
     def __init__(self, probs=REFERENCE):
         super().__init__()
         self.logits = nn.Parameter(probs.log().clone())
+        self.generation_config = None  # `generate` below asks nobody
 
     def probs(self):
         return self.logits.detach().softmax(-1)

@@ -1,9 +1,11 @@
 """Trials on a Ray cluster: one of this machine with two workers, and what a cluster can lack."""
 
 import json
+import os
 import socket
 import sys
 import types
+from pathlib import Path
 
 import mortal
 import pytest
@@ -18,6 +20,7 @@ from uftlab.study.cohort import run_cohort
 from uftlab.study.workers import run_trials
 
 ray = pytest.importorskip("ray")
+HELPERS = Path(mortal.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,9 @@ def cluster():
         "logging_level": "error",
         "object_store_memory": 100_000_000,
     }
+    # its processes start anew: they have to find what these tests import
+    places = os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])
+    quiet["runtime_env"] = {"env_vars": {"PYTHONPATH": places}}
     # by default Ray's workers let every other process of a busy machine go first
     ray.init(address="local", num_cpus=2, _system_config={"worker_niceness": 0}, **quiet)
     yield

@@ -21,7 +21,8 @@ from uftlab.evals.drift import divergences, documents
 from uftlab.evals.outcomes import Measure, load_result
 from uftlab.models.logps import completion_logits
 from uftlab.reports.evaluation import compare, comparison_page, difference, estimate, grouped, run_page
-from uftlab.rows.tokens import Completion, collate
+from uftlab.rows.batches import to_batch
+from uftlab.rows.tokens import Completion
 from uftlab.study.results import interval
 
 TEMPLATE = (
@@ -235,7 +236,7 @@ def test_weights_that_are_nan_are_refused_and_not_called_right(lab, tmp_path):
     policy.save_pretrained(tmp_path / "broken")
     tokenizer.save_pretrained(tmp_path / "broken")
     settings = Settings(("truthfulqa",), data=lab / "data", chat_template=False)
-    with pytest.raises(InputError, match="finite log-probabilities"):
+    with pytest.raises(InputError, match="The weights of .* must be finite"):
         evaluate(str(tmp_path / "broken"), tmp_path / "out", settings, say=str)
     assert not (tmp_path / "out").exists()
 
@@ -338,14 +339,14 @@ def test_the_mean_of_perplexity_weighs_tokens(run):
 def test_divergence_by_hand_and_zero_from_itself(lab):
     policy, other = (benchmarks.load_policy(str(lab / name))[0] for name in ("model", "other"))
     rows = [Completion((0, 70), (80, 81, 1), "scored"), Completion((0,), (90,), "scored")]
-    assert divergences(policy, policy, rows, 1).tolist() == [0, 0]
-    found = divergences(policy, other, rows, 1).tolist()
+    assert divergences(policy, policy, rows).tolist() == [0, 0]
+    found = divergences(policy, other, rows).tolist()
     for row, value in zip(rows, found, strict=True):
-        batch = collate([(row,)], 1)
+        batch = to_batch([(row,)])
         with torch.no_grad():
             p, q = (completion_logits(m, batch)[0].softmax(-1) for m in (policy, other))
         assert value == pytest.approx((p * (p / q).log()).sum().item(), rel=1e-4)
-    assert divergences(other, policy, rows, 1).tolist() != pytest.approx(found, rel=1e-2)  # which way matters
+    assert divergences(other, policy, rows).tolist() != pytest.approx(found, rel=1e-2)  # which way matters
 
 
 def test_forward_and_reverse_kl_sample_from_their_first_model(lab, run, tmp_path):
