@@ -123,4 +123,7 @@ def test_what_comes_back_and_what_skill_leaves_are_on_the_page():
     assert "86 to 92 %" in section and "With lines on other creatures, 86% to 92% is back by method" in page
     assert "makes up 62 %" in section and "the control makes up 62%" in page
     assert "none of 36 contrasts" in section and page.count("| not settled |") > 36
+    assert "not at 7e-4 (+0.02), but at 2e-3 (+0.18) and at 6e-3 (+0.32)" in section
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| followed and correct | 0.00")]
+    assert [row[2].split()[0] for row in rows[:3]] == ["+0.02", "+0.18", "+0.32"]
     assert "720 trials in three worlds" in section and "720 trials in 3 world(s)" in page

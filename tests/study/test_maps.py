@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import asdict
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -87,3 +88,30 @@ def test_usual_are_trained_trials_at_usual_dials_and_budget():
     ]  # fmt: skip
     found = maps.usual(maps.table(stored))
     assert found[["method", "budget"]].to_numpy().tolist() == [["uft", 200], ["sft", 100]]
+
+
+def test_where_mixing_helps_is_paired_by_world_at_equal_rates():
+    """Mixed 0.5 and 0.7 in two worlds, SFT first 0.1 lower, feedback first 0.2 higher; the losses differ by 0.05."""
+    values = {"SFT first": -0.1, "feedback first": 0.2, "mixed": 0.0}
+    rows = []
+    for method, (order, loss) in maps.ORDERS.items():
+        for first in (1e-3, 2e-3):
+            for seed, level in ((1000, 0.5), (1001, 0.7)):
+                value = level + values[order] + (0.05 if loss == "UNA" else 0.0)
+                place = {"experiment": "E1", "method": method, "seed": seed, "first_rate": first, "rate": 2e-3}
+                rows.append({**place, "nats": maps.NATS, "skill": value if first == 2e-3 else 99.0})
+    found = maps.where_it_helps(pd.DataFrame(rows), "skill")
+    means = [found.loc[2e-3, name].mean for name in ("over SFT first", "over feedback first", "the unified loss")]
+    assert means == pytest.approx([0.1, -0.2, 0.05])
+
+
+def test_the_deciding_factors_leave_the_worlds_out():
+    frame = pd.DataFrame(
+        [
+            {"experiment": "E3", "method": m, "seed": s, "nats": n, "skill": n + 10 * s}
+            for m in ("a", "b")
+            for s in (0, 1)
+            for n in (0.1, 1.0)
+        ]
+    )
+    assert [factor for _, factor, _ in maps.deciding(frame, "skill")] == ["nats", "method"]

@@ -320,6 +320,7 @@ def _map_parts(on_map: list[dict[str, Any]], gates: dict[str, Any] | None) -> li
         f"{len(frame)} trials in {worlds} world(s): it describes, and nothing in it is a test. Learning rates and β "
         "are laid out by hand, equal for all methods.",
     ]
+    parts += _where_it_helps(frame)
     for name, title in EXPERIMENTS.items():
         if not len(maps.of_experiment(frame, name)):
             continue
@@ -333,6 +334,42 @@ def _map_parts(on_map: list[dict[str, Any]], gates: dict[str, Any] | None) -> li
                 "the reward has its share of the gradient. This is an extrapolation."
             )
     return parts
+
+
+def _where_it_helps(frame: pd.DataFrame) -> list[str]:
+    """Where mixing helps, where the unified loss does, which factors decide; nothing without several worlds of E1."""
+    own = maps.of_experiment(frame, "E1")
+    if not len(own) or own["seed"].nunique() < 2:
+        return []
+    rows = []
+    for metric in (*OUTCOMES, "retention/lost"):
+        found = maps.where_it_helps(frame, metric)
+        for rate, values in found.iterrows():
+            told = [f"{v.mean:+.2f} ({v.low:+.2f} to {v.high:+.2f})" for v in values]
+            rows.append([results.HEADLINES[metric][0], f"{rate:g}", *told])
+    heads = [
+        "what is measured",
+        "rate of all stages",
+        "mixed − SFT first",
+        "mixed − feedback first",
+        "UFT − SFT plus DPO",
+    ]
+    decide = [
+        f"- {results.HEADLINES[metric][0]}: "
+        + ", ".join(
+            f"{factor.replace('_', ' ')} in {name} ({share:.0%})"
+            for name, factor, share in maps.deciding(frame, metric)
+        )
+        for metric in (*OUTCOMES, "retention/lost")
+    ]
+    return [
+        "### Where it helps",
+        "At equal learning rates in all stages; 95 % interval over worlds, not corrected for how many there are. Mixing "
+        "is compared with two stages of the same losses, UFT with SFT plus DPO where both mix.",
+        markdown(heads, rows),
+        "The three factors that explain most, of all experiments (share of the variance within the experiment):",
+        "\n".join(decide),
+    ]
 
 
 def _explained(frame: pd.DataFrame, name: str) -> str:

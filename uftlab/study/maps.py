@@ -24,6 +24,7 @@ from typing import Any
 import pandas as pd
 
 from uftlab.errors import InputError
+from uftlab.study.results import interval
 from uftlab.study.trials import DRAWS, PROFILES, TUNING_WORLD, Profile, Trial, frozen
 from uftlab.training.methods import Settings, method_named, space
 from uftlab.world.world import Dials
@@ -180,6 +181,41 @@ def of_experiment(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     if name == "E1":
         own["order"], own["loss"] = zip(*own["method"].map(ORDERS), strict=True)
     return own
+
+
+def where_it_helps(frame: pd.DataFrame, outcome: str) -> pd.DataFrame:
+    """What mixing and the unified loss add at equal learning rates, of E1: a row per rate, an `Interval` over worlds each.
+
+    `over SFT first` and `over feedback first`: the mixture minus two stages with the same loss and the same rate in
+    both, mean over losses and strengths. `the unified loss`: UFT minus SFT plus DPO, both mixed, at the usual strength.
+    """
+    own = of_experiment(frame, "E1")
+    same = own[own["first_rate"] == own["rate"]].set_index(["rate", "seed", "loss", "nats", "order"])[outcome]
+    wide = same.unstack("order")
+    losses = wide["mixed"].xs(NATS, level="nats").unstack("loss")
+    differences = {
+        "over SFT first": (wide["mixed"] - wide["SFT first"]).groupby(["rate", "seed"]).mean(),
+        "over feedback first": (wide["mixed"] - wide["feedback first"]).groupby(["rate", "seed"]).mean(),
+        "the unified loss": losses["UNA"] - losses["DPO"],
+    }
+    return pd.DataFrame(
+        {
+            name: {rate: interval(values.to_numpy()) for rate, values in found.groupby(level="rate")}
+            for name, found in differences.items()
+        }
+    ).rename_axis("rate")
+
+
+def deciding(frame: pd.DataFrame, outcome: str, count: int = 3) -> list[tuple[str, str, float]]:
+    """The factors with the largest `shares` of an outcome over all experiments, worlds apart: experiment, factor, share."""
+    made = [
+        (name, factor, share)
+        for name in FACTORS
+        if len(of_experiment(frame, name))
+        for factor, share in shares(frame, name, outcome).items()
+        if factor != "seed"
+    ]
+    return sorted(made, key=lambda one: -one[2])[:count]
 
 
 def shares(frame: pd.DataFrame, name: str, outcome: str) -> dict[str, float]:
