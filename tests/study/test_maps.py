@@ -114,4 +114,5 @@ def test_the_deciding_factors_leave_the_worlds_out():
             for n in (0.1, 1.0)
         ]
     )
-    assert [factor for _, factor, _ in maps.deciding(frame, "skill")] == ["nats", "method"]
+    found = maps.deciding(frame, "skill")
+    assert [factor for _, factor, _ in found] == ["nats", "method"] and found[1][2] == pytest.approx(0)

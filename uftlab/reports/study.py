@@ -364,7 +364,7 @@ def _where_it_helps(frame: pd.DataFrame) -> list[str]:
     ]
     return [
         "### Where it helps",
-        "At equal learning rates in all stages; 95 % interval over worlds, not corrected for how many there are. Mixing "
+        "At equal learning rates in all stages; 95 % interval over worlds, not corrected for their number. Mixing "
         "is compared with two stages of the same losses, UFT with SFT plus DPO where both mix.",
         markdown(heads, rows),
         "The three factors that explain most, of all experiments (share of the variance within the experiment):",

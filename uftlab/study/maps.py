@@ -178,7 +178,7 @@ ORDERS = {
 def of_experiment(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     """The trained trials of an experiment, for E1 with their order and loss."""
     own = frame[(frame["experiment"] == name) & (frame["method"] != "base")].copy()
-    if name == "E1":
+    if name == "E1" and len(own):
         own["order"], own["loss"] = zip(*own["method"].map(ORDERS), strict=True)
     return own
 
