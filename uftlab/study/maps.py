@@ -184,7 +184,7 @@ def of_experiment(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def where_it_helps(frame: pd.DataFrame, outcome: str) -> pd.DataFrame:
-    """What mixing and the unified loss add at equal learning rates (E1): a row per rate, an `Interval` over worlds each.
+    """What mixing and the unified loss add at equal learning rates (E1): a row per rate, `Interval`s over worlds.
 
     `over SFT first` and `over feedback first`: the mixture minus two stages with the same loss and the same rate in
     both, mean over losses and strengths. `the unified loss`: UFT minus SFT plus DPO, both mixed, at the usual strength.
