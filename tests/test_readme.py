@@ -82,7 +82,9 @@ def test_the_python_example_prints_a_scored_row():
 
 
 def test_how_fast_is_what_was_measured():
-    section = README.split("## How fast")[1].split("\n## ")[0].split("<!--")[0]  # what follows is of a GPU
+    section = (
+        README.split("## How fast")[1].split("\n## ")[0].split("None of that")[0]
+    )  # what follows is of large models
     stored = ROOT / "data" / "results" / "benchmarks"
     trl, stack = (json.loads((stored / f"{name}.json").read_text()) for name in ("against_trl", "population"))
     found = [float(text) for text in re.findall(r"\*\*([\d.]+)\*\*", section)]
@@ -127,3 +129,14 @@ def test_what_comes_back_and_what_skill_leaves_are_on_the_page():
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| followed and correct | 0.00")]
     assert [row[2].split()[0] for row in rows[:3]] == ["+0.02", "+0.18", "+0.32"]
     assert "720 trials in three worlds" in section and "720 trials in 3 world(s)" in page
+
+
+def test_the_numbers_beside_trl_on_a_real_model_are_the_stored_ones():
+    stored = ROOT / "data" / "results" / "benchmarks"
+    section = " ".join(README.split("None of that carries over")[1].split("\n## ")[0].split())
+    for name in ("real_against_trl", "real_against_trl_151k"):
+        found = json.loads((stored / f"{name}.json").read_text())
+        assert f"**{found['times_as_fast']:.1f}** times" in section
+        assert f"**{found['memory_ratio']:.2f}** times its" in section
+        assert "CPU, 2 threads" in found["device"] and found["versions"]["trl"].startswith("1.16")
+        assert found["first_losses"]["uftlab"][0] == pytest.approx(found["first_losses"]["trl"][0], abs=1e-4)
