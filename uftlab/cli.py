@@ -462,6 +462,17 @@ def train(
         _fail(str(error), 1)
 
 
+@command(example="uftlab merge my-adapter --out my-model")
+def merge(
+    model: Annotated[str, typer.Argument(help="An adapter's folder; a model's folder or a hub name is copied.")],
+    out: Annotated[Path, typer.Option(help="Folder for the whole model.")],
+) -> None:
+    """Save an adapter and its base as one model, which needs neither peft nor the base."""
+    from uftlab.training.checkpoint import merge as merged
+
+    _say(f"saved {merged(model, out)}")
+
+
 @command(
     example="uftlab eval --model my-model --suite ifeval,truthfulqa,wordcount --data benchmarks --limit 50",
     interrupted=RESUMES,

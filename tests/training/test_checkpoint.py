@@ -86,6 +86,11 @@ def test_an_adapters_folder_is_a_policy_wherever_it_lies(tmp_path, files, monkey
     merged = tmp_path / "merged"
     train(merged, files, method="sft-full", lora=4, learning_rate=1e-2, warmup=0.0, merge=True)
     assert_close(read_logps(load_policy(str(merged))[0], rows).item(), own, atol=1e-4, rtol=0)
+    later = checkpoint.merge("first", tmp_path / "later")
+    assert_close(read_logps(load_policy(str(later))[0], rows).item(), own, atol=1e-4, rtol=0)
+    assert not (later / "adapter_config.json").exists() and not (later / ".training").exists()
+    with pytest.raises(InputError, match="The output folder must be empty"):
+        checkpoint.merge("first", later)
 
 
 def test_steps_of_the_stages_add_up(tmp_path, files):

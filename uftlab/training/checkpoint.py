@@ -105,6 +105,20 @@ def train_checkpoint(config: TrainConfig, say: Say = print, resume: bool = False
     return out
 
 
+def merge(model: str, out: Path) -> Path:
+    """Save a policy as a whole model with its tokenizer: an adapter's folder becomes a checkpoint of its own.
+
+    Raises:
+        InputError: when the model cannot be loaded, or the folder is not empty or writable.
+    """
+    _check_folder(out)
+    policy, tokenizer = load_policy(model)
+    _save_policy(policy, out / WORK / "final")
+    tokenizer.save_pretrained(out / WORK / "final")
+    _move(out)
+    return out
+
+
 # ------------------------------------------------------------------------------------------ before
 
 
@@ -365,9 +379,14 @@ def _finish(policy: Any, made: Prepared, out: Path, records: list, samples: list
     final = out / WORK / "final"
     _save_policy(policy.merge_and_unload() if merged else policy, final)
     made.tokens.tokenizer.save_pretrained(final)
-    for path in sorted(final.iterdir()):
+    _move(out, lambda: _record(out, made, "finished", records, samples))
+
+
+def _move(out: Path, done: Callable[[], None] = lambda: None) -> None:
+    """What was saved goes to its place, then `done` is called, then the working folder goes."""
+    for path in sorted((out / WORK / "final").iterdir()):
         os.replace(path, out / path.name)
-    _record(out, made, "finished", records, samples)
+    done()
     shutil.rmtree(out / WORK, ignore_errors=True)
 
 
