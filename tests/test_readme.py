@@ -123,6 +123,8 @@ def test_what_comes_back_and_what_skill_leaves_are_on_the_page():
     page = (ROOT / "docs" / "results" / "study.md").read_text()
     section = " ".join(README.split("In short:")[1].split("\n## ")[0].split())
     assert "86 to 92 %" in section and "With lines on other creatures, 86% to 92% is back by method" in page
+    assert "3 of 5 methods are settled to be above it" in page and "0 of 5 methods are settled to be above it" in page
+    assert "-5 to 30 % is back" in section and "-5% to 30% is back by method" in page
     assert "makes up 62 %" in section and "the control makes up 62%" in page
     assert "none of 36 contrasts" in section and page.count("| not settled |") > 36
     assert "not at 7e-4 (+0.02), but at 2e-3 (+0.18) and at 6e-3 (+0.32)" in section
