@@ -25,7 +25,18 @@ import torch
 import transformers
 from clock import WARM_UP, Clock, wait
 from datasets import Dataset
-from population import GRID, WORLDS, crowd, device_name, limits, member_of, stack_seconds, step_work, trainer_seconds
+from population import (
+    GRID,
+    WORLDS,
+    crowd,
+    device_name,
+    limits,
+    member_of,
+    stack_seconds,
+    step_work,
+    trained_alone,
+    trainer_seconds,
+)
 from population import grid as population_grid
 from transformers import set_seed
 
@@ -113,19 +124,7 @@ def right(result: Result, profile: Profile, dry: bool) -> None:
         result["trainer"] = {}
         for name in ("una-score", "sft-plus-dpo", "kto", "tdpo"):
             member = members[name]
-            policy = frozen_copy(load_base(0)).requires_grad_(True).to(DEVICE)
-            wanted = {"per_device_train_batch_size": member.per_step, "max_steps": member.steps}
-            with tempfile.TemporaryDirectory() as folder:
-                fit(
-                    ObjectiveTrainer,
-                    policy,
-                    folder,
-                    member.order,
-                    member.objective,
-                    member.settings,
-                    [Quiet()],
-                    **wanted,
-                )
+            policy = trained_alone(member)
             weights, number = flatten(policy.state_dict(), layout()).cpu(), list(members).index(name)
             moved = (here.weights[number] - member.start.cpu()).norm()
             result["trainer"][name] = float((weights - here.weights[number]).norm() / moved)

@@ -22,6 +22,7 @@ import torch
 from clock import WARM_UP, Clock, cpu_name, wait
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
+from transformers import LlamaForCausalLM, TrainerCallback
 
 from uftlab.engine import population
 from uftlab.engine.packing import pack
@@ -70,21 +71,20 @@ def crowd(count: int, steps: int, profile: Profile) -> list[Member]:
     return [member_of(made[n % len(made)], **settings[n // len(made) % len(settings)]) for n in range(count)]
 
 
+def trained_alone(member: Member, *callbacks: TrainerCallback) -> LlamaForCausalLM:
+    """The base of world 0 after `ObjectiveTrainer` trained it as a member says."""
+    policy: Any = frozen_copy(load_base(0)).requires_grad_(True).to(usual_device())
+    wanted = {"per_device_train_batch_size": member.per_step, "max_steps": member.steps}
+    data = (member.order, member.objective, member.settings)
+    with tempfile.TemporaryDirectory() as folder:
+        fit(ObjectiveTrainer, policy, folder, *data, [*callbacks, Quiet()], **wanted)
+    return policy
+
+
 def trainer_seconds(member: Member) -> float:
     """Seconds per step of `ObjectiveTrainer` on one member, without the set-up."""
-    policy, clock = frozen_copy(load_base(0)).requires_grad_(True).to(usual_device()), Clock()
-    wanted = {"per_device_train_batch_size": member.per_step, "max_steps": member.steps}
-    with tempfile.TemporaryDirectory() as folder:
-        fit(
-            ObjectiveTrainer,
-            policy,
-            folder,
-            member.order,
-            member.objective,
-            member.settings,
-            [clock, Quiet()],
-            **wanted,
-        )
+    clock = Clock()
+    trained_alone(member, clock)
     return statistics.mean(clock.seconds())
 
 
