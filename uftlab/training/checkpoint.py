@@ -97,6 +97,7 @@ def train_checkpoint(config: TrainConfig, say: Say = print, resume: bool = False
     if dry_run:
         describe(made, say)
         return out
+    process().wait_for_everyone()  # else a slow process would find the folder that a quick one has filled
     if main:
         out.mkdir(parents=True, exist_ok=True)
         _record(out, made, "unfinished", [])
