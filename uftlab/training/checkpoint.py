@@ -156,7 +156,6 @@ def prepared(config: TrainConfig, say: Say = print) -> Prepared:
     policy, tokenizer = load_policy(config.model)
     policy.config.use_cache = False if config.gradient_checkpointing else policy.config.use_cache
     tokens = Tokens(tokenizer)
-    limit = config.max_length or getattr(policy.config.get_text_config(), "max_position_embeddings", None)
     chosen, where = starting_settings(method, is_tiny(policy), config.lora)
     chosen = [{**own, **_of_stage(stage, config.settings)} for stage, own in zip(method.stages, chosen, strict=True)]
     for number, own in enumerate(config.stages):
@@ -166,20 +165,20 @@ def prepared(config: TrainConfig, say: Say = print) -> Prepared:
             )
         check_settings(method, own)
         chosen[number] |= {name: float(value) for name, value in own.items()}
-    budget = sum(stage.budget for stage in method.stages)
+    # with their settings: a stage may have another share of demonstrations
+    stages = [(stage, values) for stage, _, values in plan(method, 1, chosen)]
     rows = []
     with redirect_stdout(StringIO()):  # warnings come with their stage
-        for stage, _, _ in plan(method, 1, chosen):
-            rows.append(sources(stage, tables, tokens, config.batch, limit))
+        for stage, _ in stages:
+            rows.append(sources(stage, tables, tokens, config.batch, _limit(config, policy)))
             _check_tokens(policy, tokens, rows[-1][0])
             # a pair or a completion that does not fit is refused now, and not after an hour
             share_of_a_step(sum(rows[-1][1]), {"gradient_accumulation_steps": config.accumulation})
     steps = config.steps or _steps_of(rows, config.epochs) or 100
     if steps < len(method.stages):
         raise InputError("--steps", f"be at least {len(method.stages)}, one a stage", steps, "Raise it")
-    planned = [(stage, own, values) for (stage, _, values), own in zip(
-        plan(method, steps / budget, chosen), _shares(steps, [stage.budget for stage in method.stages]), strict=True
-    )]  # fmt: skip
+    shares = _shares(steps, [stage.budget for stage, _ in stages])
+    planned = [(stage, own, values) for (stage, values), own in zip(stages, shares, strict=True)]
     return Prepared(config, method, tables, held if config.held_out else {}, policy, tokens, planned, rows, where)
 
 
@@ -283,13 +282,12 @@ def _train(made: Prepared, out: Path, say: Say, resume: bool) -> None:
             records.append(json.loads(done.read_text(encoding="utf-8")))
             policy = _after(policy, place / "model", config, last)
             continue
-        shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
-        say(f"stage {index + 1} of {len(made.planned)}: {stage.objective}, {steps} steps, {shown}")
+        say(f"stage {index + 1} of {len(made.planned)}: {stage.objective}, {steps} steps, {_in_words(values)}")
         if config.lora:
             policy = with_lora(policy, config.lora, config.lora_alpha, config.lora_dropout, _targets(config))
         job = Job(policy, stage, made.tables, values, steps, config.seed, references=_references(config))
         (trained,) = run(
-            [job], made.tokens, batch=config.batch, max_length=_limit(made), callbacks=(), folder=place,
+            [job], made.tokens, batch=config.batch, max_length=_limit(config, made.policy), callbacks=(), folder=place,
             held_out=made.held_out, dropout=config.dropout, **_arguments(config, steps, place, resume),
         )  # fmt: skip
         record = trained.record
@@ -312,9 +310,13 @@ def _train(made: Prepared, out: Path, say: Say, resume: bool) -> None:
     say(f"saved {out}")
 
 
-def _limit(made: Prepared) -> int | None:
-    own = getattr(made.policy.config.get_text_config(), "max_position_embeddings", None)
-    return made.config.max_length or own
+def _limit(config: TrainConfig, policy: PreTrainedModel) -> int | None:
+    """Tokens of the longest row that is kept: what the user says, else the context of the model."""
+    return config.max_length or getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+
+
+def _in_words(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
 
 def _targets(config: TrainConfig) -> str | list[str]:
@@ -452,7 +454,7 @@ def describe(made: Prepared, say: Say) -> None:
         over = [f"{own:.2f} passes over {len(e)} rows" for own, e in zip(passes, examples, strict=True)]
         size = f"{steps} steps of {config.batch} completions, about {tokens:,.0f} tokens"
         say(f"stage {number}: {stage.objective}, {size}")
-        say(f"  {' and '.join(over)}; settings: " + ", ".join(f"{name} {value:g}" for name, value in values.items()))
+        say(f"  {' and '.join(over)}; settings: {_in_words(values)}")
         for own in examples:
             for completion in [c for e in own[:SHOWN] for c in e][:SHOWN]:
                 text, trained = decode(list(completion.prompt_ids)), decode(list(completion.completion_ids))
