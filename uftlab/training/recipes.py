@@ -75,16 +75,22 @@ def sources(
             have = ", ".join(tables) or "nothing"
             raise InputError(f"The {stage.objective} stage", f"be given {name}", have, f"Add --{name}")
         made = tokens.once(
-            (tables[name]._fingerprint, kind, max_length),
-            lambda table=tables[name], kind=kind: tokens.examples(_convert(table, kind, stage), max_length),  # type: ignore[misc]
+            (name, tables[name]._fingerprint, kind, max_length),
+            lambda name=name, kind=kind: _examples(name, _convert(tables[name], kind, stage), tokens, max_length),  # type: ignore[misc]
         )
         share = stage.demonstrations if name == "demonstrations" else 1 - stage.demonstrations
         per_step.append(max(1, round(batch * share) // (2 if kind == "preference" else 1)))
-        if name == "demonstrations":
-            made = [tuple(replace(c, demonstrated=True) for c in example) for example in made]
         made = with_quantiles(made) if objective.quantiles else made
         examples.append(with_mismatched(made) if objective.mismatched else made)
     return examples, per_step
+
+
+def _examples(name: str, table: Dataset, tokens: Tokens, max_length: int | None) -> list[Example]:
+    """A table tokenised; its rows know whether they are demonstrations."""
+    made = tokens.examples(table, max_length)
+    if name != "demonstrations":
+        return made
+    return [tuple(replace(c, demonstrated=True) for c in example) for example in made]
 
 
 @dataclass
