@@ -54,6 +54,7 @@ def model_of(arguments: argparse.Namespace) -> tuple[Any, Any]:
 def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train with one of the two; seconds of each step after the warm-up, losses, peak memory in bytes."""
     import torch
+    from clock import wait
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
@@ -67,8 +68,7 @@ def run_one(arguments: argparse.Namespace) -> dict[str, Any]:
             self.start = time.perf_counter()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            wait()
             self.seconds.append(time.perf_counter() - self.start)
 
     torch.set_num_threads(arguments.threads)

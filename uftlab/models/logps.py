@@ -143,9 +143,8 @@ _sharing: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 def _small(model: nn.Module) -> list[Completion]:
     """Two made-up completions of one prompt."""
-    words = int(next(model.parameters()).shape[0]) if not hasattr(model, "config") else 0
-    config: Any = getattr(model, "config", None)
-    words = words or int(getattr(config.get_text_config(), "vocab_size", 2))
+    config: Any = model.config
+    words = int(config.get_text_config().vocab_size)
     prompt, lengths = SMALL
     ids = [(7 * k * k + 3 * k + 1) % words for k in range(prompt + sum(lengths))]
     first = prompt + lengths[0]

@@ -11,10 +11,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ from uftlab.models.policies import load_policy, load_weights, tiny_config, with_
 from uftlab.objectives.registry import objective_named
 from uftlab.rows.sources import load_table, read_rows
 from uftlab.rows.table import overlap
-from uftlab.rows.tokens import Example, Tokens, interleave
+from uftlab.rows.tokens import Example, RememberingTokens, Tokens, interleave
 from uftlab.training.configuration import TrainConfig
 from uftlab.training.methods import (
     LEARNING_RATE_ALL_WEIGHTS,
@@ -155,7 +153,7 @@ def prepared(config: TrainConfig, say: Say = print) -> Prepared:
             raise InputError(f"--{name.replace('_', '-')}", "go with plain stages", f"the recipe {others[0]}", remedy)
     policy, tokenizer = load_policy(config.model)
     policy.config.use_cache = False if config.gradient_checkpointing else policy.config.use_cache
-    tokens = Tokens(tokenizer)
+    tokens = RememberingTokens(tokenizer)  # the stages train on the same rows again
     chosen, where = starting_settings(method, is_tiny(policy), config.lora)
     chosen = [{**own, **_of_stage(stage, config.settings)} for stage, own in zip(method.stages, chosen, strict=True)]
     for number, own in enumerate(config.stages):
@@ -168,12 +166,11 @@ def prepared(config: TrainConfig, say: Say = print) -> Prepared:
     # with their settings: a stage may have another share of demonstrations
     stages = [(stage, values) for stage, _, values in plan(method, 1, chosen)]
     rows = []
-    with redirect_stdout(StringIO()):  # warnings come with their stage
-        for stage, _ in stages:
-            rows.append(sources(stage, tables, tokens, config.batch, _limit(config, policy)))
-            _check_tokens(policy, tokens, rows[-1][0])
-            # a pair or a completion that does not fit is refused now, and not after an hour
-            share_of_a_step(sum(rows[-1][1]), {"gradient_accumulation_steps": config.accumulation})
+    for stage, _ in stages:
+        rows.append(sources(stage, tables, tokens, config.batch, _limit(config, policy)))
+        _check_tokens(policy, tokens, rows[-1][0])
+        # a pair or a completion that does not fit is refused now, and not after an hour
+        share_of_a_step(sum(rows[-1][1]), {"gradient_accumulation_steps": config.accumulation})
     steps = config.steps or _steps_of(rows, config.epochs) or 100
     if steps < len(method.stages):
         raise InputError("--steps", f"be at least {len(method.stages)}, one a stage", steps, "Raise it")

@@ -21,7 +21,7 @@ from uftlab.models.policies import load_policy
 from uftlab.objectives.registry import objective_named
 from uftlab.rows.layouts import understand
 from uftlab.rows.table import kind_of
-from uftlab.rows.tokens import Example, Tokens
+from uftlab.rows.tokens import Example, RememberingTokens
 from uftlab.training.methods import Stage
 from uftlab.training.recipes import prepare, share_of_a_step, sources
 
@@ -93,7 +93,7 @@ class UFTTrainer(ObjectiveTrainer):
 
             policy = get_peft_model(policy, peft_config)
         policy.to(args.device)
-        tokens, objective = Tokens(processing_class), objective_named(args.objective)
+        tokens, objective = RememberingTokens(processing_class), objective_named(args.objective)
         tables = _tables(train_dataset)
         both = len(tables) == 2
         stage = Stage(objective.name, args.demonstrations if both else float("demonstrations" in tables))
