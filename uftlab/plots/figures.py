@@ -110,7 +110,8 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
             fig.update_xaxes(range=[-0.04, 1.06], **place)
         floor = floor_of(summary, metric)
         if floor is not None:
-            fig.add_vline(x=floor, annotation_position="bottom", **_FLOOR_LINE, **place)
+            # above the axis: below it the words would cover a tick
+            fig.add_vline(x=floor, annotation_position="bottom", annotation_yanchor="bottom", **_FLOOR_LINE, **place)
     names = [n for n in all_methods() if n in set(summary["method"])]
     fig.update_yaxes(categoryorder="array", categoryarray=names[::-1])
     height = 140 + lines * (90 + 30 * len(names))
