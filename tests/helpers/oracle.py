@@ -180,6 +180,7 @@ ORACLES = {
     "una-score-cross-entropy": per_row("scored", cross),
     "una-score-absolute-error": per_row("scored", absolute),
     "signed-sft": per_row("scored", lambda r, s: -s["scale"] * (r["score"] - 0.5) * r["sum"]),
+    "accepted-sft": per_row("scored", lambda r, s: -max(0.0, r["score"] - 0.5) * r["sum"]),
     "rpo": both((None, per_pair(dpo)), ("sft_weight", per_row("chosen", sft, "token"))),
     "sft-plus-dpo": both((None, per_row("demonstration", sft, "token")), ("preference_weight", per_pair(dpo))),
     "joint-sft-dpo": both((None, per_pair(joint)), ("sft_weight", per_row("chosen", sft, "token"))),

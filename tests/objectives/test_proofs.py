@@ -44,6 +44,7 @@ def test_every_objective_has_an_oracle():
 
 
 NEVER_DOWN = {"var"}  # it weighs completions, and pushes none down
+LEAVES_BAD_ONES = {"accepted-sft"}  # they teach nothing there
 
 
 @every_objective
@@ -58,7 +59,8 @@ def test_a_step_of_descent_moves_the_policy_towards_the_feedback(name):
         push = -logits.grad[torch.arange(len(c.completion_ids)), list(c.completion_ids)].sum().item()
         middle = QRPO_TARGET if name == "qrpo" else 0.5
         up = c.role in ("chosen", "demonstration") or name in NEVER_DOWN or (c.role != "rejected" and c.score > middle)
-        assert push == 0 if c.role == "mismatched" else push > 0 if up else push < 0, (c.role, c.score)
+        still = c.role == "mismatched" or (name in LEAVES_BAD_ONES and not up)
+        assert push == 0 if still else push > 0 if up else push < 0, (c.role, c.score)
 
 
 def extreme(examples, near, far):

@@ -49,6 +49,26 @@ def signed_sft_loss(
     return -scale * (scores - 0.5) * policy_logps
 
 
+def accepted_sft_loss(
+    policy_logps: Float[Tensor, "completion"], scores: Float[Tensor, "completion"]
+) -> Float[Tensor, "completion"]:
+    """`signed_sft_loss` without its negative part: only completions rated above one half are learned from (ours).
+
+    L = -max(score - 1/2, 0) log pi(y|x)
+
+    On samples of the policy it is rejection sampling with graded acceptance. Beside `signed_sft_loss` it tells what
+    pushing bad completions down adds.
+
+    Args:
+        policy_logps: log pi(y | x), summed over completion tokens, in nats.
+        scores: feedback in [0, 1].
+
+    Returns:
+        Loss of each completion in nats, never negative. Score 1 and probability e^-3: 1.5. Score 0: 0.
+    """
+    return -(scores - 0.5).clamp(min=0) * policy_logps
+
+
 def dft_loss(policy_token_logps: Float[Tensor, "completion pos"]) -> Float[Tensor, "completion"]:
     """Dynamic fine-tuning: each token is weighted by its own probability (Wu et al. 2025, arXiv 2508.05629).
 

@@ -117,6 +117,11 @@ def _signed_sft(rows: Rows, settings: Settings) -> Tensor:
     return losses.signed_sft_loss(own.policy_logps, own.scores, settings["scale"])
 
 
+def _accepted_sft(rows: Rows, settings: Settings) -> Tensor:
+    own = rows.of("scored")
+    return losses.accepted_sft_loss(own.policy_logps, own.scores)
+
+
 def _policy_gradient(rows: Rows, settings: Settings) -> Tensor:
     own = rows.of("scored")
     return losses.policy_gradient_loss(own.policy_logps, own.reference_logps, own.scores, float(settings["clip"]))
@@ -250,6 +255,13 @@ _ALL = (
         reference=False, verified="-",
         note="A control: UFT without reference, beta and gate. A small scale matters to Adam's epsilon alone.",
         failure="nothing closes: a completion below one half is pushed down without bound, whatever the reference says",
+    ),
+    Objective(
+        "accepted-sft", (Term("scored", _accepted_sft, equation=losses.accepted_sft_loss),),
+        "likelihood weighted by score - 1/2, on completions above one half alone", "ours; rejection sampling with "
+        "graded acceptance", reference=False, verified="-",
+        note="A control: signed SFT without the negative part.",
+        failure="a bad completion teaches nothing, so what the policy already says badly stays likely",
     ),
     Objective(
         "rpo", (_on_pairs(losses.dpo_loss, "beta"), _sft_on("chosen", _PAIR, weight="sft_weight")),

@@ -2,8 +2,9 @@
 
 The budget is the number of completions back-propagated and is the same for every method (but `sft` and `base`,
 which say so). `METHODS` are those of the study, `VARIANTS` their near relatives. `PIPELINE_METHODS` are what people do
-around the losses: parts, alternation, merging, sampling. Every objective of the registry that is none of them is a
-method too, of the group "loss": it trains the base model on the one table that it eats, for the whole budget.
+around the losses: parts, alternation, merging, sampling. `RECENT_METHODS` came later. Every objective of the registry
+that is none of them is a method too, of the group "loss": it trains the base model on the one table that it eats, for
+the whole budget.
 
 Objectives are named here and looked up when they are asked for, so that reading results needs no torch.
 """
@@ -45,6 +46,9 @@ class Stage:
 class Method:
     """A named list of stages. `tuned` names what the sweep varies in its last stage (`space` has the whole).
 
+    `group` is "paper"; "control", not in the paper; "variant" or "loss", not tuned; "pipeline" or "online", another
+    recipe; "recent", of 2025 or 2026; "question", a control of docs/questions.
+
     `source`, `verified` (letters of `uftlab.objectives.objective.VERIFIED`) and `note` are of what the method adds to
     its objectives, a recipe or a penalty; those of the objectives are their own.
     """
@@ -53,9 +57,7 @@ class Method:
     stages: tuple[Stage, ...]
     summary: str
     tuned: tuple[str, ...] = ("learning_rate", "beta")
-    group: str = (
-        "paper"  # "control": not in the paper; "variant", "loss": not tuned; "pipeline", "online": other recipes
-    )
+    group: str = "paper"
     source: str = ""
     verified: str = ""
     note: str = ""
@@ -333,13 +335,51 @@ PIPELINE_METHODS: dict[str, Method] = {
     )
 }
 
+_ONE_SAMPLE = (("refresh", 1.0), ("completions", 1.0))
+_RATE = ("learning_rate",)
+
+# Of 2025 and 2026, and the controls of the questions that they raise (docs/questions). Tuned after the study.
+RECENT_METHODS: dict[str, Method] = {
+    m.name: m
+    for m in (
+        Method(
+            "given-accepted",
+            (Stage("accepted-sft", 0.0),),
+            "the table's completions, learned from where their score is above one half",
+            _RATE,
+            "question",
+        ),
+        Method(
+            "given-signed",
+            (Stage("signed-sft", 0.0),),
+            "the table's completions, pushed up or down by their score less one half",
+            _RATE,
+            "question",
+        ),
+        Method(
+            "own-accepted",
+            (Stage("accepted-sft", 0.0, 1.0, "online", _ONE_SAMPLE),),
+            "its own samples, learned from where their score is above one half",
+            _RATE,
+            "question",
+        ),
+        Method(
+            "own-signed",
+            (Stage("signed-sft", 0.0, 1.0, "online", _ONE_SAMPLE),),
+            "its own samples, pushed up or down by their score less one half",
+            _RATE,
+            "question",
+        ),
+    )
+}
+
 # What every process finds here; what is registered later has to be handed over to worker processes.
-SHIPPED = {**METHODS, **VARIANTS, **PIPELINE_METHODS}
+SHIPPED = {**METHODS, **VARIANTS, **PIPELINE_METHODS, **RECENT_METHODS}
 
 
 def named_methods() -> dict[str, Method]:
-    """`METHODS`, `VARIANTS` and `PIPELINE_METHODS` as they are now: one that was registered is among them."""
-    return {**METHODS, **VARIANTS, **PIPELINE_METHODS}
+    """`SHIPPED` as it is now: a method that was registered is among them."""
+    return {**METHODS, **VARIANTS, **PIPELINE_METHODS, **RECENT_METHODS}
 
 
 def all_methods() -> dict[str, Method]:

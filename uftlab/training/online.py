@@ -193,6 +193,11 @@ def against_reference(rollouts: Rollouts, rows: list[Completion], beta: float) -
     return [replace(row, reference_logps=value) for row, value in zip(rows, logps, strict=True)]
 
 
+def as_sampled(rollouts: Rollouts, rows: list[Completion], beta: float) -> list[Completion]:
+    """The samples with their scores alone, for objectives that read no reference."""
+    return rows
+
+
 def against_rollout(rollouts: Rollouts, rows: list[Completion], beta: float) -> list[Completion]:
     """The samples with the log-probability they were sampled with: the ratio of the authors' published script.
 
@@ -240,7 +245,7 @@ def learn_from_samples(task: Task, label: Label) -> Record:
             drawn = rollouts.draw(step) if step else drawn
             words = sum(len(row.completion_ids) for row in drawn) / len(drawn)
             trainer.note({"rollout/score": sum(row.score for row in drawn) / len(drawn), "rollout/tokens": words})
-            rows = label(rollouts, drawn, settings["beta"])
+            rows = label(rollouts, drawn, settings.get("beta", 0.0))
         at = step % rollouts.refresh * size
         samples: list[Example] = [(row,) for row in rows[at : at + size]]
         return [*order[step * demonstrated : (step + 1) * demonstrated], *samples]
@@ -259,7 +264,7 @@ def learn_from_samples(task: Task, label: Label) -> Record:
 
 
 def online(task: Task) -> Record:
-    """UNA, or UFT where demonstrations are in the table too, on the policy's samples, with the paper's ratio.
+    """Any loss on scores, on the policy's samples; UFT has demonstrations beside them. UNA's ratio is the paper's.
 
     Every `refresh` steps the policy answers prompts of the table, the reward function scores the answers, and the loss
     fits implicit scores to those; log pi_ref is of the policy as the stage found it. 1 is fully online; as many as
@@ -267,7 +272,7 @@ def online(task: Task) -> Record:
 
     Paid for on top: the samples, their scores, and a forward pass of the reference for each.
     """
-    return learn_from_samples(task, against_reference)
+    return learn_from_samples(task, against_reference if task.objective.reference else as_sampled)
 
 
 def online_rollout(task: Task) -> Record:
