@@ -6,7 +6,7 @@ uftlab results --page docs/results/study.md
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,11 +93,11 @@ def study_page(
     return "\n\n".join(parts).replace("\n\n- ", "\n- ").replace("|\n- ", "|\n\n- ") + "\n"
 
 
-def primary_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The primary contrasts: difference, interval, p, corrected p and verdict."""
+def primary_table(rows: Sequence[dict[str, Any]], labels: Mapping[str, tuple] = results.HEADLINES) -> str:
+    """Contrasts of one family: difference, interval, p, corrected p and verdict."""
     lines = []
     for row in rows:
-        label = results.HEADLINES[row["metric"]][0]
+        label = labels[row["metric"]][0]
         between = f"{row['low']:+.3f} to {row['high']:+.3f}"
         numbers = [f"{row['mean']:+.3f}", between, f"{row['p']:.2g}", f"{row['holm']:.2g}"]
         lines.append([row["comparison"].replace(" minus ", " − "), label, *numbers, verdict(row)])
@@ -285,27 +285,28 @@ def _at_equal_skill(sweep: list[dict[str, Any]], on_map: list[dict[str, Any]]) -
         "worlds. In each world the trials of a method are ordered by followed and correct, and what they keep is read "
         "off between the two neighbours of a level. Trials that learned too fast pass the same levels as trials that "
         "learned little, so it jumps. Left out are trials in which a dial of the world was turned or the budget "
-        f"raised.\n\n{_levels(rows, 'between neighbours')}\n\n"
+        f"raised.\n\n{levels_table([row for row in rows if row['reading'] == 'between neighbours'])}\n\n"
         "*At best* was added afterwards: of the trials with at least so much of followed and correct, the one that "
         f"keeps most. Only the {len(tuning)} trials of the tuning, because there every method has equally many."
-        f"\n\n{_levels(rows, 'at best')}\n\n"
+        f"\n\n{levels_table([row for row in rows if row['reading'] == 'at best'])}\n\n"
         "In brackets: worlds in which both methods reach the level. The mean is over the levels of a world, then over "
         f"worlds; its interval is over worlds, which are few. Both tables are one family of {tests} tests, corrected "
         f"by Holm's method: {len(settled)} of them {'is' if len(settled) == 1 else 'are'} settled."
     )
 
 
-def _levels(rows: Sequence[dict[str, Any]], reading: str) -> str:
+def levels_table(rows: Sequence[dict[str, Any]], labels: Mapping[str, tuple] = results.HEADLINES) -> str:
+    """Rows of `comparisons.at_levels`: the difference at each level with its number of worlds, and over all levels."""
     lines = []
     for row in rows:
-        if row["reading"] != reading:
-            continue
         levels = [f"{mean:+.2f} ({worlds})" if worlds else "–" for mean, worlds in row["levels"].values()]
         between = "–" if row["low"] is None else f"{row['low']:+.2f} to {row['high']:+.2f}"
         holm = "–" if row["holm"] is None else f"{row['holm']:.2g}"
-        name, label = row["comparison"].replace(" minus ", " − "), results.HEADLINES[row["metric"]][0]
+        name, label = row["comparison"].replace(" minus ", " − "), labels[row["metric"]][0]
         lines.append([name, label, *levels, f"{row['mean']:+.2f}", between, holm, row["verdict"]])
-    heads = ["contrast", "what is kept", *(f"at {level:g} (worlds)" for level in comparisons.LEVELS)]
+    if not lines:
+        return "No two methods reach a level together."
+    heads = ["contrast", "what is kept", *(f"at {level:g} (worlds)" for level in rows[0]["levels"])]
     return markdown([*heads, "mean", "95 % interval", "corrected p", "verdict"], lines)
 
 

@@ -88,10 +88,16 @@ def linked(method: str, cards: str) -> str:
     return f"[{method}]({cards}/{method}.md)" if all_methods()[method].stages else method
 
 
-def skills_table(frame: pd.DataFrame, methods: Sequence[str], metrics: Sequence[str], cards: str) -> str:
+def skills_table(
+    frame: pd.DataFrame,
+    methods: Sequence[str],
+    metrics: Sequence[str],
+    cards: str,
+    labels: Mapping[str, tuple[str, str, bool | None]] = HEADLINES,
+) -> str:
     """Methods by metrics in Markdown: mean and interval of each."""
     cells = {(r["method"], r["metric"]): r for r in summary(frame).to_dict("records")}
-    heads = [f"{HEADLINES[m][0]} ({HEADLINES[m][1]})" for m in metrics]
+    heads = [f"{labels[m][0]} ({labels[m][1]})" for m in metrics]
     return markdown(
         ["method", *heads], [[linked(m, cards), *(cell(cells.get((m, k))) for k in metrics)] for m in methods]
     )

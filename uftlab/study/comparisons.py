@@ -295,9 +295,12 @@ def best_kept(
 
 
 def at_levels(
-    readings: Mapping[str, pd.DataFrame], outcomes: Sequence[str] = KEPT, skill: str = "instruction/both"
+    readings: Mapping[str, pd.DataFrame],
+    outcomes: Sequence[str] = KEPT,
+    skill: str = "instruction/both",
+    pairs: Sequence[tuple[str, str, str]] = PRIMARY,
 ) -> list[dict[str, Any]]:
-    """The pairs of the primary contrasts at equal skill: what one method keeps minus what the other keeps.
+    """Pairs of methods (by default the primary contrasts) at equal skill: what one keeps minus what the other keeps.
 
     In each world the difference of two methods is averaged over the levels that both reach there. The interval is over
     worlds. One family: Holm's correction over all pairs, outcomes and readings; one that cannot be made counts as
@@ -311,7 +314,7 @@ def at_levels(
         no world has both) and the number of worlds.
     """
     rows: list[dict[str, Any]] = []
-    for (reading, table), (method, minus, why), outcome in product(readings.items(), PRIMARY, outcomes):
+    for (reading, table), (method, minus, why), outcome in product(readings.items(), pairs, outcomes):
         wide = table.pivot(index=[skill, "seed"], columns="method", values=outcome)
         if not {method, minus} <= set(wide):
             continue
@@ -322,4 +325,4 @@ def at_levels(
         levels = {level: (own.mean(), int(own.notna().sum())) for level, own in apart.iterrows()}
         about = {"comparison": f"{method} minus {minus}", "metric": outcome, "why": why, "reading": reading}
         rows.append({**about, **asdict(interval(worlds.to_numpy())), "levels": levels, "family": "at equal skill"})
-    return corrected(rows, len(readings) * len(PRIMARY) * len(outcomes))
+    return corrected(rows, len(readings) * len(pairs) * len(outcomes))
