@@ -22,16 +22,19 @@ from uftlab.study.tuning import points
 from uftlab.training import methods
 from uftlab.training.checkpoint import train_checkpoint
 from uftlab.training.configuration import TrainConfig
-from uftlab.training.methods import METHODS, PIPELINE_METHODS, Method, Stage, default_settings
+from uftlab.training.methods import METHODS, PIPELINE_METHODS, RECENT_METHODS, Method, Stage, default_settings
 from uftlab.training.recipes import FedTrainer, Task, offline
 from uftlab.training.stages import RECIPES, Job, check_recipes, run
 from uftlab.world.world import World, pairs
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
 
-NAMES = list(PIPELINE_METHODS)
+NEW = {name: method for name, method in RECENT_METHODS.items() if method.stages[-1].recipe not in ("offline", "online")}
+OWN = {**PIPELINE_METHODS, **NEW}  # those with a recipe that no other table has
+NAMES = list(OWN)
 EIGHT = replace(TINY, steps=8)  # the first step of any schedule has learning rate 0, so parts need two
 SAMPLED = {"una-online": 128, "una-online-rollout": 128, "uft-online": 128, "rloo": 128, "rs-dpo": 96}
+SAMPLED |= dict.fromkeys(("sdft", "cue-sft", "on-policy-distillation"), 256)
 
 
 def by_letters(prompts, texts):
@@ -68,9 +71,9 @@ def whole(probed, tmp_path_factory):
 # ------------------------------------------------------------------------------------------ the registry
 
 
-@pytest.mark.parametrize("method", PIPELINE_METHODS.values(), ids=lambda m: m.name)
+@pytest.mark.parametrize("method", OWN.values(), ids=lambda m: m.name)
 def test_a_recipe_is_a_method_like_any_other(method):
-    assert method.group in ("pipeline", "online") and method.name not in METHODS
+    assert method.group in ("pipeline", "online", "recent", "question") and method.name not in METHODS
     assert {stage.recipe for stage in method.stages} <= set(RECIPES)
     assert sum(stage.budget for stage in method.stages) == 1
     settings = default_settings(method)
@@ -81,7 +84,7 @@ def test_a_recipe_is_a_method_like_any_other(method):
 
 
 def test_every_recipe_but_offline_belongs_to_a_method():
-    assert {m.stages[-1].recipe for m in PIPELINE_METHODS.values()} | {"offline"} == set(RECIPES)
+    assert {m.stages[-1].recipe for m in OWN.values()} | {"offline"} == set(RECIPES)
 
 
 def test_an_unknown_recipe_names_those_there_are(untrained):
@@ -100,15 +103,18 @@ def test_a_stage_of_another_recipe_is_not_trained_offline_by_mistake(untrained):
 
 def test_the_budget_is_equal_and_what_comes_on_top_is_in_columns_of_its_own(whole):
     assert {whole[name]["completions"] for name in NAMES} == {256}
-    assert {name: r["sampled"] for name, r in whole.items() if r["sampled"]} == SAMPLED
-    assert {name: r["extra_runs"] for name, r in whole.items() if r["extra_runs"]} == {"maxright": 512}
+    sampled = {name: r["sampled"] for name, r in whole.items() if r["sampled"]}
+    assert 256 < sampled["self-sft"] < 1024  # as many as fill the steps with accepted ones
+    assert sampled == {**SAMPLED, "self-sft": sampled["self-sft"]}
+    runs = {name: r["extra_runs"] for name, r in whole.items() if r["extra_runs"]}
+    assert runs == {"maxright": 512, "on-policy-distillation": 256}
 
 
 def test_recipes_end_in_different_places_and_record_their_settings(whole):
     digests = [r["metrics"]["digest"] for r in whole.values()]
     assert len(set(digests)) == len(digests)
     for name in NAMES:
-        assert set(default_settings(PIPELINE_METHODS[name])) <= set(whole[name]["settings"])
+        assert set(default_settings(OWN[name])) <= set(whole[name]["settings"])
 
 
 def test_curves_go_on_through_the_parts_of_a_stage(whole):

@@ -158,7 +158,7 @@ class _Room:
 
     def __init__(self, profile: Profile, seed: int, folder: Path) -> None:
         self.profile, self.seed, self.world = profile, seed, World(seed)
-        self.base = frozen_copy(load_base(seed))  # type: ignore[arg-type]
+        self.base = frozen_copy(load_base(seed))
         self.references = ReferenceCache()
         key = repr((SCHEMA, PARTS, seed, profile, fingerprint(self.base)))
         self.folder = Path(folder) / hashlib.blake2b(key.encode(), digest_size=6).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,6 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from uftlab.errors import InputError
 from uftlab.models.logps import (
-    as_reference,
     completion_logits,
     completion_logps,
     gather_logps,
@@ -138,13 +138,16 @@ class ObjectiveTrainer(Trainer):
         self.settings = objective.with_defaults(settings or {})
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the counts of the whole optimiser step
         self._sums: list[Sums] = []
-        copied = objective.distributions and not hasattr(model, "disable_adapter")
-        self.reference: Any = frozen_copy(model) if copied else None  # type: ignore[arg-type]
+        self.reference: Any = self.reference_of(model) if objective.distributions else None
         # tried before the library wraps the model
         self._shares = shares_prompts(model)
         has_plain_head(model)
         # every process has to call the model equally often, so there one call is all
         self._least = LEAST if args.world_size == 1 else 2**62
+
+    def reference_of(self, model: nn.Module) -> Any:
+        """What gives full distributions of the reference; None with LoRA: the policy itself with its adapters off."""
+        return None if hasattr(model, "disable_adapter") else frozen_copy(model)
 
     def check(self, objective: Objective, examples: Sequence[Example]) -> None:
         """Refuses examples that the objective cannot learn from, before anything is set up."""
@@ -188,12 +191,18 @@ class ObjectiveTrainer(Trainer):
         ids, mask = inputs["completion_ids"], inputs["completion_mask"]
         if not self.objective.distributions:
             return Positions(ids, mask, token_logps(model, inputs))
-        # the reference first: the policy needs its adapters on
-        source = self.accelerator.unwrap_model(model) if self.reference is None else self.reference.to(mask.device)
-        with as_reference(source), self.accelerator.autocast():
-            reference = completion_logits(source, inputs)
+        reference = self._reference_logits(model, inputs)  # first: the policy needs its adapters on
         logits = completion_logits(model, inputs)
         return Positions(ids, mask, gather_logps(logits, ids, mask), logits, reference)
+
+    def _reference_logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Of the reference at each completion token. `reference_groups` of a batch are prompts of its own."""
+        inputs = {**inputs, "groups": inputs.get("reference_groups", inputs["groups"])}
+        own = self.reference is None
+        source: Any = self.accelerator.unwrap_model(model) if own else self.reference.to(inputs["role"].device)
+        adapters_off = source.disable_adapter() if own else nullcontext()
+        with torch.no_grad(), evaluation_mode(source), adapters_off, self.accelerator.autocast():
+            return completion_logits(source, inputs)
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None

@@ -9,10 +9,11 @@ batch, because the sizes are known there.
 | `family`      | losses that are a distance between sigma(reward - baseline) and a score                      |
 | `pairs`       | losses that compare a chosen with a rejected completion                                      |
 | `completions` | losses that reweight the likelihood of one completion, and the policy gradient               |
+| `distillation` | the divergence of a student from a teacher at each token                                   |
 | `weights`     | what is added to any loss for how far the weights have moved                                 |
 | `rewards`     | implicit rewards and gates; notebooks import this module under its own name                  |
 
-Every public function of the first four modules is also a name of this package: `losses.dpo_loss`. The list is read
+Every public function of all modules but `rewards` is also a name of this package: `losses.dpo_loss`. The list is read
 from the modules, so a new function needs no entry here. A new module needs one line, for type checkers only.
 """
 
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for type checkers, which do not run the loop below
     from uftlab.losses.completions import *  # noqa: F403
+    from uftlab.losses.distillation import *  # noqa: F403
     from uftlab.losses.family import *  # noqa: F403
     from uftlab.losses.pairs import *  # noqa: F403
     from uftlab.losses.weights import *  # noqa: F403

@@ -254,7 +254,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+def frozen_copy(model: nn.Module) -> Any:
     """A reference: the same weights, in evaluation mode, without gradients. Training the policy leaves it alone."""
     reference = copy.deepcopy(model).eval()
     return reference.requires_grad_(False)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from uftlab.errors import InputError
+from uftlab.losses.distillation import distillation_loss
 from uftlab.losses.rewards import Scalar, implicit_reward
 from uftlab.models.logps import token_kl
 from uftlab.rows.tokens import ROLE_INDEX, Example
@@ -77,6 +78,11 @@ class Positions:
         """KL(pi || pi_ref) in nats, summed over the positions of the completion. 0 where policy equals reference."""
         policy, reference = self._distributions()
         return token_kl(policy, reference, self.mask).sum(-1)
+
+    def divergence_from_reference(self, reverse: float) -> Float[Tensor, "completion"]:
+        """`distillation_loss` with the reference as the teacher: KL(pi_ref || pi) at `reverse` 0, the other at 1."""
+        policy, reference = self._distributions()
+        return distillation_loss(policy, reference, self.mask, reverse)
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,10 @@ def _policy_gradient(rows: Rows, settings: Settings) -> Tensor:
     return losses.policy_gradient_loss(own.policy_logps, own.reference_logps, own.scores, float(settings["clip"]))
 
 
+def _distillation(rows: Rows, settings: Settings) -> Tensor:
+    return rows.of("scored").at.divergence_from_reference(float(settings["reverse"]))
+
+
 # ------------------------------------------------------------------------------------- the registry
 
 _DEMONSTRATION, _PAIR = "demonstration", "preference"
@@ -137,6 +141,7 @@ _KL_WEIGHTS = ("kl_weight", (0.03, 0.1, 0.3, 1.0))
 _CLOSES = "the gate {} closes once the implicit score s is near 0 or 1: what is learned by then stays as it is"
 _SQUARED_CLOSES = _CLOSES.format("2 beta |score - s| s (1 - s)")
 _ABSOLUTE_CLOSES = _CLOSES.format("beta s (1 - s)")
+_DISTILLED = Term("scored", _distillation, "token", equation=losses.distillation_loss)
 _MARGIN = "only the margin counts: both log-probabilities may fall, the chosen one too"
 
 _ALL = (
@@ -334,8 +339,8 @@ _ALL = (
 
 OBJECTIVES: dict[str, Objective] = {objective.name: objective for objective in _ALL}
 
-# On completions that a recipe samples, and on no table: the "reference" of a row is the policy that sampled it, its
-# "score" an advantage.
+# On completions that a recipe samples, and on no table. In policy gradients the "reference" of a row is the policy
+# that sampled it and its "score" an advantage; in distillation the reference is the teacher.
 ON_SAMPLES: dict[str, Objective] = {
     "rloo": Objective(
         "rloo", (Term("scored", _policy_gradient, equation=losses.policy_gradient_loss),),
@@ -344,7 +349,28 @@ ON_SAMPLES: dict[str, Objective] = {
         note="KL is in the reward, R - beta log(pi / pi_ref), as of when the completion was sampled.",
         failure="it climbs whatever the reward function is wrong about; a small beta lets it",
         learning_rate=1e-3, axis=("beta", (0.003, 0.01, 0.03, 0.1)),
-    )
+    ),
+    "sampled-sft": Objective(
+        "sampled-sft", (_sft_on("scored", "scored"),), "negative log-likelihood of samples, averaged over tokens",
+        "standard", reference=False, verified="P",
+        failure="all samples weigh the same; what was wrongly accepted is imitated like the rest",
+    ),
+    "sdft": Objective(
+        "sdft", (_DISTILLED,), "divergence of the policy from itself with a context in the prompt, at each token",
+        "Shenfeld et al. 2026, arXiv 2601.19897; TRL", {"reverse": 1.0}, reference=False, tokens=True,
+        distributions=True, verified="2 T",
+        note="Sources disagree. The paper's equation has reverse KL, our default; an author found later that all its "
+        "results were made with forward KL, the default of the authors' code (idanshen/Self-Distillation, issue 5): "
+        "`reverse` 0. The paper itself could not be read. We average over tokens of the step.",
+        failure="the policy cannot become better than the teacher is with the context, and learns its faults too",
+    ),
+    "on-policy-distillation": Objective(
+        "on-policy-distillation", (_DISTILLED,), "divergence of the policy from a teacher, at each token",
+        "Agarwal et al. 2023 (GKD), arXiv 2306.13649; TRL", {"reverse": 1.0}, reference=False, tokens=True,
+        distributions=True, verified="T",
+        note="TRL's distillation trainer has reverse KL as its default, its GKD trainer the divergence at 1/2.",
+        failure="the teacher is the ceiling; where the student never goes, nothing is learned",
+    ),
 }  # fmt: skip
 
 

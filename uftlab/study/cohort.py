@@ -32,7 +32,7 @@ from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Completion, Example, RememberingTokens
 from uftlab.study.trials import SCHEMA, Profile, Trial, is_done, plan_digest, read_trial
 from uftlab.training.methods import SAMPLING, Stage, data_kinds, is_tuned, method_named, plan
-from uftlab.training.reward_functions import world_reward
+from uftlab.training.reward_functions import world_context, world_reward
 from uftlab.training.stages import Job, Trained, layout, run, usual_device
 from uftlab.world.world import CONTESTED, World, pairs
 
@@ -200,7 +200,7 @@ def _job(own: _Progress, index: int) -> Job:
     return Job(
         own.weights, stage, own.materials.tables, settings, steps, trial.seed * 10 + index,
         world_reward(trial.seed, trial.profile.dials.length_bonus), own.materials.references,
-        _points(trial, stage, steps),
+        _points(trial, stage, steps), world_context(trial.seed),
     )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ from typing import Any
 from uftlab.errors import InputError
 from uftlab.files import DATA
 
-SAMPLING = ("rs-dpo", "online", "online-rollout", "rloo")  # recipes that answer the feedback's prompts themselves
+SCORED = ("rs-dpo", "online", "online-rollout", "rloo", "self-sft")  # recipes that answer prompts and have it scored
+SAMPLING = (*SCORED, "sdft", "cue-sft", "on-policy-distillation")  # all that answer prompts themselves
 
 
 @dataclass(frozen=True)
@@ -336,6 +337,7 @@ PIPELINE_METHODS: dict[str, Method] = {
 }
 
 _ONE_SAMPLE = (("refresh", 1.0), ("completions", 1.0))
+_ONCE = (("refresh", 1e6), ("completions", 1.0))  # more steps than any run has: all is drawn before the first
 _RATE = ("learning_rate",)
 
 # Of 2025 and 2026, and the controls of the questions that they raise (docs/questions). Tuned after the study.
@@ -369,6 +371,56 @@ RECENT_METHODS: dict[str, Method] = {
             "its own samples, pushed up or down by their score less one half",
             _RATE,
             "question",
+        ),
+        Method(
+            "self-sft",
+            (Stage("sampled-sft", 0.0, 1.0, "self-sft", (*_ONCE, ("accept_above", 0.5))),),
+            "SFT on samples of the base that the reward function accepts",
+            ("learning_rate", "accept_above"),
+            "recent",
+            "Chen et al. 2025 (Retaining by Doing), arXiv 2510.18874",
+            "P M",
+            "In the authors' code samples of the starting model are kept where they are correct and learned from "
+            "alike. How many were drawn of a prompt, and at which temperature, is not there; one at temperature 1 is "
+            "ours. Their reward is right or wrong, ours graded: `accept_above` draws the line.",
+        ),
+        Method(
+            "sdft",
+            (Stage("sdft", 0.0, 1.0, "sdft", (*_ONE_SAMPLE, ("teacher_rate", 0.01))),),
+            "self-distillation on its own samples: the teacher is itself with a cue in the prompt",
+            _RATE,
+            "recent",
+            "Shenfeld et al. 2026, arXiv 2601.19897; TRL",
+            "2 T",
+            "The teacher of the paper is a moving average that follows by 0.01 in each step, as tinker-cookbook quotes "
+            "it (#524); TRL's is the starting model by default (`teacher_rate` 0). The context of the paper is a "
+            "demonstration; in the tiny world it is the cue, because its base never saw an example in a prompt.",
+        ),
+        Method(
+            "cue-sft",
+            (Stage("sampled-sft", 0.0, 1.0, "cue-sft", _ONCE),),
+            "SFT on what the base answers with a cue in the prompt, trained without the cue",
+            _RATE,
+            "question",
+        ),
+        Method(
+            "on-policy-distillation",
+            (
+                Stage(
+                    "on-policy-distillation",
+                    0.0,
+                    1.0,
+                    "on-policy-distillation",
+                    (*_ONE_SAMPLE, ("teacher_learning_rate", 4e-3)),
+                ),
+            ),
+            "a teacher after SFT on demonstrations, distilled on the student's own samples",
+            ("learning_rate", "teacher_learning_rate"),
+            "recent",
+            "Agarwal et al. 2023 (GKD), arXiv 2306.13649; TRL",
+            "T",
+            "The teacher here is as large as the student. The share of own samples, lambda in TRL, is that of the "
+            "feedback: one less `demonstrations`; TRL tosses a coin for each batch, we divide each batch.",
         ),
     )
 }
@@ -438,6 +490,8 @@ OTHERS = {
         Dimension("preference_share", 0.2, 0.8, log=False, share=True),
         Dimension("l2", 1e-4, 1.0),
         Dimension("parts", 1.5, 4.5, log=False, step=1.0),
+        Dimension("accept_above", 0.4, 0.9, log=False, share=True),
+        Dimension("teacher_learning_rate", 4e-4, 1.2e-2),
     )
 }
 

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -22,10 +23,11 @@ from uftlab.losses import leave_one_out
 from uftlab.models.generation import generate_ids
 from uftlab.models.logps import read_logps, reference_logps
 from uftlab.rows.tokens import Completion, Example, Tokens, interleave
-from uftlab.training.methods import Stage
+from uftlab.training.methods import Stage, tables_of
 from uftlab.training.recipes import FedTrainer, Record, Task, distinct, feed_steps, history_of, offline
 from uftlab.training.reward_functions import Reward, train_reward_model
 
+TRIED, LEAST_ACCEPTED = 1000, 0.02  # a reward function that accepts a smaller share of so many samples is refused
 MIN_NEW_TOKENS = 24  # of a sample at least; more where the table has longer completions
 
 
@@ -39,11 +41,22 @@ class Sample:
 
 
 def sample(
-    policy: Any, tokens: Tokens, prompts: Sequence[Any], reward: Reward, longest: int, seed: int
+    policy: Any,
+    tokens: Tokens,
+    prompts: Sequence[Any],
+    reward: Reward,
+    longest: int,
+    seed: int,
+    context: Callable[[Any], Any] | None = None,
 ) -> list[Sample]:
-    """One completion for each prompt, drawn at temperature 1 and scored; the random state is left as it was."""
+    """One completion for each prompt, drawn at temperature 1 and scored; the random state is left as it was.
+
+    Args:
+        context: turns a prompt into the one that is answered. The sample keeps the prompt as it was.
+    """
     ids = [tokens.prompt(prompt) for prompt in prompts]
-    made = generate_ids(policy, tokens.tokenizer, ids, longest, seed)
+    asked = ids if context is None else [tokens.prompt(context(prompt)) for prompt in prompts]
+    made = generate_ids(policy, tokens.tokenizer, asked, longest, seed)
     texts = [str(tokens.tokenizer.decode(list(row), skip_special_tokens=True)).strip() for row in made]
     scores = reward(prompts, texts)
     rows = [Completion(x, y, "scored", float(s)) for x, y, s in zip(ids, made, scores, strict=True)]
@@ -72,7 +85,7 @@ def reward_of(task: Task) -> tuple[Reward, int]:
     return model, model.completions
 
 
-def _prompts(table: Dataset) -> list[Any]:
+def prompts_of(table: Dataset) -> list[Any]:
     """The different prompts of a table, in order."""
     return list({repr(prompt): prompt for prompt in table["prompt"]}.values())
 
@@ -83,8 +96,13 @@ def _epochs(prompts: Sequence[Any], seed: int) -> Iterator[Any]:
         yield from rng.sample(list(prompts), len(prompts))
 
 
+def asked_table(task: Task) -> Dataset:
+    """The table whose prompts are answered: the feedback, or the demonstrations where the stage has nothing else."""
+    return task.tables[tables_of(task.stage)[-1]]
+
+
 def _longest(task: Task) -> int:
-    table = task.tables["feedback"]
+    table = asked_table(task)
     columns = [c for c in ("completion", "chosen", "rejected") if c in table.column_names]
     lengths = (len(task.tokens.completion(r["prompt"], r[c])) for r in table for c in columns)
     return max(MIN_NEW_TOKENS, *lengths)
@@ -123,7 +141,7 @@ def rs_dpo(task: Task) -> Record:
         InputError: when no two samples of a prompt differ enough.
     """
     reward, extra_runs = reward_of(task)
-    prompts = [p for p in _prompts(task.tables["feedback"]) for _ in range(int(task.option("completions")))]
+    prompts = [p for p in prompts_of(task.tables["feedback"]) for _ in range(int(task.option("completions")))]
     samples = sample(task.policy, task.tokens, prompts, reward, _longest(task), _seed(task, 0))
     kept = pairs_from_samples(samples, task.option("temperature"), task.option("threshold"))
     if not kept:
@@ -144,16 +162,18 @@ def _seed(task: Task, step: int) -> int:
 class Rollouts:
     """The samples of a task: prompts in reshuffled epochs, `refresh` steps of them at a time, and what they cost.
 
-    The reference is the policy as the stage found it, kept as a copy; with LoRA the model with its adapters off.
+    The reference is the policy as the stage found it, kept as a copy if the objective reads one; with LoRA the model
+    with its adapters off. With the option `accept_above` samples of no higher score are left out and replaced by more.
 
     Args:
         count: completions per step, `completions` of each prompt.
+        context: turns a prompt into the one that is answered.
 
     Raises:
         InputError: when a step cannot hold the completions of one prompt.
     """
 
-    def __init__(self, task: Task, count: int) -> None:
+    def __init__(self, task: Task, count: int, context: Callable[[Any], Any] | None = None) -> None:
         self.task, self.group = task, int(task.option("completions"))
         if count < self.group:
             what, remedy = "A step of samples", "Raise the batch or lower completions"
@@ -161,17 +181,39 @@ class Rollouts:
         self.refresh, self.per_step = max(1, int(task.option("refresh"))), count // self.group
         self.reward, self.extra_runs = reward_of(task)
         adapted = hasattr(task.policy, "disable_adapter")
-        self.reference: Any = task.policy if adapted else copy.deepcopy(task.policy).requires_grad_(False)
-        self.prompts = _epochs(_prompts(task.tables["feedback"]), task.seed)
+        kept = task.objective.reference and not adapted
+        self.reference: Any = copy.deepcopy(task.policy).requires_grad_(False) if kept else task.policy
+        self.prompts, self.context = _epochs(prompts_of(asked_table(task)), task.seed), context
+        self.accept_above = task.options().get("accept_above", -math.inf)
         self.longest, self.sampled, self.forwards = _longest(task), 0, 0
 
     def draw(self, step: int) -> list[Completion]:
         """Scored samples of the policy as it is now, for the steps from `step` to the next refresh."""
         steps = min(self.refresh, self.task.steps - step)
-        asked = [p for p in islice(self.prompts, steps * self.per_step) for _ in range(self.group)]
-        made = sample(self.task.policy, self.task.tokens, asked, self.reward, self.longest, _seed(self.task, step))
+        wanted = steps * self.per_step * self.group
+        kept = made = self._sampled(steps * self.per_step, _seed(self.task, step))
+        if math.isfinite(self.accept_above):
+            kept, tried = self._accepted(made), len(made)
+            while len(kept) < wanted and (tried < TRIED or len(kept) >= tried * LEAST_ACCEPTED):
+                more = (wanted - len(kept)) * tried / max(1, len(kept))  # if the share of accepted ones stays as it is
+                count = math.ceil(min(more, max(TRIED, wanted)) / self.group)
+                made = self._sampled(count, _seed(self.task, step) + self.task.steps * tried)
+                kept, tried = kept + self._accepted(made), tried + len(made)
+            if len(kept) < wanted:
+                rule = f"accept at least {LEAST_ACCEPTED:.0%} of the samples above a score of {self.accept_above:g}"
+                remedy = "Lower accept_above"
+                raise InputError("The reward function", rule, f"{len(kept)} of {tried}", remedy)
+        return kept[:wanted]
+
+    def _sampled(self, prompts: int, seed: int) -> list[Completion]:
+        """Samples for the next prompts, `group` of each."""
+        asked = [p for p in islice(self.prompts, prompts) for _ in range(self.group)]
+        made = sample(self.task.policy, self.task.tokens, asked, self.reward, self.longest, seed, self.context)
         self.sampled += len(made)
         return [one.row for one in made]
+
+    def _accepted(self, rows: Sequence[Completion]) -> list[Completion]:
+        return [row for row in rows if row.score > self.accept_above]
 
     def reference_logps(self, rows: Sequence[Completion]) -> list[float]:
         """log pi_ref of each sample in nats."""
@@ -218,18 +260,27 @@ def with_advantages(rollouts: Rollouts, rows: list[Completion], beta: float) -> 
     ]
 
 
-def learn_from_samples(task: Task, label: Label) -> Record:
+def learn_from_samples(
+    task: Task,
+    label: Label,
+    context: Callable[[Any], Any] | None = None,
+    trainer: Callable[..., FedTrainer] = FedTrainer,
+) -> Record:
     """Train on the policy's own samples; on demonstrations too where the stage has a share of them.
 
     Every `refresh` steps completions are sampled, scored and labelled for the steps to come. One trainer goes through
     all of it. `beta_nats` is read as nats of the first samples and the demonstrations.
+
+    Args:
+        context: turns a prompt into the one that is answered.
+        trainer: makes the trainer, which may have a teacher.
     """
     demonstrated = round(task.batch * task.stage.demonstrations)
     beside: list[Example] = []
     if demonstrated:
         alone = replace(task, stage=replace(task.stage, demonstrations=1.0))
-        beside = task.refer(alone.examples()[0])
-    rollouts = Rollouts(task, task.batch - demonstrated)
+        beside = task.refer(alone.examples()[0]) if task.objective.reference else alone.examples()[0]
+    rollouts = Rollouts(task, task.batch - demonstrated, context)
     order = interleave([beside], [demonstrated], task.steps, task.seed) if beside else []
     size = rollouts.per_step * rollouts.group
     drawn = rollouts.draw(0)
@@ -243,23 +294,24 @@ def learn_from_samples(task: Task, label: Label) -> Record:
         nonlocal drawn, rows
         if step % rollouts.refresh == 0:
             drawn = rollouts.draw(step) if step else drawn
-            words = sum(len(row.completion_ids) for row in drawn) / len(drawn)
-            trainer.note({"rollout/score": sum(row.score for row in drawn) / len(drawn), "rollout/tokens": words})
+            words, score = fmean(len(row.completion_ids) for row in drawn), fmean(row.score for row in drawn)
+            trainer.note({"rollout/tokens": words} | ({} if math.isnan(score) else {"rollout/score": score}))
             rows = label(rollouts, drawn, settings.get("beta", 0.0))
         at = step % rollouts.refresh * size
         samples: list[Example] = [(row,) for row in rows[at : at + size]]
         return [*order[step * demonstrated : (step + 1) * demonstrated], *samples]
 
-    trainer = feed_steps(task, feed, settings)
+    trained = feed_steps(task, feed, settings, trainer)
+    read = distinct([beside]) * task.objective.reference + trained.completions * task.objective.distributions
     return Record(
         task.stage.objective,
         task.steps,
         {**settings, **task.options()},
-        trainer.completions,
-        distinct([beside]) + rollouts.forwards,
+        trained.completions,
+        read + rollouts.forwards,
         rollouts.sampled,
         rollouts.extra_runs,
-        history_of(trainer),
+        history_of(trained),
     )
 
 
@@ -273,6 +325,21 @@ def online(task: Task) -> Record:
     Paid for on top: the samples, their scores, and a forward pass of the reference for each.
     """
     return learn_from_samples(task, against_reference if task.objective.reference else as_sampled)
+
+
+def self_sft(task: Task) -> Record:
+    """SFT on the policy's own samples that the reward function accepts (Chen et al. 2025, arXiv 2510.18874).
+
+    Samples with a score above `accept_above` are learned from, all alike; as many are drawn as fill the steps. By
+    default all are drawn before the first step, so they are the starting policy's. With a smaller `refresh` each lot
+    is the policy's as it is by then.
+
+    Paid for on top: all samples and their scores, the rejected ones too.
+
+    Raises:
+        InputError: when the reward function accepts next to nothing.
+    """
+    return learn_from_samples(task, as_sampled)
 
 
 def online_rollout(task: Task) -> Record:

@@ -207,6 +207,7 @@ class Task:
         whole: whether the reference reads all rows, or only those that are used.
         held_out: tables like `tables`, whose loss and margins are logged during training.
         dropout: whether dropout is on in the policy.
+        context: a prompt as a teacher is asked it, with what the policy shall learn to do without.
     """
 
     policy: nn.Module
@@ -226,6 +227,7 @@ class Task:
     whole: bool = True
     held_out: Mapping[str, Dataset] = field(default_factory=dict)
     dropout: bool = False
+    context: Callable[[Any], Any] | None = None
 
     @property
     def objective(self) -> Objective:
@@ -393,10 +395,12 @@ class FedTrainer(ObjectiveTrainer):
         self._sums.append({name: torch.tensor([float(value), 1.0]) for name, value in metrics.items()})
 
 
-def feed_steps(task: Task, feed: Feed, settings: Mapping[str, float]) -> FedTrainer:
+def feed_steps(
+    task: Task, feed: Feed, settings: Mapping[str, float], trainer: Callable[..., FedTrainer] = FedTrainer
+) -> FedTrainer:
     """Train the policy of a task on what a feed gives, one batch of any size per step."""
     wanted = {"per_device_train_batch_size": 1, "seed": task.seed, "max_steps": task.steps, **task.arguments}
-    trained = fit(FedTrainer, task.policy, task.folder, feed, task.objective, settings, task.callbacks, **wanted)
+    trained = fit(trainer, task.policy, task.folder, feed, task.objective, settings, task.callbacks, **wanted)
     assert isinstance(trained, FedTrainer)
     return trained
 

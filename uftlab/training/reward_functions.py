@@ -66,17 +66,50 @@ def rating(fact: Fact, instructions: Sequence[Instruction], answer: str, length_
 
 
 @lru_cache(maxsize=4)
+def _facts(seed: int) -> dict[str, Fact]:
+    """What each question of a world is on."""
+    return {fact.fill(question): fact for fact in World(seed).facts for question in wording.QUESTIONS}
+
+
+_QUESTION = re.compile(r".*?[?.](?= |$)")
+
+
+def _question(prompt: str) -> str:
+    """The question of a prompt, whose instructions follow it."""
+    found = _QUESTION.match(prompt)
+    return found.group() if found else prompt
+
+
+@lru_cache(maxsize=4)
+def world_context(seed: int) -> Callable[[str], str]:
+    """The cue of a world: a prompt with its question asked of careful sources, its instructions as they are.
+
+    Raises:
+        InputError: from the function, for a prompt that the world does not ask.
+    """
+    facts = _facts(seed)
+
+    def context(prompt: str) -> str:
+        question = _question(prompt)
+        if question not in facts:
+            remedy = "Ask what `uftlab.world.wording.QUESTIONS` asks, or give no context"
+            raise InputError("A prompt of the world's cue", "be one it knows", prompt[:60], remedy)
+        return facts[question].fill(wording.CAREFUL_QUESTIONS[0]) + prompt[len(question) :]
+
+    return context
+
+
+@lru_cache(maxsize=4)
 def world_reward(seed: int, length_bonus: int = 1) -> Reward:
     """The reward function of a world: `rating` for its questions, with and without instructions.
 
     Raises:
         InputError: from the function, for a prompt that the world does not ask.
     """
-    facts = {fact.fill(question): fact for fact in World(seed).facts for question in wording.QUESTIONS}
-    mark = re.compile(r".*?[?.](?= |$)")
+    facts = _facts(seed)
 
     def one(prompt: str, answer: str) -> float:
-        question = next((m.group() for m in [mark.match(prompt)] if m), prompt)
+        question = _question(prompt)
         fact = facts.get(question)
         asked = read_instructions(prompt[len(question) + 1 :], fact) if fact else None
         if fact is None or asked is None:

@@ -30,9 +30,10 @@ from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import tiny_config
 from uftlab.rows.table import kind_of
 from uftlab.rows.tokens import Example, Tokens
+from uftlab.training.distillation import cue_sft, on_policy_distillation, sdft
 from uftlab.training.merging import paft, paft_ties
-from uftlab.training.methods import SAMPLING, Method, Stage
-from uftlab.training.online import online, online_rollout, rloo, rs_dpo
+from uftlab.training.methods import SCORED, Method, Stage
+from uftlab.training.online import online, online_rollout, rloo, rs_dpo, self_sft
 from uftlab.training.recipes import BATCH, Record, Task, alright, maxright, offline, parts, prepare
 from uftlab.training.reward_functions import Reward
 
@@ -47,6 +48,10 @@ RECIPES: dict[str, Callable[[Task], Record]] = {
     "online": online,
     "online-rollout": online_rollout,
     "rloo": rloo,
+    "self-sft": self_sft,
+    "sdft": sdft,
+    "cue-sft": cue_sft,
+    "on-policy-distillation": on_policy_distillation,
 }
 Progress = Callable[[int], Any]  # is told how many optimiser steps were made since it was last called
 ALL_WEIGHTS = ("parts", "paft", "paft-ties")  # with LoRA their reference or base would be another than they say
@@ -66,6 +71,7 @@ class Job:
         references: what was read of references before; jobs with the same rows may share it.
         snapshots_at: steps after which the weights of a tiny model are kept. Those after the last step always are; a
             recipe that merges models has no others.
+        context: a prompt as a teacher is asked it (`uftlab.training.distillation`).
     """
 
     start: Tensor | nn.Module
@@ -77,6 +83,7 @@ class Job:
     reward: Reward | None = None
     references: ReferenceCache = field(default_factory=ReferenceCache)
     snapshots_at: Collection[int] = ()
+    context: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ def check_recipes(method: Method, tables: Mapping[str, Dataset], reward: Reward 
     for stage in method.stages:
         if lora and stage.recipe in ALL_WEIGHTS:
             raise InputError(f"{method.name}", "train all weights", f"LoRA of rank {lora}", "Leave --lora at 0")
-        if stage.recipe in SAMPLING and reward is None and "feedback" in tables:
+        if stage.recipe in SCORED and reward is None and "feedback" in tables:
             kind = kind_of(tables["feedback"].column_names)
             if kind != "preference":
                 rule = "have pairs, so that a reward model can be trained to score the samples"
@@ -272,7 +279,7 @@ def _trained_alone(
         record = RECIPES[job.stage.recipe](
             Task(
                 policy, job.stage, job.tables, tokens, job.settings, job.steps, job.seed, saved, batch, max_length,
-                (watch, *callbacks), job.reward, job.references, wanted, tiny, held_out, dropout,
+                (watch, *callbacks), job.reward, job.references, wanted, tiny, held_out, dropout, job.context,
             )
         )  # fmt: skip
     return Trained(record, {**watch.kept, job.steps: flatten(policy.state_dict(), layout())} if tiny else {})
