@@ -195,6 +195,8 @@ def _index(methods: list[Method]) -> str:
         "Groups: *paper* and *control* are the study's methods (`uftlab run --methods all`); *loss* is one loss of the "
         "registry on the one table that it learns from, for the whole budget; *pipeline* and *online* are recipes "
         "around the losses (`uftlab.training.recipes`); *recent* methods are of 2025 and 2026 or asked for since; "
-        "*question* are the controls of one question. Verified by, " + letters + "."
+        "*question* are the controls of one question. [TRL's losses beside ours](../trl.md). Verified by, "
+        + letters
+        + "."
     )
     return "\n\n".join([HEAD, "# Methods", intro, markdown(head, rows)]) + "\n"
