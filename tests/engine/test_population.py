@@ -12,11 +12,11 @@ from transformers import LlamaForCausalLM
 from uftlab.engine import population
 from uftlab.engine.population import Adam, Member, learning_rates, memory_per_member, spans_of, train
 from uftlab.engine.stack import Layout, flatten, unflatten
-from uftlab.engine.trainer import HeldTrainer, ObjectiveTrainer, Quiet, training_arguments
+from uftlab.engine.trainer import HeldTrainer, ObjectiveTrainer, Quiet, RenewedTrainer, training_arguments
 from uftlab.errors import InputError
-from uftlab.losses import l2_to_start
+from uftlab.losses import ewc_to_start, l2_to_start
 from uftlab.models.logps import ReferenceCache
-from uftlab.models.policies import tiny_config
+from uftlab.models.policies import tiny_config, with_lora
 from uftlab.objectives.registry import OBJECTIVES
 from uftlab.rows.tokens import interleave
 
@@ -97,6 +97,48 @@ def test_a_pull_to_the_start_is_the_trainers_and_leaves_the_other_members_alone(
     for ours, theirs in zip(trained.histories[1], log, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3)
     assert trained.histories[1][-1]["loss"] > trained.histories[0][-1]["loss"]
+
+
+def test_ewc_is_the_trainers_and_leaves_a_pull_that_is_alike_for_all_weights_as_it_was(tmp_path):
+    """Fisher information 0 pulls at nothing, 1 is L2; members without it have 1."""
+    free, even = member_of("sft"), replace(member_of("sft"), l2=1.0)
+    fisher = torch.rand(free.start.shape, generator=torch.Generator().manual_seed(0)) * 4
+    held = replace(even, fisher=fisher)
+    none, ones = (replace(even, fisher=torch.full_like(fisher, value)) for value in (0.0, 1.0))
+    trained = train([free, held, even, none, ones], LAYOUT, logging_steps=2)
+    assert torch.equal(trained.weights[0], trained.weights[3]) and torch.equal(trained.weights[2], trained.weights[4])
+    assert_close(trained.weights[2], train([even], LAYOUT).weights[0], atol=1e-6, rtol=0)
+    own = unflatten(fisher, LAYOUT)
+    names = [name for name, _ in model_of(0).named_parameters()]
+    penalty = partial(ewc_to_start, strength=1.0)
+    trainer = partial(HeldTrainer, penalty=penalty, fisher=[own[name] for name in names])
+    weights, log = trained_alone(held, tmp_path, trainer)
+    assert (trained.weights[1] - weights).norm() < 0.01 * (weights - held.start).norm()
+    for ours, theirs in zip(trained.histories[1], log, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3)
+
+
+def test_a_reference_that_follows_is_the_trainers_and_leaves_the_other_members_alone(tmp_path):
+    """Renewed every step, the ratio is 1 and the gradient that of SFT; renewed never, tokens reach the clip."""
+    made = [replace(member_of("psft", steps=12, clip=0.05), refresh=refresh) for refresh in (0, 3, 1)]
+    made.append(member_of("kl-sft", steps=12))
+    trained = train(made, LAYOUT, logging_steps=1)
+    for number in (0, 3):
+        assert_close(trained.weights[number], train([made[number]], LAYOUT).weights[0], atol=1e-6, rtol=0)
+    losses = [[entry["loss"] for entry in history] for history in trained.histories[:3]]
+    assert losses[2] == pytest.approx([-1.0] * 12, abs=1e-5)
+    assert [k for k in range(12) if losses[1][k] == pytest.approx(-1.0, abs=1e-5)] == [0, 1, 3, 6, 9]  # warm-up: rate 0
+    weights, _ = trained_alone(made[1], tmp_path, partial(RenewedTrainer, refresh=3))
+    assert (trained.weights[1] - weights).norm() < 0.01 * (weights - made[1].start).norm()
+    away = [(weights - made[0].start).norm().item() for weights in trained.weights[:3]]
+    assert away[0] < away[1] < away[2]
+
+
+def test_with_adapters_no_reference_is_renewed(tmp_path):
+    adapted = with_lora(model_of(0), 2)
+    arguments = training_arguments(tmp_path, use_cpu=True)
+    with pytest.raises(InputError, match="A reference that is renewed must be a model of its own; got adapters"):
+        RenewedTrainer(adapted, arguments, member_of("psft").order, OBJECTIVES["psft"], refresh=2)
 
 
 def test_without_a_pull_a_step_computes_none(monkeypatch):

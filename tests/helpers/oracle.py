@@ -127,6 +127,37 @@ def dft(row, s):
     return -sum(math.exp(x) * x for x in row["policy tokens"])
 
 
+def chord_phi(row, s):
+    return -sum(math.exp(x) * (1 - math.exp(x)) * x for x in row["policy tokens"])
+
+
+def iw_sft(row, s):
+    return -min(math.exp(s["exponent"] * row["delta"] / row["n"]), s["cap"]) * row["sum"]
+
+
+def psft(row, s):
+    both = zip(row["policy tokens"], row["reference tokens"], strict=True)
+    ratios = [math.exp(policy - old) for policy, old in both]
+    return sum(-min(ratio, max(0.8, min(ratio, 1 + s["clip"]))) for ratio in ratios)  # as PPO has it
+
+
+def entropy_weights(row, s):
+    entropies = [-sum(p * math.log(p) for p in position) for position in row["policy"]]
+    return [(h / s["scale"]) ** s["power"] for h in entropies]
+
+
+def eaft(row, s):
+    return -sum(w * x for w, x in zip(entropy_weights(row, s), row["policy tokens"], strict=True))
+
+
+def eaft_rolled(rows, s):
+    own = of(rows, "demonstration")
+    weights = [w for row in own for w in entropy_weights(row, s)]
+    half = len(weights) // 2
+    turned, tokens = weights[half:] + weights[:half], [x for row in own for x in row["policy tokens"]]
+    return [([-w * x for w, x in zip(turned, tokens, strict=True)], len(tokens))]
+
+
 def var(rows, s):
     own = of(rows, "scored")
     weights = [math.exp(row["score"] / s["temperature"]) for row in own]
@@ -192,6 +223,16 @@ ORACLES = {
         "demonstration", lambda r, s: -2 / (s["beta"] * r["n"]) * math.log(sigma(s["beta"] * r["delta"]))
     ),
     "qrpo": per_row("scored", qrpo),
+    "dpo-norm": per_pair(lambda w, r, s: -math.log(sigma(s["beta"] * (w["delta"] / w["n"] - r["delta"] / r["n"])))),
+    "tpo": both(
+        ("sft_weight", per_row("demonstration", sft, "token")),
+        (None, per_pair(lambda w, r, s: -math.log(sigma(s["beta"] * (w["sum"] - r["sum"]))))),
+    ),
+    "eaft": per_row("demonstration", eaft, "token"),
+    "eaft-rolled": eaft_rolled,
+    "psft": per_row("demonstration", psft, "token"),
+    "iw-sft": per_row("demonstration", iw_sft, "token"),
+    "chord-phi": per_row("demonstration", chord_phi, "token"),
 }
 
 
@@ -246,4 +287,7 @@ AT_REFERENCE = {
     "asft": likelihood("demonstration", "dft"),
     "minor-sft": mean_over(lambda c: 20 * LOG2 / len(c.completion_ids)),
     "qrpo": mean_over(lambda c: (c.score - QRPO_TARGET) ** 2),
+    "dpo-norm": LOG2,
+    "psft": -1.0,
+    "iw-sft": likelihood("demonstration"),
 }

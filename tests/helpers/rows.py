@@ -9,6 +9,7 @@ from functools import cache
 
 import torch
 
+from uftlab.models.logps import token_entropy
 from uftlab.objectives.objective import Positions, Rows
 from uftlab.rows.tokens import Completion, collate
 
@@ -75,7 +76,7 @@ def rows_of(examples, policy=None, reference=None, extra_padding=0, fill=3.25):
     both = [_padded(logits, width, fill) for logits in (policy, reference)]
     logps = [x.log_softmax(-1).gather(-1, ids[..., None])[..., 0].masked_fill(~mask, 0.0) for x in both]
     scores = torch.tensor([c.score for c in completions], dtype=logps[0].dtype)
-    positions = Positions(ids, mask, logps[0], *both)
+    positions = Positions(ids, mask, logps[0], *both, token_entropy(both[0], 20).masked_fill(~mask, 0.0))
     return Rows(logps[0].sum(-1), logps[1].sum(-1), scores, collate(examples, 0)["role"], positions)
 
 

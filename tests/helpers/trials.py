@@ -15,7 +15,17 @@ from uftlab.world.world import CONTESTED
 
 TINY = Profile("tiny", 4, 1, 48, 24, Sizes(24, 20, 4, 10), 2)
 VALUES = {"learning_rate": 1e-3, "beta": 0.1, "preference_weight": 1.0, "demonstrations": 0.25}
-VALUES |= {"preference_share": 0.5, "parts": 2.0, "l2": 0.01, "accept_above": 0.5, "teacher_learning_rate": 1e-3}
+VALUES |= {
+    "preference_share": 0.5,
+    "parts": 2.0,
+    "l2": 0.01,
+    "ewc": 1.0,
+    "sft_weight": 1.0,
+    "clip": 0.3,
+    "exponent": 2.0,
+    "accept_above": 0.5,
+    "teacher_learning_rate": 1e-3,
+}
 
 
 def trial_of(method, **changes):

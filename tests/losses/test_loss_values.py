@@ -190,3 +190,93 @@ def test_penalties_on_moved_weights_by_hand():
     moved = torch.tensor([[1.0, -2.0], [0.0, 0.0]])
     assert losses.l1_to_start(moved, 3.0).tolist() == [9.0, 0.0]
     assert losses.l2_to_start(moved, torch.tensor([3.0, 3.0])).tolist() == [7.5, 0.0]
+
+
+def test_ewc_by_hand_and_l2_is_ewc_with_information_1():
+    """Moved by (1, -2), F = (2, 1), lambda 3: 3/2 (2 + 4) = 9."""
+    moved = torch.tensor([[1.0, -2.0], [0.0, 0.0]])
+    strengths = torch.tensor([3.0, 3.0])
+    assert losses.ewc_to_start(moved, torch.tensor([[2.0, 1.0]] * 2), strengths).tolist() == [9.0, 0.0]
+    assert torch.equal(losses.ewc_to_start(moved, torch.ones(2, 2), strengths), losses.l2_to_start(moved, strengths))
+
+
+# ------------------------------------------------------------------------------------- of 2025 and 2026
+
+HALF = torch.tensor([[0.5, 1.0]], dtype=torch.float64).log()  # a token of probability 1/2, then padding
+
+
+def test_chord_phi_by_hand_and_its_weight_has_no_gradient():
+    """p (1 - p) log 2 at p = 1/2: log(2) / 4; the slope is -1/4 and not that of the product."""
+    logps = HALF.clone().requires_grad_()
+    loss = losses.chord_phi_loss(logps)
+    loss.sum().backward()
+    assert_close(loss.detach(), t(math.log(2) / 4))
+    assert logps.grad.tolist() == [[-0.25, 0.0]]
+
+
+def test_iw_sft_by_hand_is_capped_and_its_weight_has_no_gradient():
+    """Mean log-ratio 1/2 over 4 tokens, exponent 2: weight e. With cap 2 it is 2."""
+    logps = t(-8.0).requires_grad_()
+    losses.iw_sft_loss(logps, t(-10.0), N4, 2.0, 16.0).sum().backward()
+    assert logps.grad.item() == pytest.approx(-math.e)
+    assert_close(losses.iw_sft_loss(t(-8.0), t(-10.0), N4, 2.0, 2.0), t(16.0))
+
+
+def test_iw_sft_divides_by_tokens_and_not_by_their_log():
+    """Twice the tokens and twice the log-ratio is the same weight."""
+    one, two = losses.iw_sft_loss(t(-8.0), t(-10.0), N4, 1.0, 16.0), losses.iw_sft_loss(t(-8.0), t(-9.0), N2, 1.0, 16.0)
+    assert_close(one, two)
+
+
+def test_psft_by_hand_has_no_gradient_above_the_clip_and_one_below():
+    """Ratios 2, 1.1 and 0.1 with clip 0.28: -(1.28 + 1.1 + 0.1). PPO's lower bound would cut nothing."""
+    ratios = torch.tensor([[2.0, 1.1, 0.1, 1.0]], dtype=torch.float64)
+    policy = (ratios / 10).log().requires_grad_()
+    mask = torch.tensor([[True, True, True, False]])
+    loss = losses.psft_loss(policy, torch.full_like(ratios, 0.1).log(), mask, 0.28)
+    loss.sum().backward()
+    assert_close(loss.detach(), t(-2.48))
+    assert_close(policy.grad, torch.tensor([[0.0, -1.1, -0.1, 0.0]], dtype=torch.float64))
+
+
+def test_eaft_by_hand_and_its_weight_has_no_gradient():
+    """H = 0.9 h squared is 0.81."""
+    logps = HALF.clone().requires_grad_()
+    loss = losses.eaft_loss(logps, torch.tensor([[2.7, 0.0]], dtype=torch.float64), 2.0, 3.0)
+    loss.sum().backward()
+    assert_close(loss.detach(), t(0.81 * math.log(2)))
+    assert_close(logps.grad, torch.tensor([[-0.81, 0.0]], dtype=torch.float64))
+
+
+def test_rolled_tokens_lose_none_and_stay_off_padding():
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 0]]).bool()
+    values = torch.tensor([[1.0, 2, 9], [3, 9, 9], [4, 5, 9]])
+    found = losses.rolled_tokens(values, mask)
+    assert found.tolist() == [[3, 4, 0], [5, 0, 0], [1, 2, 0]]
+    assert losses.rolled_tokens(values[:1], torch.zeros(1, 3).bool()).tolist() == [[0, 0, 0]]  # nothing to roll
+    many = torch.func.vmap(losses.rolled_tokens)(torch.stack([values, 2 * values]), torch.stack([mask, ~mask]))
+    assert torch.equal(many[0], found) and torch.equal(many[1], losses.rolled_tokens(2 * values, ~mask))
+
+
+def test_the_control_of_eaft_has_the_same_weights_elsewhere():
+    """Tokens of equal probability: what a batch costs does not change; what a completion costs does."""
+    mask = torch.ones(4, 3).bool()
+    entropies = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
+    logps = torch.full((4, 3), -1.0)
+    eaft, rolled = (
+        losses.eaft_loss(logps, entropies, 1.0, 3.0),
+        losses.eaft_rolled_loss(logps, entropies, mask, 1.0, 3.0),
+    )
+    assert_close(rolled.sum(), eaft.sum())
+    assert_close(rolled, eaft[[2, 3, 0, 1]])
+
+
+def test_dpo_norm_by_hand_and_its_beta_counts_nats_per_token():
+    """Log-ratios 4 over 4 tokens and 1 over 2: log(1 + e^(-5 / 2)) at beta 5."""
+    loss = losses.dpo_norm_loss(t(-8.0), t(-4.0), t(-12.0), t(-5.0), N4, N2, 5.0)
+    assert_close(loss, t(math.log1p(math.exp(-2.5))))
+
+
+def test_tpo_is_dpo_with_a_reference_that_finds_both_sides_equally_likely():
+    assert_close(losses.tpo_loss(t(-8.0), t(-4.0), 0.5), t(math.log1p(math.exp(2))))
+    assert_close(losses.tpo_loss(t(-8.0), t(-4.0), 0.5), losses.dpo_loss(t(-8.0), t(-4.0), t(-3.0), t(-3.0), 0.5))

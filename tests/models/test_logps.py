@@ -358,6 +358,44 @@ def test_head_logps_by_hand():
     assert reading.head_logps(states, weight, None, torch.tensor([1])).item() == pytest.approx(-math.log(2))
 
 
+def test_entropy_among_the_most_probable_words_by_hand():
+    """Of (1/2, 1/4, 1/4) the two most probable are (2/3, 1/3): log 3 - 2/3 log 2. Words of probability 0 are none."""
+    logits = torch.tensor([0.5, 0.25, 0.25]).log().requires_grad_()
+    assert reading.token_entropy(logits, 2).item() == pytest.approx(math.log(3) - 2 / 3 * math.log(2))
+    assert reading.token_entropy(logits, 99).item() == pytest.approx(1.5 * math.log(2))
+    assert reading.token_entropy(logits, 1).item() == 0.0 and not reading.token_entropy(logits, 2).requires_grad
+    assert reading.token_entropy(torch.tensor([0.0, -math.inf, -1e4]), 3).item() == 0.0
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_entropies_come_from_the_chunks_and_leave_the_gradient_as_it_was(trained, monkeypatch):
+    monkeypatch.setattr(reading, "LOGITS", 10)
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(7, 4, generator=draw), torch.randn(5, 4, generator=draw).requires_grad_(trained)
+    targets, slopes = torch.tensor([0, 4, 2, 2, 1, 3, 0]), []
+    for top in (0, 3):
+        own = hidden.clone().requires_grad_()
+        logps, entropies = reading.head_reading(own, weight, None, targets, top)
+        (slope,) = torch.autograd.grad(logps.sum(), own)
+        slopes.append(slope)
+        assert not entropies.requires_grad
+        assert_close(entropies, reading.token_entropy(hidden @ weight.T, 3) * bool(top))
+    assert torch.equal(*slopes)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_entropies_of_a_batch_are_those_of_its_logits(plain, untrained, monkeypatch):
+    """Through the output layer in chunks, and through whole logits where a model bends them."""
+    monkeypatch.setattr(reading, "has_plain_head", lambda model: plain)
+    batch = batch_of(ROWS)
+    with torch.no_grad():
+        logps, entropies = reading.token_reading(untrained, batch, 4)
+        logits = reading.completion_logits(untrained, batch)
+    mask = batch["completion_mask"]
+    assert_close(entropies, reading.token_entropy(logits, 4).masked_fill(~mask, 0.0), atol=1e-4, rtol=1e-4)
+    assert_close(logps, token_logps(untrained, batch))
+
+
 def test_a_model_that_bends_its_logits_is_read_through_its_logits():
     """Gemma 2 squeezes logits after the output layer, so the layer alone would give other values."""
     config = Gemma2Config(

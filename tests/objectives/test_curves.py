@@ -235,7 +235,7 @@ def test_an_objective_that_cannot_be_drawn_gives_its_reason(loss, says, monkeypa
     assert any(words in reason for words in says.split("|"))
 
 
-@pytest.mark.parametrize("name", [name for name, objective in OBJECTIVES.items() if objective.distributions])
+@pytest.mark.parametrize("name", [n for n, o in OBJECTIVES.items() if o.distributions or o.entropies])
 def test_what_needs_full_distributions_says_so_to_a_reader(name):
     assert curves.why_not(name) == "needs the whole distribution at each token"
 

@@ -41,7 +41,7 @@ def test_2_sums_or_means_is_said_in_the_names(name):
     """Log-probabilities are called `*_logps`, sums; what divides them takes lengths, and its docstring says tokens."""
     arguments = list(inspect.signature(getattr(losses, name)).parameters)
     assert all(argument.endswith("logps") for argument in arguments if "logp" in argument)
-    lengths = {"ipo_mean_loss", "orpo_loss", "simpo_loss", "minor_sft_loss"}
+    lengths = {"ipo_mean_loss", "orpo_loss", "simpo_loss", "minor_sft_loss", "dpo_norm_loss", "iw_sft_loss"}
     assert any("lengths" in argument for argument in arguments) == (name in lengths)
 
 
@@ -149,6 +149,7 @@ def test_8_no_configuration_overrides_what_the_user_set(name):
     """rlhf-book's SimPO took beta 0.1 and made it 2.0."""
     objective = OBJECTIVES[name]
     own = {setting: value * 0.7 + 0.01 for setting, value in objective.settings.items()}
+    own |= {"cap": 0.9} if "cap" in own else {}  # one that the largest weight reaches
     assert objective.with_defaults(own) == own
     examples = examples_of(objective, 6)
     for setting, value in own.items():
@@ -158,6 +159,7 @@ def test_8_no_configuration_overrides_what_the_user_set(name):
 SHAPES = {"completion": (3,), "pair": (3,), "row": (3,), "mismatched": (3,), "": ()}
 SHAPES |= {
     "completion pos": (3, 2),
+    "completion pos vocabulary": (3, 2, 4),
     "prompt sample": (3, 2),
     "pair pos": (3, 2),
     "*member weight": (3, 2),

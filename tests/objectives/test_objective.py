@@ -109,7 +109,7 @@ def test_una_is_registered_with_three_distances_for_labels_and_for_scores():
     assert len([name for name in OBJECTIVES if name.startswith(("una-score", "una-binary"))]) == 6
 
 
-@pytest.mark.parametrize("name", [n for n, o in OBJECTIVES.items() if not o.distributions])
+@pytest.mark.parametrize("name", [n for n, o in OBJECTIVES.items() if not o.distributions | o.entropies])
 def test_a_loss_can_be_looked_at_without_a_model(name):
     """Sums alone, spread evenly over 4 tokens: finite, with a gradient, whatever the objective reads of them."""
     objective = OBJECTIVES[name]
@@ -129,6 +129,8 @@ def test_single_tokens_are_asked_for_by_name():
         _ = rows.at
     with pytest.raises(InputError, match="carry full distributions; got single tokens alone"):
         Positions.even(torch.zeros(2), 3).kl_to_reference()
+    with pytest.raises(InputError, match="carry entropies; got single tokens alone"):
+        _ = Positions.even(torch.zeros(2), 3).entropies
 
 
 # ------------------------------------------------------------------------------------- settings

@@ -47,7 +47,7 @@ def test_every_promised_method_is_listed_with_data_needs_source_and_verification
 
 def test_needs_are_listed_as_they_are(listed):
     full = {name for name, row in listed.items() if row["distributions"]}
-    assert full == {"tdpo", "kl-sft", "asft", "sdft", "on-policy-distillation"}
+    assert full == {"tdpo", "kl-sft", "asft", "psft", "sdft", "on-policy-distillation"}
     assert {name for name, row in listed.items() if row["extra_forwards"]} == {"kto", "sft-then-kto"} | full
     assert not any(listed[name]["reference"] for name in ("sft", "orpo", "simpo", "var", "dft"))
     assert listed["dpo"]["data"] == ["preference"] and listed["una-binary"]["data"] == ["label"]

@@ -9,9 +9,9 @@ import pytest
 from uftlab.files import write_atomically
 from uftlab.study import trials, tuning
 from uftlab.study.tuning import FIRST, SECOND, points, worth
-from uftlab.training.methods import METHODS, PIPELINE_METHODS, method_named, space
+from uftlab.training.methods import METHODS, SHIPPED, method_named, space
 
-TUNED = [m for m in (*METHODS.values(), *PIPELINE_METHODS.values()) if m.tuned]
+TUNED = [m for m in SHIPPED.values() if m.tuned]
 
 
 def at(dimension, value):

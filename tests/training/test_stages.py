@@ -10,12 +10,15 @@ from trials import random_base
 
 from uftlab.engine.stack import flatten, unflatten
 from uftlab.engine.trainer import ObjectiveTrainer
+from uftlab.losses import ewc_to_start
+from uftlab.models.fisher import own_texts
 from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import tiny_tokenizer
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Tokens
-from uftlab.training import stages
-from uftlab.training.methods import METHODS, PIPELINE_METHODS, Stage
+from uftlab.training import recipes, stages
+from uftlab.training.methods import METHODS, PIPELINE_METHODS, Stage, method_named
+from uftlab.training.recipes import fisher_of
 from uftlab.training.stages import Job, layout, run
 from uftlab.world.world import World, pairs
 
@@ -29,6 +32,10 @@ def tables():
     world = World(0)
     rows = [{k: r[k] for k in ("prompt", "completion")} for r in world.demonstrations(40)]
     return {"demonstrations": from_rows(rows), "feedback": from_rows(pairs(world.feedback(20)))}
+
+
+def few_texts(policy, tokenizer, seed):
+    return own_texts(policy, tokenizer, seed, count=8, longest=16)
 
 
 @pytest.fixture
@@ -52,9 +59,10 @@ def test_jobs_of_equal_length_are_one_stack_and_others_are_trained_alone(tables,
     assert [list(one.snapshots) for one in made] == [[4], [4], [2], [4]]
 
 
-@pytest.mark.parametrize("name", ["uft", "sft-plus-dpo", "sft-then-dpo-l2"])
-def test_both_engines_end_in_the_same_place_with_the_same_record(name, tables, start):
-    stage, policy = METHODS[name].stages[-1], random_base(0)
+@pytest.mark.parametrize("name", ["uft", "sft-plus-dpo", "sft-then-dpo-l2", "ewc", "psft", "eaft-rolled"])
+def test_both_engines_end_in_the_same_place_with_the_same_record(name, tables, start, monkeypatch):
+    monkeypatch.setattr(recipes, "own_texts", few_texts)
+    stage, policy = method_named(name).stages[-1], random_base(0)
     before = start.clone()
     (stacked,) = run([Job(start, stage, tables, SETTINGS, 6, 3)], TOKENS, batch=8)
     (alone,) = run([Job(policy, stage, tables, SETTINGS, 6, 3)], TOKENS, batch=8)
@@ -64,7 +72,9 @@ def test_both_engines_end_in_the_same_place_with_the_same_record(name, tables, s
     for field in ("objective", "steps", "settings", "completions"):
         assert getattr(stacked.record, field) == getattr(alone.record, field)
     # a stack reads the whole table, which its jobs share; one model reads only what it trains on
-    assert 0 < alone.record.extra_forwards <= stacked.record.extra_forwards
+    assert alone.record.extra_forwards <= stacked.record.extra_forwards
+    for record in (stacked.record, alone.record):
+        assert (record.sampled, record.extra_runs) == ((8, 8) if name == "ewc" else (0, 0))
 
 
 def test_a_stage_with_the_option_l2_is_pulled_to_its_start_and_says_how_strongly(tables, start):
@@ -79,6 +89,22 @@ def test_a_stage_with_the_option_l2_is_pulled_to_its_start_and_says_how_strongly
     assert_close(held.weights.cpu(), flatten(policy.state_dict(), layout()).cpu(), atol=2e-4, rtol=1e-3)
     assert [one.record.settings["l2"] for one in (free, held, alone)] == [0.0, 30.0, 30.0]
     assert "l2" not in plain.record.settings
+
+
+def test_ewc_holds_the_weights_that_matter_to_its_own_texts(tables, start, monkeypatch):
+    """Strong EWC keeps what the model makes up itself, and costs more distance in weights than L2 with as little."""
+    monkeypatch.setattr(recipes, "own_texts", few_texts)
+    stage = method_named("ewc").stages[0]
+    jobs = [Job(start, stage, tables, {**SETTINGS, "ewc": strength}, 12) for strength in (0.0, 1e4)]
+    free, held = run(jobs, TOKENS, batch=8)
+    (plain,) = run([Job(start, Stage("sft", 1.0), tables, SETTINGS, 12)], TOKENS, batch=8)
+    assert_close(free.weights, plain.weights, atol=1e-6, rtol=0)
+    assert (free.record.sampled, held.record.sampled) == (0, 8) and held.record.settings["ewc"] == 1e4
+    fisher, _ = fisher_of(random_base(0), TOKENS, 0)
+    fisher = flatten(fisher, layout())
+    kl = [ewc_to_start(one.weights.cpu() - start, fisher, 1.0).item() for one in (free, held)]
+    away = [(one.weights.cpu() - start).norm().item() for one in (free, held)]
+    assert kl[1] / kl[0] < 0.5 * (away[1] / away[0]) ** 2
 
 
 @pytest.mark.parametrize("name", ["uft", "alright"])

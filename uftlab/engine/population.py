@@ -23,7 +23,8 @@ from uftlab.engine.packing import Lines, Packed, Shape, pack
 from uftlab.engine.stack import MOST_LINES, Layout, Weights, free_memory, logits, token_logps
 from uftlab.engine.trainer import training_arguments
 from uftlab.errors import InputError
-from uftlab.losses.weights import l2_to_start
+from uftlab.losses.weights import ewc_to_start, l2_to_start
+from uftlab.models.logps import token_entropy
 from uftlab.objectives.objective import Objective, Positions, Rows, means_of
 from uftlab.rows.tokens import ROLE_INDEX, Example
 
@@ -43,6 +44,9 @@ class Member:
         order: examples in training order (`uftlab.rows.tokens.interleave`), with reference log-probabilities.
         per_step: number of examples of each step.
         l2: strength of the pull to the start (`uftlab.losses.weights.l2_to_start`).
+        fisher: what the pull weighs each weight by (`uftlab.losses.weights.ewc_to_start`); None: all alike.
+        refresh: the full distributions of the reference are those of the member itself, renewed every so many steps; 0:
+            those of the start.
     """
 
     start: Float[Tensor, "parameter"]
@@ -51,6 +55,8 @@ class Member:
     order: Sequence[Example]
     per_step: int
     l2: float = 0.0
+    fisher: Float[Tensor, "parameter"] | None = None
+    refresh: int = 0
 
     @property
     def steps(self) -> int:
@@ -112,6 +118,10 @@ class _Group:
         if self.objective.tokens:
             pick = batch.pick[own, :width]
             given["ids"] = _picked(batch.targets.reshape(-1), pick)
+            if self.objective.entropies:
+                entropies = token_entropy(policy[own], self.objective.entropies)
+                before = own.start * policy.shape[1]  # an index counts over all members
+                given["entropies"] = torch.where(given["mask"], _picked(entropies.flatten(), pick - before), 0.0)
             if self.objective.distributions and reference is not None:
                 given |= {
                     "policy_logits": _picked(policy.flatten(0, 1), pick),
@@ -123,8 +133,8 @@ class _Group:
         """The loss of one member. Under vmap the tensors have no axis of members."""
         positions = None
         if self.objective.tokens:
-            both = given.get("policy_logits"), given.get("reference_logits")
-            positions = Positions(given["ids"], given["mask"], given["logps"], *both)
+            more = (given.get(name) for name in ("policy_logits", "reference_logits", "entropies"))
+            positions = Positions(given["ids"], given["mask"], given["logps"], *more)
         sums = given["logps"].sum(-1)
         rows = Rows(sums, given["reference"], given["scores"], self.role, positions, self.spans)
         counts = self.objective.counts({"completion_mask": given["mask"], "role": self.role})
@@ -318,6 +328,17 @@ class _Stack:
         self.rates = torch.tensor([[member.settings["learning_rate"]] for member in self.members], device=device)
         pulls = [member.l2 for member in self.members]
         self.pulls = torch.tensor(pulls, device=device) if any(pulls) else None
+        fishers = [member.fisher for member in self.members]
+        self.fisher = None
+        if any(own is not None for own in fishers):
+            whole = [
+                torch.ones_like(member.start) if member.fisher is None else member.fisher for member in self.members
+            ]
+            self.fisher = torch.stack([own.to(device) for own in whole])
+        never = self.steps + 1
+        refresh = [member.refresh or never for member in self.members]
+        self.refresh = torch.tensor(refresh, device=device)[:, None] if min(refresh) < never else None
+        self.compared_with = self.start if self.refresh is None else self.start.clone()
         self.factors = learning_rates(self.steps)
         self.factor = torch.tensor(self.factors, device=device)
         self.adam, self.clock = Adam(self.start), torch.zeros(1, dtype=torch.long, device=device)
@@ -330,12 +351,17 @@ class _Stack:
         reference = None
         if self.compared:
             with torch.no_grad():
-                reference = logits(Weights.of(self.start, self.layout), batch, self.layout)
+                if self.refresh is not None:
+                    due = self.clock % self.refresh == 0
+                    self.compared_with.copy_(torch.where(due, self.weights, self.compared_with))
+                reference = logits(Weights.of(self.compared_with, self.layout), batch, self.layout)
         policy = logits(Weights.of(self.weights, self.layout), batch, self.layout)
         logps = token_logps(policy, batch)
         losses = torch.cat([group.losses(logps, batch, policy, reference) for group in self.groups])
         if self.pulls is not None:
-            losses = losses + l2_to_start(self.weights - self.start, self.pulls)
+            moved = self.weights - self.start
+            pull = (moved, self.pulls) if self.fisher is None else (moved, self.fisher, self.pulls)
+            losses = losses + (l2_to_start(*pull) if self.fisher is None else ewc_to_start(*pull))
         (grad,) = torch.autograd.grad(losses.sum(), self.weights)
         self.adam.step(self.weights, grad, self.rates * self.factor[self.clock])
         self.losses.index_copy_(0, self.clock, losses.detach()[None])
@@ -346,6 +372,8 @@ class _Stack:
     def rewind(self) -> None:
         """Resets everything to the state before the first step."""
         self.weights.copy_(self.start)
+        if self.refresh is not None:
+            self.compared_with.copy_(self.start)
         for state in (self.adam.mean, self.adam.square, self.adam.steps, self.clock):
             state.zero_()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,12 +17,14 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from uftlab.errors import InputError
 from uftlab.models.logps import (
+    as_reference,
     completion_logits,
     completion_logps,
     gather_logps,
     has_plain_head,
     shares_prompts,
-    token_logps,
+    token_entropy,
+    token_reading,
 )
 from uftlab.models.policies import evaluation_mode, frozen_copy
 from uftlab.objectives.objective import Objective, Positions, Rows, Sums, added, means_of
@@ -187,21 +188,22 @@ class ObjectiveTrainer(Trainer):
         return (loss, {"logps": logps}) if return_outputs else loss
 
     def _positions(self, model: nn.Module, inputs: dict[str, Any]) -> Positions:
-        """Single tokens of the batch, with full distributions if the objective needs them."""
-        ids, mask = inputs["completion_ids"], inputs["completion_mask"]
+        """Single tokens of the batch, with full distributions or entropies if the objective needs them."""
+        ids, mask, top = inputs["completion_ids"], inputs["completion_mask"], self.objective.entropies
         if not self.objective.distributions:
-            return Positions(ids, mask, token_logps(model, inputs))
+            logps, entropies = token_reading(model, inputs, top)
+            return Positions(ids, mask, logps, own_entropies=entropies if top else None)
         reference = self._reference_logits(model, inputs)  # first: the policy needs its adapters on
         logits = completion_logits(model, inputs)
-        return Positions(ids, mask, gather_logps(logits, ids, mask), logits, reference)
+        own = torch.where(mask, token_entropy(logits, top), 0.0) if top else None
+        return Positions(ids, mask, gather_logps(logits, ids, mask), logits, reference, own)
 
     def _reference_logits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Of the reference at each completion token. `reference_groups` of a batch are prompts of its own."""
         inputs = {**inputs, "groups": inputs.get("reference_groups", inputs["groups"])}
         own = self.reference is None
         source: Any = self.accelerator.unwrap_model(model) if own else self.reference.to(inputs["role"].device)
-        adapters_off = source.disable_adapter() if own else nullcontext()
-        with torch.no_grad(), evaluation_mode(source), adapters_off, self.accelerator.autocast():
+        with as_reference(source), self.accelerator.autocast():
             return completion_logits(source, inputs)
 
     def prediction_step(
@@ -258,19 +260,48 @@ class HeldTrainer(ObjectiveTrainer):
 
     Args:
         penalty: of the weights of a parameter less those at the start, in one flat vector (`uftlab.losses.weights`).
+        fisher: what the penalty gets besides, for each trainable parameter in order.
     """
 
-    def __init__(self, *args: Any, penalty: Callable[[Tensor], Tensor], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, penalty: Callable[..., Tensor], fisher: Sequence[Tensor] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.penalty = penalty
         trained: Any = self.model
         self.start = [p.detach().clone() for p in trained.parameters() if p.requires_grad]
+        self.beside = [()] * len(self.start) if fisher is None else [(own.flatten(),) for own in fisher]
 
     def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """The objective's loss and the penalty, shared among the micro-batches of a step."""
         made = super().compute_loss(model, *args, **kwargs)
         loss = made[0] if isinstance(made, tuple) else made
-        moved = zip((p for p in model.parameters() if p.requires_grad), self.start, strict=True)
-        penalty = sum(self.penalty((p - start).flatten()) for p, start in moved)
+        moved = zip((p for p in model.parameters() if p.requires_grad), self.start, self.beside, strict=True)
+        penalty = sum(self.penalty((p - start).flatten(), *more) for p, start, more in moved)
         loss = loss + penalty / self.current_gradient_accumulation_steps
         return (loss, made[1]) if isinstance(made, tuple) else loss
+
+
+class RenewedTrainer(ObjectiveTrainer):
+    """Replaces the reference by the policy as it is, before the first step and then every `refresh` steps.
+
+    For objectives with `distributions`: log-probabilities that were computed before training stay as they are.
+
+    Raises:
+        InputError: for a model with adapters, whose reference is its base and cannot be another.
+    """
+
+    def __init__(self, *args: Any, refresh: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.reference is None:
+            what, remedy = "A reference that is renewed", "Train all weights, or leave the reference as it is"
+            raise InputError(what, "be a model of its own", f"adapters, or {self.objective.name}", remedy)
+        self.refresh, self.renewed = refresh, -1
+
+    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As ever, once the reference is up to date."""
+        step = self.state.global_step
+        if model.training and step % self.refresh == 0 and step != self.renewed:
+            self.reference.load_state_dict(self.accelerator.unwrap_model(model).state_dict())
+            self.renewed = step
+        return super().compute_loss(model, *args, **kwargs)

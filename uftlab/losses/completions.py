@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from uftlab.losses.rewards import Scalar, implicit_reward
@@ -83,6 +83,143 @@ def dft_loss(policy_token_logps: Float[Tensor, "completion pos"]) -> Float[Tenso
         Loss of each completion in nats. log(2) / 2 for one token of probability 1/2.
     """
     return -(policy_token_logps.exp().detach() * policy_token_logps).sum(-1)
+
+
+def chord_phi_loss(policy_token_logps: Float[Tensor, "completion pos"]) -> Float[Tensor, "completion"]:
+    """The SFT term of CHORD: tokens that the policy finds certain or impossible count little (Zhang et al. 2025).
+
+    L = -sum_t sg(p_t (1 - p_t)) log p_t
+
+    arXiv 2508.11408; the authors' code (Trinity-RFT, `sft_phi`). The weight has its maximum 1/4 at probability 1/2.
+
+    Args:
+        policy_token_logps: log pi of each token in nats, 0 at padding.
+
+    Returns:
+        Loss of each completion in nats. log(2) / 4 for one token of probability 1/2.
+    """
+    weights = policy_token_logps.exp() * -torch.expm1(policy_token_logps)
+    return -(weights.detach() * policy_token_logps).sum(-1)
+
+
+def iw_sft_loss(
+    policy_logps: Float[Tensor, "completion"],
+    reference_logps: Float[Tensor, "completion"],
+    lengths: Float[Tensor, "completion"],
+    exponent: Scalar,
+    cap: Scalar,
+) -> Float[Tensor, "completion"]:
+    """Importance-weighted SFT: what the policy likes better than the reference counts more (Qin & Springenberg 2025).
+
+    L = -sg(w) log pi(y|x),  w = min(e^(k logratio / n), c)
+
+    arXiv 2507.12856; the authors' code. The weight is of the whole completion, by the mean log-ratio of its tokens. It
+    starts at 1, and completions that were learned first are learned faster.
+
+    Args:
+        lengths: n, the number of completion tokens.
+        exponent: k.
+        cap: c, the largest weight.
+
+    Returns:
+        Loss of each completion in nats. The loss of SFT where policy equals reference.
+    """
+    mean = (policy_logps - reference_logps) / lengths
+    weights = (exponent * mean).clamp(max=MAX_LOG_RATIO).exp()
+    cap = torch.as_tensor(cap, dtype=weights.dtype, device=weights.device)
+    return -torch.minimum(weights, cap).detach() * policy_logps
+
+
+def psft_loss(
+    policy_token_logps: Float[Tensor, "completion pos"],
+    old_token_logps: Float[Tensor, "completion pos"],
+    mask: Bool[Tensor, "completion pos"],
+    clip: Scalar,
+) -> Float[Tensor, "completion"]:
+    """Proximal SFT: PPO's clipped ratio with advantage 1 at each token of a demonstration (Zhu et al. 2025).
+
+    L = -sum_t min(rho_t, 1 + epsilon),  rho_t = p_t / p_old,t
+
+    arXiv 2508.17784; the authors' code. A token has no gradient while its probability is more than 1 + epsilon times
+    that under the old policy. PPO's lower bound 1 - epsilon is not in the equation, because it can have no effect where
+    the advantage is positive.
+
+    Args:
+        old_token_logps: log p_old of each token in nats, 0 at padding.
+        mask: the tokens of the completion; ratios at padding would be 1 and not 0.
+        clip: epsilon.
+
+    Returns:
+        Loss of each completion, without unit and never above 0. Minus the number of tokens where policy equals old
+        policy; there the gradient is that of SFT.
+    """
+    ratio = (policy_token_logps - old_token_logps).clamp(max=MAX_LOG_RATIO).exp()
+    highest = torch.as_tensor(1.0 + clip, dtype=ratio.dtype, device=ratio.device)
+    return -torch.where(mask, torch.minimum(ratio, highest), 0.0).sum(-1)
+
+
+def eaft_loss(
+    policy_token_logps: Float[Tensor, "completion pos"],
+    entropies: Float[Tensor, "completion pos"],
+    power: Scalar,
+    scale: Scalar,
+) -> Float[Tensor, "completion"]:
+    """Entropy-adaptive fine-tuning: tokens count by how uncertain the policy is there (Diao et al. 2026).
+
+    L = -sum_t sg((H_t / h)^a) log p_t
+
+    arXiv 2601.02151; the authors' code. Where the policy is confident, rightly or wrongly, H_t is near 0 and little is
+    learned.
+
+    Args:
+        policy_token_logps: log pi of each token in nats, 0 at padding.
+        entropies: H_t in nats: entropy of the policy at each token, among its most probable words.
+        power: a; 0 is SFT.
+        scale: h in nats.
+
+    Returns:
+        Loss of each completion in nats. 0.81 log(2) for one token of probability 1/2 where H is 0.9 h, with a = 2.
+    """
+    return -((entropies / scale).pow(power).detach() * policy_token_logps).sum(-1)
+
+
+def rolled_tokens(
+    values: Float[Tensor, "completion pos"], mask: Bool[Tensor, "completion pos"]
+) -> Float[Tensor, "completion pos"]:
+    """Each token gets the value of the token half of all tokens further on, over the end of the batch; 0 at padding.
+
+    Tokens are counted completion by completion, without padding. So no value is lost and none comes twice. Completions
+    (1, 2), (3,) and (4, 5) give (3, 4), (5,) and (1, 2).
+    """
+    flat, real = values.flatten(), mask.flatten()
+    number, count = real.long().cumsum(0) - 1, real.sum()
+    end = torch.full_like(number, len(flat))
+    at = torch.zeros(len(flat) + 1, dtype=torch.long, device=flat.device)
+    at = at.scatter(0, torch.where(real, number, end), torch.arange(len(flat), device=flat.device))
+    source = at.gather(0, (number + count // 2).clamp(min=0) % count.clamp(min=1))
+    return torch.where(mask, flat.gather(0, source).view_as(values), 0.0)
+
+
+def eaft_rolled_loss(
+    policy_token_logps: Float[Tensor, "completion pos"],
+    entropies: Float[Tensor, "completion pos"],
+    mask: Bool[Tensor, "completion pos"],
+    power: Scalar,
+    scale: Scalar,
+) -> Float[Tensor, "completion"]:
+    """EAFT with each token's weight given to another: the control of what the weights know about their tokens (ours).
+
+    L = -sum_t sg((H_r(t) / h)^a) log p_t,  r moves every token half a batch of tokens on (`rolled_tokens`)
+
+    A batch has the same weights as with EAFT, so the same mean, on other tokens.
+
+    Args:
+        mask: the tokens of the completion; a weight must not get lost at padding.
+
+    Returns:
+        Loss of each completion in nats. That of EAFT where all entropies of the batch are equal.
+    """
+    return eaft_loss(policy_token_logps, rolled_tokens(entropies, mask), power, scale)
 
 
 def kl_sft_loss(

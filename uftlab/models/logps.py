@@ -40,11 +40,11 @@ def gather_logps(
     targets: Int[Tensor, "completion pos"],
     mask: Bool[Tensor, "completion pos"],
 ) -> Float[Tensor, "completion pos"]:
-    """log p(target) at each position in nats, in float32, and exactly 0 where the mask is False.
+    """log p(target) at each position in nats, at least in float32, and exactly 0 where the mask is False.
 
     `logits[:, t]` must be the prediction *of* `targets[:, t]`: the caller shifts them.
     """
-    logits = logits.float()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     return torch.where(mask, chosen - logits.logsumexp(-1), 0.0)
 
@@ -62,6 +62,18 @@ def token_kl(
     return torch.where(mask, (log_p.exp() * (log_p - log_q)).sum(-1), 0.0)
 
 
+def token_entropy(logits: Float[Tensor, "*at vocabulary"], top: int) -> Float[Tensor, "*at"]:
+    """Entropy of the next-token distribution among its `top` most probable words, in nats, without gradient.
+
+    H = -sum_v q_v log q_v,  q is the distribution of those words alone. log 2 for logits (0, 0, -9) and top 2. With
+    top 1 it is 0, with all words it is the entropy itself.
+    """
+    with torch.no_grad():
+        best = logits.float() if logits.dtype.itemsize < 4 else logits
+        best = best.topk(min(top, logits.shape[-1]), -1).values
+        return torch.special.entr(best.softmax(-1)).sum(-1)
+
+
 # ------------------------------------------------------------------------------------- the output layer
 
 
@@ -73,27 +85,36 @@ class _FrozenHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, top: int
+    ) -> tuple[Tensor, Tensor]:
         """Some positions at a time."""
-        logps, slopes = [], []
+        logps, entropies, slopes = [], [], []
         for start in range(0, len(hidden), size := _at_once(weight)):
             here, wanted = hidden[start : start + size], targets[start : start + size, None]
             logits = F.linear(here, weight, bias).float()
             total = logits.logsumexp(-1, keepdim=True)
             logps.append((logits.gather(-1, wanted) - total)[:, 0])
+            entropies.append(_entropy(logits, top))
             if ctx.needs_input_grad[0]:
                 away = torch.exp(logits - total).neg_()
                 away.scatter_add_(-1, wanted, torch.ones_like(away[:, :1]))
                 slopes.append((away.to(weight.dtype) @ weight).to(hidden.dtype))
         if slopes:
             ctx.save_for_backward(torch.cat(slopes))
-        return torch.cat(logps)
+        found = torch.cat(entropies)
+        ctx.mark_non_differentiable(found)
+        return torch.cat(logps), found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """The slope of each position times what arrives there."""
         (slopes,) = ctx.saved_tensors
-        return slopes * grad[:, None].to(slopes.dtype), None, None, None
+        return slopes * grad[:, None].to(slopes.dtype), None, None, None, None
+
+
+def _entropy(logits: Tensor, top: int) -> Tensor:
+    return token_entropy(logits, top) if top else logits.new_zeros(len(logits))
 
 
 def _at_once(weight: Tensor) -> int:
@@ -110,17 +131,29 @@ def head_logps(
 
     -log 2 for a hidden state of zeros, two words and no bias.
     """
-    if not weight.requires_grad:
-        return cast(Tensor, _FrozenHead.apply(hidden, weight, bias, targets))
+    return head_reading(hidden, weight, bias, targets, 0)[0]
 
-    def some(here: Tensor, wanted: Tensor) -> Tensor:
+
+def head_reading(
+    hidden: Float[Tensor, "token width"],
+    weight: Float[Tensor, "vocabulary width"],
+    bias: Float[Tensor, "vocabulary"] | None,
+    targets: Int[Tensor, "token"],
+    top: int,
+) -> tuple[Float[Tensor, "token"], Float[Tensor, "token"]]:
+    """`head_logps`, and from the same logits `token_entropy` among the `top` most probable words; 0 if `top` is 0."""
+    if not weight.requires_grad:
+        return cast(tuple[Tensor, Tensor], _FrozenHead.apply(hidden, weight, bias, targets, top))
+
+    def some(here: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         logits = F.linear(here, weight, bias).float()
-        return logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1)
+        return logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1), _entropy(logits, top)
 
     size = _at_once(weight)
     parts = zip(hidden.split(size), targets.split(size), strict=True)
     # computed once more in the backward pass, instead of kept
-    return torch.cat([checkpoint(some, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+    made = [checkpoint(some, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    return torch.cat([logps for logps, _ in made]), torch.cat([entropies for _, entropies in made])
 
 
 @contextmanager
@@ -261,20 +294,31 @@ def completion_logits(model: nn.Module, batch: Mapping[str, Any]) -> Float[Tenso
 
 def token_logps(model: nn.Module, batch: Mapping[str, Any]) -> Float[Tensor, "completion pos"]:
     """log pi(y_t | x, y_<t) of each completion token in nats; 0 at padding."""
+    return token_reading(model, batch, 0)[0]
+
+
+def token_reading(
+    model: nn.Module, batch: Mapping[str, Any], top: int
+) -> tuple[Float[Tensor, "completion pos"], Float[Tensor, "completion pos"]]:
+    """`token_logps`, and `token_entropy` among the `top` most probable words; 0 at padding, and if `top` is 0."""
     ids, mask, plain = batch["completion_ids"], batch["completion_mask"], bare(model)
     if not has_plain_head(plain):
-        return gather_logps(completion_logits(model, batch), ids, mask)
+        logits = completion_logits(model, batch)
+        entropies = (
+            torch.where(mask, token_entropy(logits, top), 0.0) if top else torch.zeros(mask.shape).to(mask.device)
+        )
+        return gather_logps(logits, ids, mask), entropies
     head: Any = output_layer(plain)
-    found = torch.zeros(mask.shape, device=mask.device)
+    found = torch.zeros(*mask.shape, 2, device=mask.device)
     for group in batch["groups"]:
         line, column, at = group["line"], group["column"], (group["row"], group["position"])
 
         def answer(hidden: Tensor, line: Tensor = line, column: Tensor = column, wanted: Tensor = ids[at]) -> Tensor:
-            return head_logps(hidden[line, column], head.weight, head.bias, wanted)
+            return torch.stack(head_reading(hidden[line, column], head.weight, head.bias, wanted, top), -1)
 
         with _answering(head, answer):
             found = found.index_put(at, _run(model, group))
-    return found
+    return found[..., 0], found[..., 1].detach()
 
 
 def bare(model: nn.Module) -> nn.Module:

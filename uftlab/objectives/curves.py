@@ -284,7 +284,7 @@ def why_not(name: str, kind: str | None = None) -> str:
     try:
         drawn = registered_curve(name, points, kind)
     except InputError as error:
-        if objective_named(name).distributions:
+        if objective_named(name).distributions or objective_named(name).entropies:
             return "needs the whole distribution at each token"
         cause = error.__cause__ or error
         return f"one completion and its log-probability are not enough ({type(cause).__name__}: {cause})"

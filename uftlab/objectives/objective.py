@@ -18,7 +18,7 @@ from torch import Tensor
 from uftlab.errors import InputError
 from uftlab.losses.distillation import distillation_loss
 from uftlab.losses.rewards import Scalar, implicit_reward
-from uftlab.models.logps import token_kl
+from uftlab.models.logps import gather_logps, token_kl
 from uftlab.rows.tokens import ROLE_INDEX, Example
 
 LEADING_ROLE = {"demonstration": "demonstration", "scored": "scored", "label": "label", "preference": "chosen"}
@@ -35,13 +35,14 @@ VERIFIED = {
 
 @dataclass(frozen=True)
 class Positions:
-    """What losses on single tokens may read, column by column. Only some objectives need the logits."""
+    """What losses on single tokens may read, column by column. Only some objectives need logits or entropies."""
 
     ids: Int[Tensor, "completion pos"]
     mask: Bool[Tensor, "completion pos"]
     logps: Float[Tensor, "completion pos"]
     policy_logits: Float[Tensor, "completion pos vocabulary"] | None = None
     reference_logits: Float[Tensor, "completion pos vocabulary"] | None = None
+    own_entropies: Float[Tensor, "completion pos"] | None = None
 
     @classmethod
     def even(cls, policy_logps: Float[Tensor, "completion"], tokens: int) -> Positions:
@@ -55,8 +56,9 @@ class Positions:
 
     def of(self, here: Bool[Tensor, "completion"] | slice) -> Positions:
         """The rows where `here` is True, or the rows of a slice."""
-        logits = (None if x is None else x[here] for x in (self.policy_logits, self.reference_logits))
-        return Positions(self.ids[here], self.mask[here], self.logps[here], *logits)
+        more = (self.policy_logits, self.reference_logits, self.own_entropies)
+        own = (None if x is None else x[here] for x in more)
+        return Positions(self.ids[here], self.mask[here], self.logps[here], *own)
 
     @property
     def lengths(self) -> Float[Tensor, "completion"]:
@@ -68,6 +70,22 @@ class Positions:
             remedy = "Declare distributions=True in the objective, or give its Positions both models' logits"
             raise InputError("Rows of this objective", "carry full distributions", "single tokens alone", remedy)
         return self.policy_logits, self.reference_logits
+
+    @property
+    def entropies(self) -> Float[Tensor, "completion pos"]:
+        """Entropy of the policy at each token in nats, without gradient, 0 at padding (`models.logps.token_entropy`).
+
+        Raises:
+            InputError: when these positions have none.
+        """
+        if self.own_entropies is None:
+            remedy = "Declare entropies in the objective, or give its Positions own_entropies"
+            raise InputError("Rows of this objective", "carry entropies", "single tokens alone", remedy)
+        return self.own_entropies
+
+    def reference_token_logps(self) -> Float[Tensor, "completion pos"]:
+        """log pi_ref of each token in nats, 0 at padding."""
+        return gather_logps(self._distributions()[1], self.ids, self.mask)
 
     def kl_from_reference(self) -> Float[Tensor, "completion"]:
         """KL(pi_ref || pi) in nats, summed over the positions of the completion. 0 where policy equals reference."""
@@ -146,6 +164,8 @@ class Objective:
         tokens: it reads single tokens, not only sums.
         distributions: it needs the full distribution of the reference at each position. So every step has a forward
             pass of the reference, whose weights stay in memory.
+        entropies: it reads the policy's own entropy at each token, among that many of the most probable words; 0: it
+            does not. No full distributions are kept, and there is no pass of the reference.
         quantiles: before training, each score is replaced by its quantile in the table (QRPO).
         across_batch: the loss of a row depends on other rows, so accumulated micro-batches differ from one big batch.
         verified: letters of `VERIFIED`. `note` says what could not be verified, or what we do differently.
@@ -163,6 +183,7 @@ class Objective:
     mismatched: bool = False
     tokens: bool = False
     distributions: bool = False
+    entropies: int = 0
     quantiles: bool = False
     across_batch: bool = False
     verified: str = "M"

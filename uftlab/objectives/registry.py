@@ -70,6 +70,15 @@ def _ipo_mean(rows: Rows, settings: Settings) -> Tensor:
     return losses.ipo_mean_loss(*_sums(rows), chosen.at.lengths, rejected.at.lengths, settings["beta"])
 
 
+def _dpo_norm(rows: Rows, settings: Settings) -> Tensor:
+    chosen, rejected = rows.of("chosen"), rows.of("rejected")
+    return losses.dpo_norm_loss(*_sums(rows), chosen.at.lengths, rejected.at.lengths, settings["beta"])
+
+
+def _tpo(rows: Rows, settings: Settings) -> Tensor:
+    return losses.tpo_loss(*_sums(rows)[:2], settings["beta"])
+
+
 def _bco(rows: Rows, settings: Settings) -> Tensor:
     beta, sums = settings["beta"], _sums(rows)
     shift = losses.bco_shift(beta * (sums[0] - sums[2]), beta * (sums[1] - sums[3]))
@@ -100,6 +109,31 @@ def _asft(rows: Rows, settings: Settings) -> Tensor:
 
 def _dft(rows: Rows, settings: Settings) -> Tensor:
     return losses.dft_loss(rows.of("demonstration").at.logps)
+
+
+def _chord_phi(rows: Rows, settings: Settings) -> Tensor:
+    return losses.chord_phi_loss(rows.of("demonstration").at.logps)
+
+
+def _iw_sft(rows: Rows, settings: Settings) -> Tensor:
+    own = rows.of("demonstration")
+    more = (own.at.lengths, settings["exponent"], settings["cap"])
+    return losses.iw_sft_loss(own.policy_logps, own.reference_logps, *more)
+
+
+def _psft(rows: Rows, settings: Settings) -> Tensor:
+    own = rows.of("demonstration").at
+    return losses.psft_loss(own.logps, own.reference_token_logps(), own.mask, settings["clip"])
+
+
+def _eaft(rows: Rows, settings: Settings) -> Tensor:
+    own = rows.of("demonstration").at
+    return losses.eaft_loss(own.logps, own.entropies, settings["power"], settings["scale"])
+
+
+def _eaft_rolled(rows: Rows, settings: Settings) -> Tensor:
+    own = rows.of("demonstration").at
+    return losses.eaft_rolled_loss(own.logps, own.entropies, own.mask, settings["power"], settings["scale"])
 
 
 def _minor_sft(rows: Rows, settings: Settings) -> Tensor:
@@ -138,6 +172,7 @@ _SFT = _sft_on(_DEMONSTRATION, _DEMONSTRATION)
 _BETA = {"beta": 0.1}
 _UNA = "UNA, arXiv 2408.15339"
 _KL_WEIGHTS = ("kl_weight", (0.03, 0.1, 0.3, 1.0))
+_EAFT = {"power": 1.0, "scale": 3.0}
 _CLOSES = "the gate {} closes once the implicit score s is near 0 or 1: what is learned by then stays as it is"
 _SQUARED_CLOSES = _CLOSES.format("2 beta |score - s| s (1 - s)")
 _ABSOLUTE_CLOSES = _CLOSES.format("beta s (1 - s)")
@@ -334,6 +369,71 @@ _ALL = (
         "Matrenok et al. 2025, arXiv 2507.08068", _BETA, quantiles=True, verified="P",
         note="The authors let the reference complete each prompt and rank among those; we pool the table's scores.",
         failure="with ties, or scores that the reference would not produce, the known Z is wrong for all rows",
+    ),
+    Objective(
+        "dpo-norm", (Term(_PAIR, _dpo_norm, equation=losses.dpo_norm_loss),), "DPO on log-ratios per token",
+        "Lambert et al. 2024 (Tulu 3), arXiv 2411.15124; TRL", {"beta": 5.0}, tokens=True, verified="T",
+        note="As TRL has it (`sigmoid_norm`). beta is 5 in the authors' scripts. It is no setting of DPO under another "
+        "name: pairs of unequal lengths weigh their sides unequally.",
+        failure="beta has another unit than in DPO: nats per token; " + _MARGIN,
+        axis=("beta", (0.01, 0.1, 1.0, 10.0)),
+    ),
+    Objective(
+        "tpo",
+        (_sft_on(_DEMONSTRATION, _DEMONSTRATION, weight="sft_weight"), Term(_PAIR, _tpo, equation=losses.tpo_loss)),
+        "SFT on demonstrations plus DPO without a reference on pairs, in each step",
+        "Saeidi et al. 2024, arXiv 2405.16681; TRL", {"beta": 0.01, "sft_weight": 1.0}, reference=False, verified="T",
+        note="As in TRL's experimental trainer, with its defaults; its variants (hinge, IPO, TPO-L) are left out. "
+        "There the best completion answers the prompt of the pair; ours are demonstrations, on prompts of their own.",
+        failure="no reference: the weight of SFT alone holds it back; " + _MARGIN,
+        axis=("beta", (0.001, 0.01, 0.1, 1.0)),
+    ),
+    Objective(
+        "eaft", (Term(_DEMONSTRATION, _eaft, "token", equation=losses.eaft_loss),),
+        "SFT with each token weighted by the policy's entropy", "Diao et al. 2026, arXiv 2601.02151", _EAFT,
+        reference=False, tokens=True, entropies=20, verified="P",
+        note="As in the code that the authors gave to LLaMA-Factory: entropy among the 20 most probable words, divided "
+        "by 3 (log 20 is 2.996), average over all tokens. The README of the method says \"normalized\" without a "
+        "formula. Axolotl divides by nothing: scale 1.",
+        failure="where the policy is sure and wrong it learns as little as where it is sure and right",
+        learning_rate=4e-3,
+    ),
+    Objective(
+        "eaft-rolled", (Term(_DEMONSTRATION, _eaft_rolled, "token", equation=losses.eaft_rolled_loss),),
+        "SFT with each token weighted by the policy's entropy at another token", "ours; a control of EAFT", _EAFT,
+        reference=False, tokens=True, entropies=20, across_batch=True, verified="-",
+        note="The weights of a batch are those of EAFT, each given to the token half a batch further on.",
+        failure="weights know nothing of their tokens, so it is SFT with noise",
+        learning_rate=4e-3,
+    ),
+    Objective(
+        "psft", (Term(_DEMONSTRATION, _psft, "token", equation=losses.psft_loss),),
+        "the clipped ratio of PPO with advantage 1, on demonstrations", "Zhu et al. 2025, arXiv 2508.17784",
+        {"clip": 0.28}, reference=False, tokens=True, distributions=True, verified="P",
+        note="As in the authors' recipe: clip 0.2 below, which has no effect, and 0.28 above; average over all tokens. "
+        "There the old policy is renewed every 8 steps: 64 rows are read, then stepped on 8 at a time. Here it is the "
+        "reference, so the policy at the start, unless the stage has the option `refresh`.",
+        failure="with an old policy that is never renewed, no token becomes much more probable than 1 + clip times",
+        learning_rate=4e-3, axis=("clip", (0.05, 0.2, 0.8, 3.2)),
+    ),
+    Objective(
+        "iw-sft", (Term(_DEMONSTRATION, _iw_sft, "token", equation=losses.iw_sft_loss),),
+        "SFT on completions weighted by how much likelier they have become",
+        "Qin & Springenberg 2025, arXiv 2507.12856", {"exponent": 1.0, "cap": 16.0}, tokens=True, verified="P",
+        note="As in the authors' code, which disagrees with itself: its loss has 2 for the exponent unless told "
+        "otherwise, and its trainer says 1. There the paper's ratio of whole completions is one of mean tokens. A "
+        "variant with a ratio for each token, between 0.2 and 1.8, is never called.",
+        failure="what was learned first is learned faster, also if it is a mistake",
+        learning_rate=4e-3, axis=("exponent", (0.25, 0.5, 1.0, 4.0)),
+    ),
+    Objective(
+        "chord-phi", (Term(_DEMONSTRATION, _chord_phi, "token", equation=losses.chord_phi_loss),),
+        "SFT with each token weighted by p (1 - p)", "Zhang et al. 2025 (CHORD), arXiv 2508.11408", reference=False,
+        tokens=True, verified="P",
+        note="The SFT term of the authors' code alone (`sft_phi`); CHORD adds it to reinforcement learning. A cut-off "
+        "at high probabilities in that code is off by default and left out.",
+        failure="what the base finds unlikely is hardly learned",
+        learning_rate=4e-3,
     ),
 )  # fmt: skip
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from uftlab.files import write_atomically
-from uftlab.losses.weights import l2_to_start
+from uftlab.losses.weights import ewc_to_start, l2_to_start
+from uftlab.models.fisher import TEXTS
 from uftlab.objectives.objective import VERIFIED, Objective
 from uftlab.reports.tables import markdown
 from uftlab.rows.table import KINDS
@@ -54,8 +55,8 @@ def card(method: Method) -> str:
         parts += [f"### {objective.name}: {objective.summary}"] if len(objectives) > 1 else []
         parts += _terms(objective)
     for stage in method.stages:
-        if "l2" in dict(stage.options):
-            parts += [f"### Added in the stage of {stage.objective}", equation_of(l2_to_start)]
+        if stage.recipe == "offline":
+            parts += _added(stage)
         if stage.recipe != "offline":
             parts += ["## Recipe", equation_of(RECIPES[stage.recipe])]
     parts += ["## Data", *(_stage(index, method, stage) for index, stage in enumerate(method.stages))]
@@ -84,6 +85,24 @@ def equation_of(function: Callable) -> str:
     if returns.strip():
         shown.append("Value: " + " ".join(returns.split()))
     return "\n\n".join(shown)
+
+
+def _added(stage: Stage) -> list[str]:
+    """What the options of an offline stage add to its objective."""
+    parts = []
+    for name, penalty in (("l2", l2_to_start), ("ewc", ewc_to_start)):
+        if name in dict(stage.options):
+            parts += [f"### Added in the stage of {stage.objective}", equation_of(penalty)]
+    if "ewc" in dict(stage.options):
+        parts.append(
+            f"Paid for on top: {TEXTS} texts that the policy samples after its begin token, and a forward and a "
+            "backward pass for each."
+        )
+    if "refresh" in dict(stage.options):
+        parts.append(
+            "The reference is the policy itself, renewed before the first step and then every `refresh` steps."
+        )
+    return parts
 
 
 def _sentence(text: str) -> str:
@@ -141,6 +160,8 @@ def _cost(objective: Objective) -> list[str]:
             "weights in memory (none with LoRA, where the reference is the policy with its adapters off), and "
             "completions x tokens x vocabulary numbers of each model."
         )
+    if objective.entropies:
+        lines.append("- The policy's entropies are of the same pass: next to nothing.")
     if objective.mismatched:
         lines.append("- A mismatched completion with every row: one more forward pass of policy and reference.")
     if not objective.reference and not objective.distributions:
@@ -173,6 +194,9 @@ def _index(methods: list[Method]) -> str:
     intro = (
         "Groups: *paper* and *control* are the study's methods (`uftlab run --methods all`); *loss* is one loss of the "
         "registry on the one table that it learns from, for the whole budget; *pipeline* and *online* are recipes "
-        "around the losses (`uftlab.training.recipes`). Verified by, " + letters + "."
+        "around the losses (`uftlab.training.recipes`); *recent* methods are of 2025 and 2026 or asked for since; "
+        "*question* are the controls of one question. [TRL's losses beside ours](../trl.md). Verified by, "
+        + letters
+        + "."
     )
     return "\n\n".join([HEAD, "# Methods", intro, markdown(head, rows)]) + "\n"

@@ -29,7 +29,8 @@ class Stage:
     """One stretch of training: `demonstrations` is their share of its completions, `budget` its share of the whole.
 
     `recipe` names how it is trained (`uftlab.training.recipes`); `options` are that recipe's own settings and
-    their defaults. An offline stage may have the option `l2`, the pull to its start.
+    their defaults. An offline stage may have one of `l2` and `ewc`, pulls to its start, and `refresh`, a reference that
+    follows the policy (`uftlab.training.recipes.offline`).
     """
 
     objective: str
@@ -181,7 +182,7 @@ METHODS: dict[str, Method] = {
             "control",
             "EWC (Kirkpatrick et al. 2017, arXiv 1612.00796) with Fisher information 1",
             "-",
-            "The equation of EWC is from memory. L2 to the start is older than any paper on it.",
+            "The equation of EWC is from summaries of the paper. L2 to the start is older than any paper on it.",
         ),
         Method("una-alone", (Stage("una-score", 0.0),), "UNA on scores alone, the full budget", group="control"),
         Method("dpo-alone", (Stage("dpo", 0.0),), "DPO on pairs alone, the full budget", group="control"),
@@ -340,6 +341,8 @@ _ONE_SAMPLE = (("refresh", 1.0), ("completions", 1.0))
 _ONCE = (("refresh", 1e6), ("completions", 1.0))  # more steps than any run has: all is drawn before the first
 _RATE = ("learning_rate",)
 
+_EWC = "Kirkpatrick et al. 2017 (EWC), arXiv 1612.00796"
+
 # Of 2025 and 2026, and the controls of the questions that they raise (docs/questions). Tuned after the study.
 RECENT_METHODS: dict[str, Method] = {
     m.name: m
@@ -422,6 +425,63 @@ RECENT_METHODS: dict[str, Method] = {
             "The teacher here is as large as the student. The share of own samples, lambda in TRL, is that of the "
             "feedback: one less `demonstrations`; TRL tosses a coin for each batch, we divide each batch.",
         ),
+        Method(
+            "sft-then-dpo-norm",
+            (_SFT_HALF, Stage("dpo-norm", 0.0, 0.5)),
+            "SFT, then DPO on pairs with log-ratios per token",
+            group="recent",
+        ),
+        Method(
+            "tpo",
+            (Stage("tpo", 0.5),),
+            "SFT on demonstrations plus DPO without a reference on pairs, in each step",
+            (*_BOTH, "sft_weight"),
+            "recent",
+        ),
+        Method("eaft", (Stage("eaft", 1.0),), "SFT that learns little where the policy is sure", _RATE, "recent"),
+        Method(
+            "eaft-rolled",
+            (Stage("eaft-rolled", 1.0),),
+            "EAFT with the weights of other tokens: what do the weights know?",
+            _RATE,
+            "question",
+        ),
+        Method(
+            "psft",
+            (Stage("psft", 1.0, options=(("refresh", 8.0),)),),
+            "SFT that stops at tokens which became much more probable in the last steps",
+            (*_RATE, "clip"),
+            "recent",
+        ),
+        Method(
+            "iw-sft",
+            (Stage("iw-sft", 1.0),),
+            "SFT on completions weighted by how much likelier they have become",
+            (*_RATE, "exponent"),
+            "recent",
+        ),
+        Method("chord-phi", (Stage("chord-phi", 1.0),), "SFT with each token weighted by p (1 - p)", _RATE, "recent"),
+        Method(
+            "ewc",
+            (Stage("sft", 1.0, options=(("ewc", 1.0),)),),
+            "SFT with weights held at the start, each by how much the policy's own texts depend on it",
+            (*_RATE, "ewc"),
+            "recent",
+            _EWC,
+            "2",
+            "The equation is from summaries of the paper. There the information is of the data of the task before; "
+            "ours is of texts that the policy samples after its begin token.",
+        ),
+        Method(
+            "l2-start",
+            (Stage("sft", 1.0, options=(("l2", 0.1),)),),
+            "SFT with all weights held at the start alike",
+            (*_RATE, "l2"),
+            "recent",
+            f"{_EWC}, with Fisher information 1",
+            "2",
+            "The equation of EWC is from summaries of the paper. L2 to the start is older than any paper on it.",
+        ),
     )
 }
 
@@ -489,6 +549,8 @@ OTHERS = {
         Dimension("demonstrations", 0.1, 0.6, log=False, step=1 / 16, share=True),  # whole pairs of 32 completions
         Dimension("preference_share", 0.2, 0.8, log=False, share=True),
         Dimension("l2", 1e-4, 1.0),
+        Dimension("ewc", 1e-2, 100.0),
+        Dimension("sft_weight", 0.1, 10.0),
         Dimension("parts", 1.5, 4.5, log=False, step=1.0),
         Dimension("accept_above", 0.4, 0.9, log=False, share=True),
         Dimension("teacher_learning_rate", 4e-4, 1.2e-2),

@@ -21,9 +21,10 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
-from uftlab.engine.trainer import HeldTrainer, ObjectiveTrainer, Quiet, training_arguments
+from uftlab.engine.trainer import HeldTrainer, ObjectiveTrainer, Quiet, RenewedTrainer, training_arguments
 from uftlab.errors import InputError
-from uftlab.losses.weights import l2_to_start
+from uftlab.losses.weights import ewc_to_start, l2_to_start
+from uftlab.models.fisher import fisher_information, own_texts
 from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import evaluation_mode
 from uftlab.objectives.objective import Objective
@@ -132,15 +133,16 @@ class StageData:
     referred: int
     options: dict[str, float]
 
-    def record(self, history: list[dict[str, float]]) -> Record:
-        """What the stage cost, once it is trained."""
+    def record(self, history: list[dict[str, float]], own_texts: int = 0) -> Record:
+        """What the stage cost, once it is trained; `own_texts` were sampled and back-propagated for EWC before."""
         rows = [c for example in self.order for c in example]
         mismatched = sum(c.role == "mismatched" for c in rows)
         extra = self.referred + mismatched + (len(rows) if self.objective.distributions else 0)
         name = self.objective.name
         return Record(
-            name, self.steps, {**self.settings, **self.options}, len(rows) - mismatched, extra, history=history
-        )
+            name, self.steps, {**self.settings, **self.options}, len(rows) - mismatched, extra, own_texts, own_texts,
+            history,
+        )  # fmt: skip
 
 
 def prepare(
@@ -262,7 +264,9 @@ class Task:
 def offline(task: Task, trainer: Callable[..., ObjectiveTrainer] = ObjectiveTrainer, **arguments: Any) -> Record:
     """The recipe of every stage that names no other: one objective on its tables.
 
-    A stage with the option `l2` is pulled to the weights that it starts from (`uftlab.losses.weights.l2_to_start`).
+    A stage with the option `l2` is pulled to the weights that it starts from (`uftlab.losses.weights.l2_to_start`), one
+    with the option `ewc` to those that the policy's own texts depend on (`ewc_to_start`). One with the option `refresh`
+    has full distributions of the policy itself as its reference, renewed every so many steps.
 
     Args:
         trainer: makes the trainer; for one that adds to the loss.
@@ -276,8 +280,15 @@ def offline(task: Task, trainer: Callable[..., ObjectiveTrainer] = ObjectiveTrai
         task.stage, task.tables, task.tokens, task.settings, task.steps, task.seed, task.refer, task.batch,
         task.max_length, task.whole,
     )  # fmt: skip
+    texts = 0
     if data.options.get("l2"):
         trainer = partial(HeldTrainer, penalty=partial(l2_to_start, strength=data.options["l2"]))
+    elif data.options.get("ewc"):
+        fisher, texts = fisher_of(task.policy, task.tokens, task.seed)
+        penalty = partial(ewc_to_start, strength=data.options["ewc"])
+        trainer = partial(HeldTrainer, penalty=penalty, fisher=list(fisher.values()))
+    elif data.options.get("refresh"):
+        trainer = partial(RenewedTrainer, refresh=int(data.options["refresh"]))
     wanted = {"seed": task.seed, "max_steps": task.steps, **task.arguments, **arguments}
     wanted |= {"per_device_train_batch_size": share_of_a_step(data.per_step, wanted)}
     if task.held_out:
@@ -288,7 +299,13 @@ def offline(task: Task, trainer: Callable[..., ObjectiveTrainer] = ObjectiveTrai
     trained = fit(
         trainer, task.policy, task.folder, data.order, data.objective, data.settings, task.callbacks, **wanted
     )
-    return data.record(history_of(trained))
+    return data.record(history_of(trained), texts)
+
+
+def fisher_of(policy: nn.Module, tokens: Tokens, seed: int) -> tuple[dict[str, Tensor], int]:
+    """The Fisher information of a policy on texts that it samples itself, and the number of texts. For EWC."""
+    rows = own_texts(policy, tokens.tokenizer, 1 + seed)
+    return fisher_information(policy, rows), len(rows)
 
 
 def share_of_a_step(examples: int, arguments: Mapping[str, Any]) -> int:

@@ -34,7 +34,18 @@ from uftlab.training.distillation import cue_sft, on_policy_distillation, sdft
 from uftlab.training.merging import paft, paft_ties
 from uftlab.training.methods import SCORED, Method, Stage
 from uftlab.training.online import online, online_rollout, rloo, rs_dpo, self_sft
-from uftlab.training.recipes import BATCH, Record, Task, alright, maxright, offline, parts, prepare
+from uftlab.training.recipes import (
+    BATCH,
+    Record,
+    StageData,
+    Task,
+    alright,
+    fisher_of,
+    maxright,
+    offline,
+    parts,
+    prepare,
+)
 from uftlab.training.reward_functions import Reward
 
 RECIPES: dict[str, Callable[[Task], Record]] = {
@@ -211,10 +222,8 @@ def _trained_together(
         )
         for job, start in zip(jobs, starts, strict=True)
     ]  # fmt: skip
-    members = [
-        Member(start, own.objective, own.settings, own.order, own.per_step, own.options.get("l2", 0.0))
-        for start, own in zip(starts, data, strict=True)
-    ]
+    made = [_member(job, start, own, tokens) for job, start, own in zip(jobs, starts, data, strict=True)]
+    members = [member for member, _ in made]
     steps, wanted = jobs[0].steps, {step for job in jobs for step in job.snapshots_at}
     kept: list[dict[int, Tensor]] = [{} for _ in jobs]
 
@@ -228,9 +237,28 @@ def _trained_together(
     at = wanted if progress is None else range(1, steps + 1)
     trained = train(members, layout(), watch=watch, at=at, logging_steps=max(1, steps // 20), device=device)
     return [
-        Trained(own.record(history), {**snapshots, steps: weights})
-        for own, history, snapshots, weights in zip(data, trained.histories, kept, trained.weights, strict=True)
+        Trained(own.record(history, texts), {**snapshots, steps: weights})
+        for own, (_, texts), history, snapshots, weights in zip(
+            data, made, trained.histories, kept, trained.weights, strict=True
+        )
     ]
+
+
+def _member(job: Job, start: Tensor, data: StageData, tokens: Tokens) -> tuple[Member, int]:
+    """A job as a member of a population, and how many texts its Fisher information took."""
+    options, fisher, texts = data.options, None, 0
+    if options.get("ewc"):
+        found, texts = fisher_of(_tiny(start).to(start.device), tokens, job.seed)
+        fisher = flatten(found, layout())
+    pull, refresh = options.get("ewc", options.get("l2", 0.0)), int(options.get("refresh", 0))
+    return Member(start, data.objective, data.settings, data.order, data.per_step, pull, fisher, refresh), texts
+
+
+def _tiny(weights: Tensor) -> Any:
+    """The tiny model with these weights, on the CPU."""
+    policy = LlamaForCausalLM(tiny_config())
+    policy.load_state_dict(unflatten(weights.cpu(), layout()), strict=False)
+    return policy
 
 
 # ------------------------------------------------------------------------------------------ one by one
@@ -270,8 +298,7 @@ def _trained_alone(
     wanted = {"logging_steps": max(1, job.steps // 20), **arguments}
     policy: Any = job.start
     if isinstance(job.start, Tensor):
-        policy = LlamaForCausalLM(tiny_config())
-        policy.load_state_dict(unflatten(job.start.cpu(), layout()), strict=False)
+        policy = _tiny(job.start)
     set_seed(job.seed)
     place: Any = tempfile.TemporaryDirectory(prefix="uftlab-") if folder is None else nullcontext(str(folder))
     with place as saved:
