@@ -16,6 +16,7 @@ from uftlab.world.world import CONTESTED
 TINY = Profile("tiny", 4, 1, 48, 24, Sizes(24, 20, 4, 10), 2)
 VALUES = {"learning_rate": 1e-3, "beta": 0.1, "preference_weight": 1.0, "demonstrations": 0.25}
 VALUES |= {"preference_share": 0.5, "parts": 2.0, "l2": 0.01, "accept_above": 0.5, "teacher_learning_rate": 1e-3}
+VALUES |= {"mu": 0.5, "sft_weight": 1.0}
 
 
 def trial_of(method, **changes):
