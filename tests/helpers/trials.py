@@ -25,6 +25,7 @@ VALUES |= {
     "exponent": 2.0,
     "accept_above": 0.5,
     "teacher_learning_rate": 1e-3,
+    "mu": 0.5,
 }
 
 

@@ -34,6 +34,7 @@ OWN = {**PIPELINE_METHODS, **NEW}  # those with a recipe that no other table has
 NAMES = list(OWN)
 EIGHT = replace(TINY, steps=8)  # the first step of any schedule has learning rate 0, so parts need two
 SAMPLED = {"una-online": 128, "una-online-rollout": 128, "uft-online": 128, "rloo": 128, "rs-dpo": 96}
+SAMPLED |= {"chord-mu": 128, "luffy": 224}
 SAMPLED |= dict.fromkeys(("sdft", "cue-sft", "on-policy-distillation"), 256)
 
 
@@ -105,7 +106,8 @@ def test_the_budget_is_equal_and_what_comes_on_top_is_in_columns_of_its_own(whol
     assert {whole[name]["completions"] for name in NAMES} == {256}
     sampled = {name: r["sampled"] for name, r in whole.items() if r["sampled"]}
     assert 256 < sampled["self-sft"] < 1024  # as many as fill the steps with accepted ones
-    assert sampled == {**SAMPLED, "self-sft": sampled["self-sft"]}
+    assert 0 < sampled["hpt"] <= 1024  # four for each demonstration, one for each sample that is learned from
+    assert sampled == {**SAMPLED, **{name: sampled[name] for name in ("self-sft", "hpt")}}
     runs = {name: r["extra_runs"] for name, r in whole.items() if r["extra_runs"]}
     assert runs == {"maxright": 512, "on-policy-distillation": 256}
 
@@ -126,7 +128,7 @@ class Killed(BaseException):
     """What a kill is to the process: nothing catches it."""
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*PIPELINE_METHODS, "sdft", "hpt"])  # those that keep something between steps
 @pytest.mark.parametrize("steps", [0, 1], ids=["between", "inside"])
 def test_a_killed_trial_run_again_gives_the_same_bits(whole, name, steps, tmp_path_factory, monkeypatch):
     """Killed when the last stage is about to make its first step, or its second; stage one is on disk by then."""
@@ -273,7 +275,7 @@ def test_methods_lists_them_and_all_does_not_run_them():
     from typer.testing import CliRunner
 
     rows = {row["name"]: row for row in json.loads(CliRunner().invoke(app, ["methods", "--json"]).stdout)}
-    assert {rows[name]["group"] for name in NAMES} == {"pipeline", "online"}
+    assert {rows[name]["group"] for name in PIPELINE_METHODS} == {"pipeline", "online"}
     assert not set(NAMES) & set(METHODS)
 
 

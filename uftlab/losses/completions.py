@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -322,6 +324,40 @@ def qrpo_loss(
 
 
 # ------------------------------------------------- completions that the policy itself sampled
+
+
+def decayed_share(progress: float, first: float, last: float) -> float:
+    """The share mu of SFT in CHORD-mu after a share `progress` of its decay (Zhang et al. 2025; the authors' code).
+
+    mu = last + (first - last) (1 + cos(pi progress)) / 2,  and `last` from progress 1 on
+
+    arXiv 2508.11408. `first` at 0; halfway the mean of the two: 0.475 of 0.9 and 0.05.
+    """
+    return last + (first - last) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+def shaped_policy_gradient_loss(
+    policy_token_logps: Float[Tensor, "completion pos"],
+    mask: Bool[Tensor, "completion pos"],
+    advantages: Float[Tensor, "completion"],
+    shape: Scalar = 0.1,
+) -> Float[Tensor, "completion"]:
+    """Policy gradient on a completion that somebody else wrote, shaped towards unlikely tokens (LUFFY's authors' code).
+
+    L = -A sum_t p_t / (p_t + gamma)
+
+    Yan et al. 2025, arXiv 2504.14945. The probability of whoever wrote it is taken as 1, so p_t is the ratio. The
+    gradient of a token is -A gamma p / (p + gamma)^2 times that of its log-probability: largest at p = gamma.
+
+    Args:
+        advantages: the completion's own, with the policy's samples of the same prompt as its baseline.
+        shape: gamma.
+
+    Returns:
+        Loss of each completion. -1/2 for one token of probability 0.1 at advantage 1 and gamma 0.1.
+    """
+    p = policy_token_logps.exp()
+    return -advantages * torch.where(mask, p / (p + shape), 0.0).sum(-1)
 
 
 def leave_one_out(rewards: Float[Tensor, "prompt sample"]) -> Float[Tensor, "prompt sample"]:

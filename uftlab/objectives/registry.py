@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from uftlab import losses
@@ -159,6 +160,16 @@ def _accepted_sft(rows: Rows, settings: Settings) -> Tensor:
 def _policy_gradient(rows: Rows, settings: Settings) -> Tensor:
     own = rows.of("scored")
     return losses.policy_gradient_loss(own.policy_logps, own.reference_logps, own.scores, float(settings["clip"]))
+
+
+def _chord_policy_gradient(rows: Rows, settings: Settings) -> Tensor:
+    return (1 - settings["mu"]) * _policy_gradient(rows, settings)
+
+
+def _luffy(rows: Rows, settings: Settings) -> Tensor:
+    shown = rows.of("demonstration")
+    shaped = losses.shaped_policy_gradient_loss(shown.at.logps, shown.at.mask, shown.scores, settings["shape"])
+    return torch.cat([_policy_gradient(rows, settings), shaped])
 
 
 def _distillation(rows: Rows, settings: Settings) -> Tensor:
@@ -470,6 +481,38 @@ ON_SAMPLES: dict[str, Objective] = {
         distributions=True, verified="T",
         note="TRL's distillation trainer has reverse KL as its default, its GKD trainer the divergence at 1/2.",
         failure="the teacher is the ceiling; where the student never goes, nothing is learned",
+    ),
+    "chord-mu": Objective(
+        "chord-mu",
+        (
+            _sft_on(_DEMONSTRATION, _DEMONSTRATION, weight="mu"),
+            Term("scored", _chord_policy_gradient, "token", equation=losses.policy_gradient_loss),
+        ),
+        "mu SFT on demonstrations plus (1 - mu) policy gradient on own samples", "Zhang et al. 2025, arXiv 2508.11408",
+        {"mu": 0.9, "clip": 0.2}, reference=False, verified="P",
+        note="mu and its fall are from the authors' code and its example. Its advantages are those of GRPO; ours "
+        "leave one out. There is no KL term, as in the example.",
+        failure="while mu is large it forgets as SFT does; once mu is small it climbs what the reward is wrong about",
+    ),
+    "hpt": Objective(
+        "hpt",
+        (
+            _sft_on(_DEMONSTRATION, _DEMONSTRATION, weight="sft_weight"),
+            Term("scored", _policy_gradient, "token", equation=losses.policy_gradient_loss),
+        ),
+        "SFT on some prompts, policy gradient on the others", "Lv et al. 2025, arXiv 2509.04419",
+        {"sft_weight": 1.0, "clip": 0.2}, reference=False, verified="P",
+        note="The authors divide SFT by its tokens and the policy gradient by a fixed length; here both are divided by "
+        "their tokens. Advantages leave one out, theirs are less the mean: the same but for a factor.",
+        failure="a step with one unsolved prompt gives its demonstration the weight of all other prompts together",
+    ),
+    "luffy": Objective(
+        "luffy", (Term("scored", _luffy, equation=losses.shaped_policy_gradient_loss),),
+        "policy gradient on own samples and, shaped, on the demonstration of the same prompt",
+        "Yan et al. 2025, arXiv 2504.14945", {"shape": 0.1, "clip": 0.2}, reference=False, tokens=True, verified="P",
+        note="Own samples have the loss of rloo. The authors' script leaves out the clip, which does nothing with "
+        "fresh samples, and has a bonus of 0.001 for entropy, which we leave out.",
+        failure="a demonstration whose score is below the samples' is pushed down",
     ),
 }  # fmt: skip
 

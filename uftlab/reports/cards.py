@@ -130,7 +130,7 @@ def _stage(index: int, method: Method, stage: Stage) -> str:
         ["feedback"] if stage.demonstrations < 1 else []
     )
     if stage.recipe in SAMPLING:
-        tables[-1], kinds[-1] = "prompts of the feedback, which it answers itself", kinds[-1].partition(" (")[0]
+        tables[-1], kinds[-1] = f"prompts of the {tables[-1]}, which it answers itself", kinds[-1].partition(" (")[0]
     made = [f"{part} the {table}, as {kind}" for part, table, kind in zip(parts, tables, kinds, strict=True)]
     count = f"Stage {index + 1}: " if len(method.stages) > 1 else ""
     budget = "the whole budget" if stage.budget == 1 else f"{stage.budget:.0%} of the budget"

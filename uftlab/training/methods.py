@@ -20,7 +20,16 @@ from typing import Any
 from uftlab.errors import InputError
 from uftlab.files import DATA
 
-SCORED = ("rs-dpo", "online", "online-rollout", "rloo", "self-sft")  # recipes that answer prompts and have it scored
+SCORED = (
+    "rs-dpo",
+    "online",
+    "online-rollout",
+    "rloo",
+    "self-sft",
+    "chord-mu",
+    "hpt",
+    "luffy",
+)  # recipes that answer prompts and have it scored
 SAMPLING = (*SCORED, "sdft", "cue-sft", "on-policy-distillation")  # all that answer prompts themselves
 
 
@@ -338,6 +347,7 @@ PIPELINE_METHODS: dict[str, Method] = {
 }
 
 _ONE_SAMPLE = (("refresh", 1.0), ("completions", 1.0))
+_FOUR_SAMPLES = (("refresh", 1.0), ("completions", 4.0))
 _ONCE = (("refresh", 1e6), ("completions", 1.0))  # more steps than any run has: all is drawn before the first
 _RATE = ("learning_rate",)
 
@@ -482,6 +492,39 @@ RECENT_METHODS: dict[str, Method] = {
             "2",
             "The equation of EWC is from summaries of the paper. L2 to the start is older than any paper on it.",
         ),
+        Method(
+            "chord-mu",
+            (Stage("chord-mu", 0.5, 1.0, "chord-mu", (*_FOUR_SAMPLES, ("valley", 0.05), ("decay", 1.0))),),
+            "SFT on demonstrations and policy gradient on own samples, the share of SFT falling",
+            ("learning_rate", "mu"),
+            "recent",
+            "Zhang et al. 2025 (CHORD), arXiv 2508.11408",
+            "P",
+            "In the authors' example mu falls within 200 steps and a fifth of a step are demonstrations; it falls over "
+            "the whole run here, and half are. Each kind is averaged by itself, so the shares alone change little.",
+        ),
+        Method(
+            "hpt",
+            (Stage("hpt", 1.0, 1.0, "hpt", (("completions", 4.0), ("gate", 0.0), ("solved", 0.9))),),
+            "policy gradient where its own samples solve the prompt, SFT on the demonstration where none does",
+            ("learning_rate", "sft_weight"),
+            "recent",
+            "Lv et al. 2025 (HPT), arXiv 2509.04419",
+            "P",
+            "The authors sample eight of a prompt, and solved means right; their gate is 0 or 2 of 8. A step of theirs "
+            "has fewer rows where demonstrations take the place of samples; ours takes more prompts.",
+        ),
+        Method(
+            "luffy",
+            (Stage("luffy", 1.0, 1.0, "luffy", (("completions", 7.0), ("in_group", 1.0))),),
+            "policy gradient on own samples and on the demonstration among them",
+            _RATE,
+            "recent",
+            "Yan et al. 2025 (LUFFY), arXiv 2504.14945",
+            "P",
+            "The authors' script counts the demonstration in the baseline of its group; their code has a baseline of "
+            "the samples alone, too (`in_group` 0). Not divided by the spread, as in their script.",
+        ),
     )
 }
 
@@ -552,6 +595,7 @@ OTHERS = {
         Dimension("ewc", 1e-2, 100.0),
         Dimension("sft_weight", 0.1, 10.0),
         Dimension("parts", 1.5, 4.5, log=False, step=1.0),
+        Dimension("mu", 0.1, 0.9, log=False, share=True),
         Dimension("accept_above", 0.4, 0.9, log=False, share=True),
         Dimension("teacher_learning_rate", 4e-4, 1.2e-2),
     )

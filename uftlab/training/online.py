@@ -71,6 +71,9 @@ def reward_of(task: Task) -> tuple[Reward, int]:
     """
     if task.reward is not None:
         return task.reward, 0
+    if "feedback" not in task.tables:
+        what, remedy = "A recipe that scores samples", "Add --feedback with pairs"
+        raise InputError(what, "have a reward function or pairs to train one", "neither", remedy)
     table, folder = task.tables["feedback"], task.folder
     model = train_reward_model(
         task.policy,
@@ -142,7 +145,7 @@ def rs_dpo(task: Task) -> Record:
     """
     reward, extra_runs = reward_of(task)
     prompts = [p for p in prompts_of(task.tables["feedback"]) for _ in range(int(task.option("completions")))]
-    samples = sample(task.policy, task.tokens, prompts, reward, _longest(task), _seed(task, 0))
+    samples = sample(task.policy, task.tokens, prompts, reward, _longest(task), seed_of(task, 0))
     kept = pairs_from_samples(samples, task.option("temperature"), task.option("threshold"))
     if not kept:
         got = f"none among {len(samples)} samples at threshold {task.option('threshold'):g}"
@@ -152,7 +155,8 @@ def rs_dpo(task: Task) -> Record:
     return replace(record, settings={**record.settings, **task.options()}, sampled=len(samples), extra_runs=extra_runs)
 
 
-def _seed(task: Task, step: int) -> int:
+def seed_of(task: Task, step: int) -> int:
+    """Of what is sampled in a step."""
     return 1 + task.seed * 1_000_003 + step
 
 
@@ -178,7 +182,7 @@ class Rollouts:
         if count < self.group:
             what, remedy = "A step of samples", "Raise the batch or lower completions"
             raise InputError(what, f"hold {self.group} completions of a prompt", count, remedy)
-        self.refresh, self.per_step = max(1, int(task.option("refresh"))), count // self.group
+        self.refresh, self.per_step = max(1, int(task.options().get("refresh", 1))), count // self.group
         self.reward, self.extra_runs = reward_of(task)
         adapted = hasattr(task.policy, "disable_adapter")
         kept = task.objective.reference and not adapted
@@ -191,13 +195,13 @@ class Rollouts:
         """Scored samples of the policy as it is now, for the steps from `step` to the next refresh."""
         steps = min(self.refresh, self.task.steps - step)
         wanted = steps * self.per_step * self.group
-        kept = made = self._sampled(steps * self.per_step, _seed(self.task, step))
+        kept = made = self.answers(steps * self.per_step, seed_of(self.task, step))
         if math.isfinite(self.accept_above):
             kept, tried = self._accepted(made), len(made)
             while len(kept) < wanted and (tried < TRIED or len(kept) >= tried * LEAST_ACCEPTED):
                 more = (wanted - len(kept)) * tried / max(1, len(kept))  # if the share of accepted ones stays as it is
                 count = math.ceil(min(more, max(TRIED, wanted)) / self.group)
-                made = self._sampled(count, _seed(self.task, step) + self.task.steps * tried)
+                made = self.answers(count, seed_of(self.task, step) + self.task.steps * tried)
                 kept, tried = kept + self._accepted(made), tried + len(made)
             if len(kept) < wanted:
                 rule = f"accept at least {LEAST_ACCEPTED:.0%} of the samples above a score of {self.accept_above:g}"
@@ -205,8 +209,8 @@ class Rollouts:
                 raise InputError("The reward function", rule, f"{len(kept)} of {tried}", remedy)
         return kept[:wanted]
 
-    def _sampled(self, prompts: int, seed: int) -> list[Completion]:
-        """Samples for the next prompts, `group` of each."""
+    def answers(self, prompts: int, seed: int) -> list[Completion]:
+        """Samples of the policy as it is now for the next prompts, `group` of each; all of them, accepted or not."""
         asked = [p for p in islice(self.prompts, prompts) for _ in range(self.group)]
         made = sample(self.task.policy, self.task.tokens, asked, self.reward, self.longest, seed, self.context)
         self.sampled += len(made)
@@ -251,7 +255,8 @@ def against_rollout(rollouts: Rollouts, rows: list[Completion], beta: float) -> 
 
 def with_advantages(rollouts: Rollouts, rows: list[Completion], beta: float) -> list[Completion]:
     """The samples with their leave-one-out advantage for a score, of the reward R - beta log(pi / pi_ref)."""
-    own, reference = rollouts.rollout_logps(rows), rollouts.reference_logps(rows)
+    own = rollouts.rollout_logps(rows)
+    reference = rollouts.reference_logps(rows) if beta else own
     paid = [row.score - beta * (p - q) for row, p, q in zip(rows, own, reference, strict=True)]
     advantages = leave_one_out(torch.tensor(paid).reshape(-1, rollouts.group)).flatten().tolist()
     return [

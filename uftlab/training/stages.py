@@ -32,7 +32,8 @@ from uftlab.rows.table import kind_of
 from uftlab.rows.tokens import Example, Tokens
 from uftlab.training.distillation import cue_sft, on_policy_distillation, sdft
 from uftlab.training.merging import paft, paft_ties
-from uftlab.training.methods import SCORED, Method, Stage
+from uftlab.training.methods import SCORED, Method, Stage, tables_of
+from uftlab.training.mixed import chord_mu, hpt, luffy
 from uftlab.training.online import online, online_rollout, rloo, rs_dpo, self_sft
 from uftlab.training.recipes import (
     BATCH,
@@ -63,6 +64,9 @@ RECIPES: dict[str, Callable[[Task], Record]] = {
     "sdft": sdft,
     "cue-sft": cue_sft,
     "on-policy-distillation": on_policy_distillation,
+    "chord-mu": chord_mu,
+    "hpt": hpt,
+    "luffy": luffy,
 }
 Progress = Callable[[int], Any]  # is told how many optimiser steps were made since it was last called
 ALL_WEIGHTS = ("parts", "paft", "paft-ties")  # with LoRA their reference or base would be another than they say
@@ -120,8 +124,9 @@ def check_recipes(method: Method, tables: Mapping[str, Dataset], reward: Reward 
     for stage in method.stages:
         if lora and stage.recipe in ALL_WEIGHTS:
             raise InputError(f"{method.name}", "train all weights", f"LoRA of rank {lora}", "Leave --lora at 0")
-        if stage.recipe in SCORED and reward is None and "feedback" in tables:
-            kind = kind_of(tables["feedback"].column_names)
+        given = "feedback" in tables  # where it is missing and a stage learns from it, that is said elsewhere
+        if stage.recipe in SCORED and reward is None and (given or "feedback" not in tables_of(stage)):
+            kind = kind_of(tables["feedback"].column_names) if given else "no"
             if kind != "preference":
                 rule = "have pairs, so that a reward model can be trained to score the samples"
                 raise InputError(f"The feedback of {method.name}", rule, f"{kind} rows", "Give chosen and rejected")
