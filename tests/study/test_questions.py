@@ -12,7 +12,7 @@ from uftlab.files import PACKAGE
 from uftlab.reports import questions as pages
 from uftlab.study import questions, results
 from uftlab.study.trials import DRAWS
-from uftlab.training.methods import named_methods
+from uftlab.training.methods import all_methods
 
 ROOT = PACKAGE.parent
 PLAN = ROOT / "docs" / "questions" / "plan.md"
@@ -35,7 +35,7 @@ def test_the_code_does_what_the_plan_says(name):
 
 def test_every_method_is_registered():
     named = {method for question in questions.QUESTIONS.values() for method in question.methods}
-    assert named <= named_methods().keys()
+    assert named <= all_methods().keys()
 
 
 def test_the_draws_of_the_worlds_hang_together_and_are_equally_many():

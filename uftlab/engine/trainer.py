@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,6 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from uftlab.errors import InputError
 from uftlab.models.logps import (
-    as_reference,
     completion_logits,
     completion_logps,
     gather_logps,
@@ -203,7 +203,8 @@ class ObjectiveTrainer(Trainer):
         inputs = {**inputs, "groups": inputs.get("reference_groups", inputs["groups"])}
         own = self.reference is None
         source: Any = self.accelerator.unwrap_model(model) if own else self.reference.to(inputs["role"].device)
-        with as_reference(source), self.accelerator.autocast():
+        adapters_off = source.disable_adapter() if own else nullcontext()  # a teacher may have adapters of its own
+        with torch.no_grad(), evaluation_mode(source), adapters_off, self.accelerator.autocast():
             return completion_logits(source, inputs)
 
     def prediction_step(
