@@ -396,7 +396,7 @@ def _option(text: str, **more: Any) -> Any:
     interrupted="--resume with this --out goes on from the last checkpoint or finished stage, or begins again.",
 )
 def train(
-    out: Annotated[str | None, _option("Folder for the checkpoint.")] = None,
+    out: Annotated[str | None, _option("Folder for the checkpoint; results/train/MODEL-METHOD if empty.")] = None,
     model: Annotated[
         str | None, _option("A folder in the hub's layout, an adapter's folder, a hub name, or tiny.")
     ] = None,

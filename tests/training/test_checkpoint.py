@@ -250,6 +250,10 @@ def test_a_configuration_is_read_from_yaml_and_changed_by_options(tmp_path):
     )
 
 
+def test_a_run_without_a_folder_has_one_named_after_model_and_method():
+    assert read_config(None, model="owner/Some-135M").out == "results/train/Some-135M-uft"
+
+
 @pytest.mark.parametrize(
     ("text", "changes", "said"),
     [
@@ -258,7 +262,6 @@ def test_a_configuration_is_read_from_yaml_and_changed_by_options(tmp_path):
         ("out: a\nmerge: 1", (), "merge must be of the type bool"),
         ("- a", (), "must hold `name: value` lines"),
         ("out: [", (), "--config must be a YAML file"),
-        ("batch: 3", (), "--out must be given"),
         ("out: a", ("batch",), "--set must be name=value"),
         ("out: a", ("stages.x.beta=1",), "--set must name an option"),
         ("out: a\nlearning_rate: .nan", (), "--learning-rate must be a finite number"),

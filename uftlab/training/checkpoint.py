@@ -137,7 +137,7 @@ def prepared(config: TrainConfig, say: Say = print) -> Prepared:
         source = getattr(config, name)
         if source is not None:
             how: Any = {"layout": config.layout, "train_on": config.train_on, "on_bad_row": config.on_bad_row}
-            table, line = load_table(source, **how, score_range=_range(config.score_range))
+            table, line = load_table(source, **how, score_range=_range(config.score_range), purpose=name)
             say(f"{name}: {line}")
             tables[name], held[name] = _split(table, config.held_out, config.seed, name)
     for source in config.benchmarks:

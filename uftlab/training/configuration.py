@@ -125,13 +125,15 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-TYPES = {own.name: str(own.type) for own in fields(TrainConfig)}
+TYPED = {own.name: own for own in fields(TrainConfig)}
+TYPES = {name: str(own.type) for name, own in TYPED.items()}
 
 
 def read_config(path: Path | None, changes: Sequence[str] = (), **options: Any) -> TrainConfig:
     """The configuration of a YAML file, changed by `name=value` pairs and then by options that are not None.
 
-    `stages.0.beta=0.01` reaches into the list of stages, whose first has the number 0.
+    `stages.0.beta=0.01` reaches into the list of stages, whose first has the number 0. Where no folder is named it is
+    `results/train/MODEL-METHOD`.
 
     Raises:
         InputError: for a file that cannot be read, a name that there is not, or a value of another type.
@@ -152,7 +154,8 @@ def read_config(path: Path | None, changes: Sequence[str] = (), **options: Any) 
         _place(found, name.strip().split("."), yaml.safe_load(value), change)
     found |= {name: value for name, value in options.items() if value is not None}
     if "out" not in found:
-        raise InputError("--out", "be given", "none", "Name a folder for the checkpoint")
+        model, method = (str(found.get(name, TYPED[name].default)) for name in ("model", "method"))
+        found["out"] = str(Path("results") / "train" / f"{Path(model).name}-{method}")
     return TrainConfig(**{name: _typed(name, value, path) for name, value in found.items()}).checked()
 
 
