@@ -487,8 +487,12 @@ def eval(
     ] = None,
     reference: Annotated[str | None, typer.Option(help="The model that kl and reward refer to.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with ifeval, truthfulqa, punkt_tab_english.")] = None,
-    rows: Annotated[Path | None, typer.Option(help="JSONL or Parquet, for wordcount, kl and reward.")] = None,
-    text: Annotated[Path | None, typer.Option(help="Text, or JSONL with a column text, for perplexity.")] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="For wordcount, kl, reward: a file, a folder or a hub name, as in `uftlab train`.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="For perplexity: plain text, or the same with a column text.")
+    ] = None,
     beta: Annotated[float | None, typer.Option(help="Of the implicit reward; empty: that of the training.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first questions of each suite; empty: all.")] = None,
     chat_template: Annotated[
