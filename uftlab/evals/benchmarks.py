@@ -51,7 +51,7 @@ from uftlab.rows.tokens import Completion, Tokens
 ANSWERS = "answers.jsonl"
 INERT = 0.2  # |reward| in nats below which sigma(reward) is within 0.05 of 1/2
 PAPERS_BETA = 0.01
-NOT_RECIPE = ("out", "seed", "save_every", "log_every", "log_to", "samples", "benchmarks")  # change no weight but by chance
+NOT_RECIPE = ("out", "seed", "save_every", "log_every", "log_to", "samples", "benchmarks")  # of a training
 CONTEXT = 2048  # tokens, for models whose configuration does not say
 
 
@@ -538,11 +538,13 @@ def read_texts(source: str | Path) -> list[str]:
         found = [part.strip() for part in content.replace("\r\n", "\n").split("\n\n") if part.strip()]
     else:
         rows, source = rows_of(source)
-        found = [row.get("text") if isinstance(row, dict) else None for row in rows]
-        for number, text in enumerate(found, start=1):
+        found = []
+        for number, row in enumerate(rows, start=1):
+            text = row.get("text") if isinstance(row, dict) else None
             if not isinstance(text, str) or not text.strip():
                 remedy = 'Write {"text": "..."} in each line'
-                raise InputError(f"{source}, row {number},", "have text in column 'text'", repr(text)[:60], remedy)
+                raise InputError(f"{source}, row {number},", "have text in column 'text'", repr(row)[:60], remedy)
+            found.append(text)
     if not found:
         raise InputError(f"{source}", "contain text", "none", "Check the file")
     return list(dict.fromkeys(found))  # a document that comes twice says nothing new

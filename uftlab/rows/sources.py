@@ -267,9 +267,7 @@ def _split_of(file: Path) -> str:
 # ---------------------------------------------------------------------------------------------- hub
 
 
-def _from_hub(
-    name: str, subset: str | None, split: str | None, purpose: str | None
-) -> tuple[list[Any], str | None]:
+def _from_hub(name: str, subset: str | None, split: str | None, purpose: str | None) -> tuple[list[Any], str | None]:
     """The rows of a data set of the hub, or of its cache if the hub cannot be reached; and the split, if it was chosen
     here among several.
     """

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,9 +27,10 @@ from uftlab.engine.trainer import process
 from uftlab.errors import InputError
 from uftlab.files import write_atomically
 from uftlab.models.generation import answers
-from uftlab.models.logps import ReferenceCache
+from uftlab.models.logps import ReferenceCache, read_logps
 from uftlab.models.policies import load_policy, load_weights, tiny_config, with_adapter, with_lora
 from uftlab.objectives.registry import objective_named
+from uftlab.rows.batches import positions_of, to_batch
 from uftlab.rows.sources import load_table, read_rows
 from uftlab.rows.table import overlap
 from uftlab.rows.tokens import Example, RememberingTokens, Tokens, interleave
@@ -260,6 +262,23 @@ def _unfinished(out: Path) -> TrainConfig:
     return TrainConfig(**{**told, "out": str(out)})
 
 
+def state_of(config: TrainConfig) -> str:
+    """How far the run in its folder is: "none", "unfinished" or "finished".
+
+    Raises:
+        InputError: when the run that is there was told something else.
+    """
+    out = Path(config.out)
+    if not (out / RECORD).is_file():
+        return "none"
+    state, told = _state(out), json.loads((out / RECORD).read_text(encoding="utf-8")).get("config", {})
+    stored = TrainConfig(**{**told, "out": config.out}).asdict()
+    if differ := [name for name, value in config.asdict().items() if stored[name] != value]:
+        got = ", ".join(f"{name} {stored[name]!r} and not {config.asdict()[name]!r}" for name in differ)
+        raise InputError(f"The run in {out}", "be told the same as before", got, "Choose a new --out")
+    return state
+
+
 # ------------------------------------------------------------------------------------------ training
 
 
@@ -430,18 +449,10 @@ def _prompts(tables: Mapping[str, Dataset], count: int) -> list[Any]:
 
 def describe(made: Prepared, say: Say) -> None:
     """What would be trained: rows, tokens, steps, some rows decoded, an estimate of time and memory."""
-    import time
-
-    from uftlab.models.logps import on_device, read_logps
-    from uftlab.rows.batches import positions_of, to_batch
-
     config, policy = made.config, made.policy
     parameters = sum(p.numel() for p in policy.parameters())
     decode = made.tokens.tokenizer.decode
     say(f"{config.model}: {parameters / 1e6:.1f} million parameters; what you did not set is {made.where}")
-    seconds = 0.0
-    model: Any = policy
-    model.to(usual_device())
     for number, ((stage, steps, values), (examples, per_step)) in enumerate(
         zip(made.planned, made.rows, strict=True), start=1
     ):
@@ -456,21 +467,28 @@ def describe(made: Prepared, say: Say) -> None:
             for completion in [c for e in own[:SHOWN] for c in e][:SHOWN]:
                 text, trained = decode(list(completion.prompt_ids)), decode(list(completion.completion_ids))
                 say(f"  {completion.role}: {text!r} -> trained on {trained!r}")
-        step = order[: sum(per_step)]
-        rows = [c for e in step for c in e]
-        read_logps(policy, rows[:1])  # the first call pays for what is made once
-        start = time.perf_counter()
-        read_logps(policy, rows)
-        forward = time.perf_counter() - start
-        backward = 1 if config.lora else 2
-        reads = objective_named(stage.objective).reference
-        seconds += forward * steps * (1 + backward + reads)
-        computed, real = positions_of(on_device(to_batch(step), "cpu"))
+        computed, real = positions_of(to_batch(order[: sum(per_step)]))
         say(f"  {computed / real:.2f} positions are computed for each token that has to be read")
     extra = 0 if config.lora else 3  # gradients and the two moments of Adam
     memory = parameters * 4 * (1 + extra)
-    say(f"about {seconds / 60:.1f} minutes on this machine, {memory / 2**30:.1f} GiB of weights and optimiser")
+    say(f"about {estimate(made) / 60:.1f} minutes on this machine, {memory / 2**30:.1f} GiB of weights and optimiser")
     say("nothing was trained or written")
+
+
+def estimate(made: Prepared) -> float:
+    """Seconds of training on this machine, from the forward passes of one step of each stage."""
+    model: Any = made.policy
+    model.to(usual_device())
+    seconds = 0.0
+    for (stage, steps, _), (examples, per_step) in zip(made.planned, made.rows, strict=True):
+        rows = [c for e in interleave(examples, per_step, 1, made.config.seed) for c in e]
+        read_logps(model, rows[:1])  # the first call pays for what is made once
+        start = time.perf_counter()
+        read_logps(model, rows)
+        backward = 1 if made.config.lora else 2
+        passes = 1 + backward + objective_named(stage.objective).reference
+        seconds += (time.perf_counter() - start) * steps * passes
+    return seconds
 
 
 # ------------------------------------------------------------------------------------------ settings
