@@ -409,6 +409,9 @@ def train(
     epochs: Annotated[float | None, _option("Passes over the largest table, instead of steps.")] = None,
     batch: Annotated[int | None, _option("Completions per step, over all processes; 32 if empty.")] = None,
     accumulation: Annotated[int | None, _option("Micro-batches of a step.")] = None,
+    tokens_per_device: Annotated[
+        int | None, _option("Most positions of one pass, padding included; 0: no limit. The result is the same.")
+    ] = None,
     learning_rate: Annotated[float | None, _option("Peak learning rate; the default is printed.")] = None,
     beta: Annotated[float | None, _option("KL strength of the implicit reward; the default is printed.")] = None,
     lora: Annotated[int | None, _option("Rank of LoRA adapters; 0 trains all weights.")] = None,

@@ -17,7 +17,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 POSITIVE = ("steps", "epochs", "batch", "accumulation", "beta", "lora_alpha", "max_length")
 NOT_NEGATIVE = (
     "lora", "lora_dropout", "warmup", "weight_decay", "clip", "held_out", "evaluate_every", "save_every", "samples",
-    "seed", "log_every",
+    "seed", "log_every", "tokens_per_device",
 )  # fmt: skip
 SHARES = ("lora_dropout", "warmup", "held_out")  # below 1
 
@@ -31,6 +31,7 @@ class TrainConfig:
         epochs: passes over the largest table; instead of `steps`.
         batch: completions of an optimiser step, over all processes and micro-batches.
         accumulation: micro-batches of a step.
+        tokens_per_device: most positions of one forward and backward pass, padding included; 0: no limit.
         stages: settings of single stages, first to last; they win over `learning_rate` and `beta`.
         lora: rank of adapters; 0 trains all weights. Between two stages they are merged.
         warmup: share of the steps. clip: largest norm of a gradient; 0 clips nothing.
@@ -51,6 +52,7 @@ class TrainConfig:
     epochs: float | None = None
     batch: int = 32
     accumulation: int = 1
+    tokens_per_device: int = 0
     learning_rate: float | None = None
     beta: float | None = None
     stages: Sequence[Mapping[str, float]] = ()
