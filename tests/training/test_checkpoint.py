@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from uftlab.engine.trainer import DivergedError
 from uftlab.errors import InputError
+from uftlab.models import logps
 from uftlab.models.logps import read_logps
 from uftlab.models.policies import load_policy
 from uftlab.rows.tokens import Completion
@@ -137,11 +138,18 @@ def test_every_logged_number_is_the_same_whatever_the_accumulation(tmp_path, fil
             assert one == pytest.approx(same, abs=1e-4, rel=1e-4)
 
 
-def test_rows_that_are_held_out_are_evaluated_and_not_trained_on(tmp_path, files):
-    record, _ = train(tmp_path / "out", files, method="uft", held_out=0.25, evaluate_every=2, warmup=0.0)
+def test_rows_that_are_held_out_are_evaluated_and_not_trained_on(tmp_path, files, monkeypatch, capsys):
+    """The weights of the reference are digested once for all tables, and each entry of the log is one plain line."""
+    digests, usual = [], logps.reference_fingerprint
+    monkeypatch.setattr(logps, "reference_fingerprint", lambda model: digests.append(model) or usual(model))
+    record, lines = train(tmp_path / "out", files, method="uft", held_out=0.25, evaluate_every=2, warmup=0.0)
     assert record["rows"] == {"demonstrations": 48, "feedback": 48}
     logged = [entry for entry in record["stages"][0]["history"] if "eval_loss" in entry]
     assert len(logged) == 2 and {"eval_reward/margin", "eval_reward/demonstration"} <= set(logged[0])
+    assert len(digests) == 1
+    told = [line for line in lines if line.startswith("step ")]
+    assert len(told) == 6 and told[0].startswith("step 1 of 4: loss 0.25, margin ") and "gradient norm" in told[0]
+    assert told[2].startswith("step 2 of 4: held-out loss 0.2") and "{'loss'" not in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------- resuming

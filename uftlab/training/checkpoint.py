@@ -328,8 +328,8 @@ def _train(made: Prepared, out: Path, say: Say, resume: bool) -> None:
             policy = with_lora(policy, config.lora, config.lora_alpha, config.lora_dropout, _targets(config))
         job = Job(policy, stage, made.tables, values, steps, config.seed, references=_references(config))
         (trained,) = run(
-            [job], made.tokens, batch=config.batch, max_length=_limit(config, made.policy), callbacks=(Lines(say),), folder=place,
-            held_out=made.held_out, dropout=config.dropout, tokens_per_device=config.tokens_per_device,
+            [job], made.tokens, batch=config.batch, max_length=_limit(config, made.policy), callbacks=(Lines(say),),
+            folder=place, held_out=made.held_out, dropout=config.dropout, tokens_per_device=config.tokens_per_device,
             **_arguments(config, steps, place, resume),
         )  # fmt: skip
         record = trained.record
