@@ -344,6 +344,7 @@ def _train(made: Prepared, out: Path, say: Say, resume: bool) -> None:
             _record(out, made, "unfinished", records)
         process().wait_for_everyone()
         policy = _replayed(made, work, index) if divided else _after(policy, None, config, last)
+        process().wait_for_everyone()  # else the first to be ready would remove what another still reads
     after = answers(policy, made.tokens.tokenizer, prompts) if prompts else []
     samples = [{"prompt": p, "before": b, "after": a} for p, b, a in zip(prompts, before, after, strict=True)]
     for own in samples:
