@@ -2,7 +2,15 @@
 
 import gc
 import os
+import tempfile
+from pathlib import Path
 
+# What the product keeps for its user goes to a folder of the session. Models and browsers stay where they are.
+_caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+os.environ.setdefault("HF_HOME", str(_caches / "huggingface"))
+os.environ.setdefault("PLAYWRIGHT_BROWSERS_PATH", str(_caches / "ms-playwright"))
+_session = tempfile.TemporaryDirectory(prefix="uftlab-tests-", ignore_cleanup_errors=True)
+os.environ["XDG_CACHE_HOME"] = _session.name
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -396,7 +396,7 @@ def _option(text: str, **more: Any) -> Any:
     interrupted="--resume with this --out goes on from the last checkpoint or finished stage, or begins again.",
 )
 def train(
-    out: Annotated[str | None, _option("Folder for the checkpoint.")] = None,
+    out: Annotated[str | None, _option("Folder for the checkpoint; results/train/MODEL-METHOD if empty.")] = None,
     model: Annotated[
         str | None, _option("A folder in the hub's layout, an adapter's folder, a hub name, or tiny.")
     ] = None,
@@ -409,6 +409,9 @@ def train(
     epochs: Annotated[float | None, _option("Passes over the largest table, instead of steps.")] = None,
     batch: Annotated[int | None, _option("Completions per step, over all processes; 32 if empty.")] = None,
     accumulation: Annotated[int | None, _option("Micro-batches of a step.")] = None,
+    tokens_per_device: Annotated[
+        int | None, _option("Most positions of one pass, padding included; 0: no limit. The result is the same.")
+    ] = None,
     learning_rate: Annotated[float | None, _option("Peak learning rate; the default is printed.")] = None,
     beta: Annotated[float | None, _option("KL strength of the implicit reward; the default is printed.")] = None,
     lora: Annotated[int | None, _option("Rank of LoRA adapters; 0 trains all weights.")] = None,
@@ -487,8 +490,12 @@ def eval(
     ] = None,
     reference: Annotated[str | None, typer.Option(help="The model that kl and reward refer to.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with ifeval, truthfulqa, punkt_tab_english.")] = None,
-    rows: Annotated[Path | None, typer.Option(help="JSONL or Parquet, for wordcount, kl and reward.")] = None,
-    text: Annotated[Path | None, typer.Option(help="Text, or JSONL with a column text, for perplexity.")] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="For wordcount, kl, reward: a file, a folder or a hub name, as in train.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="For perplexity: plain text, or the same with a column text.")
+    ] = None,
     beta: Annotated[float | None, typer.Option(help="Of the implicit reward; empty: that of the training.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first questions of each suite; empty: all.")] = None,
     chat_template: Annotated[
@@ -512,30 +519,89 @@ def eval(
     _say(f"wrote {write_run_page(folder)}")
 
 
-@command(example="uftlab compare results/eval/uft results/eval/sft --baseline results/eval/base --out compared.md")
+@command(
+    example="uftlab compare recipe.yaml --methods base,uft,sft-then-dpo --seeds 0,1,2 --out results/mine",
+    interrupted=RESUMES,
+)
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of `uftlab eval`.")],
-    baseline: Annotated[Path, typer.Option(help="The run that the others are compared with.")],
-    out: Annotated[Path | None, typer.Option(help="The page; empty: print it.", show_default=False)] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Folders of `uftlab eval`, or one recipe: a YAML file.")],
+    baseline: Annotated[
+        str | None,
+        _option("What the others are compared with: one of the folders; with a recipe, a method (the first if empty)."),
+    ] = None,
+    out: Annotated[
+        Path | None, _option("The page; empty: print it. With a recipe: the folder for all runs and compared.md.")
+    ] = None,
+    methods: Annotated[
+        str | None, _option("With a recipe: names with commas; empty: those that it has options for.")
+    ] = None,
+    seeds: Annotated[str | None, _option("With a recipe: seeds with commas; 0,1,2 if empty.")] = None,
     as_json: As_json = False,
 ) -> None:
-    """Compare runs of `uftlab eval` question by question, with paired intervals over questions and over seeds."""
+    """Compare models question by question, with paired intervals over questions and over seeds.
+
+    **Folders** of `uftlab eval` are compared as they are:
+    `uftlab compare results/eval/uft results/eval/sft --baseline results/eval/base --out compared.md`
+
+    **A recipe**, the YAML file of `uftlab train`, is trained with each method and seed, measured as its part `eval`
+    says, and compared. What is finished is not done again; a training that was cut resumes.
+    """
+    recipes = [path for path in runs if path.suffix in (".yaml", ".yml")]
+    if recipes:
+        if len(runs) > 1 or as_json:
+            got = ", ".join(str(path) for path in runs) if len(runs) > 1 else "--json"
+            raise InputError("A recipe", "come alone, and without --json", got, "Compare its folders afterwards")
+        if out is None:
+            raise InputError("A recipe", "have --out", "none", "Name a folder for its runs")
+        _compare_recipe(recipes[0], methods, seeds or "0,1,2", baseline, out)
+        return
     from dataclasses import asdict
 
     from uftlab.reports.evaluation import compare as compared
     from uftlab.reports.evaluation import comparison_page
 
-    rows = compared(runs, baseline)
+    if methods or seeds:
+        remedy = "Give a recipe, such as recipe.yaml, or leave them out"
+        raise InputError("--methods and --seeds", "come with a recipe", f"the folder {runs[0]}", remedy)
+    if baseline is None:
+        raise InputError("Folders of `uftlab eval`", "have --baseline", "none", "Name the run to compare with")
+    rows = compared(runs, Path(baseline))
     if as_json:
         intervals = ("questions", "seeds")
         print(json.dumps([{**r, **{i: r[i] and asdict(r[i]) for i in intervals}} for r in rows], indent=1))
         return
-    page = comparison_page(rows, [*runs, baseline])
+    page = comparison_page(rows, [*runs, Path(baseline)])
     if out is None:
         print(page, end="")
         return
     write_atomically(out, page)
     _say(f"wrote {out}")
+
+
+def _compare_recipe(recipe: Path, methods: str | None, seeds: str, baseline: str | None, out: Path) -> None:
+    """Train, measure and compare the methods of a recipe."""
+    from uftlab.reports.evaluation import compare as compared
+    from uftlab.reports.evaluation import comparison_page, write_run_page
+    from uftlab.study import matrix
+
+    names = [n.strip() for n in methods.split(",") if n.strip()] if methods else matrix.methods_of(recipe)
+    if baseline is not None and baseline not in names:
+        raise InputError("--baseline", f"be among --methods, {', '.join(names)}", baseline, "Add it there")
+    settings = matrix.evaluation_of(recipe)
+    runs = matrix.planned(recipe, names, _seeds(seeds), out, _say)
+    diverged = matrix.run(runs, settings, _say)
+    found = [own for own in runs if own not in diverged]
+    folders = [own.measured for own in found]
+    for folder in folders:
+        write_run_page(folder)
+    first = next((own.measured for own in found if own.config.method == (baseline or names[0])), None)
+    if first is None or len(folders) < 2:
+        _fail(f"{len(folders)} of {len(runs)} runs have a result: there is nothing to compare.", 1)
+    lost = "".join(f"\n{own.measured.name} is left out: its loss was not finite any more.\n" for own in diverged)
+    write_atomically(out / "compared.md", comparison_page(compared(folders, first), folders) + lost)
+    _say(f"wrote {out / 'compared.md'}")
+    if diverged:
+        _fail(f"{len(diverged)} of {len(runs)} runs diverged: {', '.join(own.measured.name for own in diverged)}.", 1)
 
 
 # ----------------------------------------------------------------------------------------- notebooks

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("quick_collections")
 
 STEPS, BATCH = 6, 8
 CONSTANT = {"lr_scheduler_type": "constant", "warmup_steps": 0}
+PLAIN = {"optim": "sgd", "learning_rate": 0.05, **CONSTANT}
 ACCUMULATED = ["sft", "dpo", "una-score", "sft-plus-dpo"]
 
 
@@ -108,10 +109,47 @@ def test_logged_loss_does_not_depend_on_accumulation(tmp_path, untrained, source
         assert found[0] == pytest.approx(found[1], rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["una-score", "sft-plus-dpo", "sft"])
+def test_steps_cut_by_tokens_are_whole_steps(tmp_path, untrained, sources, name, monkeypatch):
+    """Loss, norm of the gradient, all metrics and the weights; parts of at most 48 positions, pairs undivided."""
+    examples, widths = examples_for(name, sources, untrained, steps=3), []
+    forward = type(untrained).forward
+
+    def watched(self, input_ids, *args, **kwargs):
+        if torch.is_grad_enabled():
+            widths.append(input_ids.numel())
+        return forward(self, input_ids, *args, **kwargs)
+
+    common = {"max_steps": 3, "logging_steps": 1, **PLAIN}
+    whole = run(tmp_path / "whole", untrained, name, examples, **common)
+    monkeypatch.setattr(type(untrained), "forward", watched)
+    cut = run(
+        tmp_path / "cut", untrained, name, examples, trainer=partial(ObjectiveTrainer, tokens_per_device=48),
+        per_device_train_batch_size=4, gradient_accumulation_steps=2, **common,
+    )  # fmt: skip
+    assert max(widths) <= 48 and len(widths) > 6
+    logs = [own.state.log_history[:-1] for own in (whole, cut)]
+    for own in logs:
+        own[0].pop("reward/accuracy", None)  # before the first step every pair is a tie, but for rounding
+    for one, other in zip(*logs, strict=True):
+        assert one == pytest.approx(other, abs=1e-5, rel=1e-5)
+    first, second = weights_of(whole), weights_of(cut)
+    assert max((first[n] - w).abs().max().item() for n, w in untrained.named_parameters()) > 1e-3
+    for n in first:
+        assert_close(first[n], second[n], atol=1e-5, rtol=1e-5)
+
+
+def test_what_cannot_be_cut_by_tokens_is_refused(tmp_path, untrained, sources):
+    arguments = training_arguments(tmp_path, use_cpu=True, max_steps=1)
+    short = examples_for("sft", sources, untrained, steps=1)
+    with pytest.raises(InputError, match="--tokens-per-device must be at least 1[0-9], the largest row or pair; got 5"):
+        ObjectiveTrainer(untrained, arguments, short, OBJECTIVES["sft"], tokens_per_device=5)
+    together = examples_for("kto", sources, untrained, steps=1)
+    with pytest.raises(InputError, match="go with losses that are sums over rows; got kto"):
+        ObjectiveTrainer(untrained, arguments, together, OBJECTIVES["kto"], tokens_per_device=480)
+
+
 # ------------------------------------------------------------------------------- pulled to the start
-
-
-PLAIN = {"optim": "sgd", "learning_rate": 0.05, **CONSTANT}
 
 
 def held(l2):
@@ -136,8 +174,11 @@ def test_the_pull_counts_once_whatever_the_micro_batches(tmp_path, untrained, so
     big = weights_of(run(tmp_path / "big", untrained, "sft", examples, **common))
     split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     small = weights_of(run(tmp_path / "small", untrained, "sft", examples, **common, **split))
+    common["trainer"] = partial(held(3.0), tokens_per_device=48)
+    cut = weights_of(run(tmp_path / "cut", untrained, "sft", examples, **common, **split))
     for n in big:
         assert_close(small[n], big[n], atol=1e-6, rtol=1e-4)
+        assert_close(cut[n], big[n], atol=1e-6, rtol=1e-4)
 
 
 def test_only_trainable_weights_are_held(tmp_path, untrained, sources):

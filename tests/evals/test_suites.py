@@ -391,6 +391,22 @@ def test_beta_and_seed_come_from_the_training(lab, tmp_path):
     assert recipe_of({**training, "seed": 5}) == found["recipe"] and "seed" not in found["recipe"]
 
 
+def test_rows_are_what_training_accepts(lab, run, tmp_path):
+    """A folder in the hub's layout with ratings: the rows, scores and rewards are those of the plain file."""
+    ratings = ("helpfulness", "correctness", "coherence")
+    rows = [json.loads(line) for line in (lab / "rows.jsonl").read_text().splitlines()]
+    as_rated = [
+        {"prompt": r["prompt"], "response": r["completion"], **dict.fromkeys(ratings, 4 * r["score"])} for r in rows
+    ]
+    write_lines(tmp_path / "owner" / "steer" / "train.jsonl", as_rated)
+    write_lines(tmp_path / "owner" / "steer" / "validation.jsonl", as_rated[:1])
+    lines = []
+    settings = Settings(("reward",), str(lab / "other"), rows=str(tmp_path / "owner" / "steer"), beta=0.1)
+    found = evaluate(str(lab / "model"), tmp_path / "out", settings, say=lines.append)
+    assert lines[0].startswith(f"rows: {tmp_path / 'owner' / 'steer'}@train: 3 scored rows; score = (0.65 helpfulness")
+    assert found["facts"]["reward"] == pytest.approx(run["facts"]["reward"])
+
+
 # ------------------------------------------------------------------------------------------ refusals
 
 
@@ -402,7 +418,7 @@ def test_beta_and_seed_come_from_the_training(lab, tmp_path):
         ({"suites": ("kl",)}, "suite kl must have --rows"),
         ({"suites": ("reward",), "rows": Path(__file__)}, "suite reward must have --reference"),
         ({"suites": ("perplexity",)}, "suite perplexity must have --text"),
-        ({"suites": ("perplexity",), "text": Path("no/where")}, "--text must be a file; got no/where"),
+        ({"suites": ("perplexity",), "text": Path("no/where")}, "The data set no/where must be in the cache"),
         ({"suites": ("wordcount",)}, "have --rows, or ifeval"),
         ({"data": Path("no/where")}, "--data must be a folder"),
     ],
@@ -486,7 +502,7 @@ def test_texts_are_rows_or_paragraphs_and_a_bad_line_is_named(tmp_path):
     write_lines(tmp_path / "a.jsonl", [{"text": "one"}, {"text": "two", "from": "here"}])
     assert read_texts(tmp_path / "a.jsonl") == ["one", "two"]
     write_lines(tmp_path / "b.jsonl", [{"text": "one"}, {"prompt": "two"}])
-    with pytest.raises(InputError, match=r"b\.jsonl, line 2, must have text"):
+    with pytest.raises(InputError, match=r"b\.jsonl, row 2, must have text"):
         read_texts(tmp_path / "b.jsonl")
     (tmp_path / "c.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="UTF-8"):

@@ -167,7 +167,8 @@ def test_a_folder_of_the_hub_has_its_splits_by_name(folder):
         "what is train-00000-of-00002.parquet ?",
         "what is train-00001-of-00002-0a1b.parquet ?",
     ]
-    assert said == f"{folder}: 2 demonstrations."
+    assert said == f"{folder}@train: 2 demonstrations."
+    assert load_table(f"{folder}@test")[1] == f"{folder}@test: 1 demonstration."
     assert load_table(f"{folder}@test")[0].to_list() == load_table(folder, split="test")[0].to_list()
     with pytest.raises(InputError, match="must have the split validation; got the splits test, train"):
         load_table(f"{folder}@validation")
@@ -178,11 +179,47 @@ def test_a_folder_of_the_hub_has_its_splits_by_name(folder):
 def test_a_folder_without_train_has_its_only_split_or_is_asked_for_one(tmp_path):
     write(tmp_path / "one" / "validation.jsonl.gz", gzip.compress(lines(row()).encode()))
     assert len(load_table(tmp_path / "one")[0]) == 1
-    write(tmp_path / "two" / "train_sft-00000-of-00001.jsonl", lines(row()))
-    write(tmp_path / "two" / "train_gen-00000-of-00001.jsonl", lines(row("b")))
-    with pytest.raises(InputError, match="must have the split train, or only one; got the splits train_gen, train_sft"):
+    write(tmp_path / "two" / "dev.jsonl", lines(row()))
+    write(tmp_path / "two" / "test.jsonl", lines(row("b")))
+    with pytest.raises(InputError, match="must have the split train, or one that is meant; got the splits dev, test"):
         load_table(tmp_path / "two")
-    assert load_table(f"{tmp_path / 'two'}@train_gen")[0].to_list() == [row("b")]
+    assert load_table(f"{tmp_path / 'two'}@test")[0].to_list() == [row("b")]
+
+
+SPLITS = {
+    "ultrachat_200k": ("train_sft", "test_sft", "train_gen", "test_gen"),
+    "ultrafeedback_binarized": ("train_prefs", "train_sft", "test_prefs", "test_sft", "train_gen", "test_gen"),
+    "HelpSteer2": ("train", "validation"),
+    "train_1": ("train_1", "test_1"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "purpose", "taken"),
+    [
+        ("ultrachat_200k", "demonstrations", "train_sft"),
+        ("ultrachat_200k", None, "train_sft"),
+        ("ultrafeedback_binarized", "feedback", "train_prefs"),
+        ("ultrafeedback_binarized", "demonstrations", "train_sft"),
+        ("HelpSteer2", "feedback", "train"),
+        ("train_1", "feedback", "train_1"),
+    ],
+)
+def test_the_split_that_is_meant_is_taken_and_named(tmp_path, name, purpose, taken):
+    """The splits of these data sets, as they lie in a copy of the hub's folder."""
+    for split in SPLITS[name]:
+        parquet(tmp_path / name / "data" / f"{split}-00000-of-00001-0a1b2c.parquet", row(split))
+    table, said = load_table(tmp_path / name, purpose=purpose)
+    assert table.to_list() == [row(taken)] and said.startswith(f"{tmp_path / name}@{taken}: ")
+
+
+def test_where_two_splits_could_be_meant_they_are_listed(tmp_path):
+    for split in SPLITS["ultrafeedback_binarized"]:
+        parquet(tmp_path / "both" / f"{split}.parquet", row(split))
+    with pytest.raises(InputError) as refused:
+        load_table(tmp_path / "both")
+    assert "got the splits test_gen, test_prefs, test_sft, train_gen, train_prefs, train_sft." in str(refused.value)
+    assert f"Choose one, as in {tmp_path / 'both'}@train_prefs" in str(refused.value)
 
 
 def test_pieces_without_a_split_and_folders_of_splits(tmp_path):
@@ -233,16 +270,23 @@ def test_a_hub_is_read_with_its_splits_and_its_refusals_are_one_line_each(tmp_pa
     write(hub / "HelpSteer2" / "train.jsonl", lines(rated, rated))
     write(hub / "HelpSteer2" / "validation.jsonl", lines(rated))
     write(hub / "gated" / "train.jsonl", lines(rated))
+    named = "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in SPLITS["ultrachat_200k"])
+    write(hub / "ultrachat" / "README.md", f"---\nconfigs:\n- config_name: default\n  data_files:\n{named}---\n")
+    for split in SPLITS["ultrachat_200k"]:
+        write(hub / "ultrachat" / f"{split}.jsonl", lines(row(split)))
     sources = ["owner/HelpSteer2", "owner/HelpSteer2@validation", "owner/HelpSteer2@test", "owner/gated", "owner/none"]
+    sources += ["owner/ultrachat"]
     sources += ["down:owner/HelpSteer2", "owner/none"]
     command = [sys.executable, str(HUB), str(tmp_path / "hub"), str(tmp_path / "cache"), *sources]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr[-3000:]
-    train, validation, no_split, gated, unknown, cached, unreachable = json.loads(ended.stdout.splitlines()[-1])
+    train, validation, no_split, gated, unknown, chat, cached, unreachable = json.loads(ended.stdout.splitlines()[-1])
     assert train["rows"] == [{"prompt": "what is it ?", "completion": "blue", "score": 1.0}] * 2
-    assert train["said"].startswith("owner/HelpSteer2: 2 scored rows; score = (0.65 helpfulness")
+    assert train["said"].startswith("owner/HelpSteer2@train: 2 scored rows; score = (0.65 helpfulness")
     assert len(validation["rows"]) == 1
-    assert 'The data set owner/HelpSteer2 must be loadable; got Unknown split "test"' in no_split["error"]
+    rule = "The data set owner/HelpSteer2 must have the split test; got the splits train, validation."
+    assert f"{rule} Choose one, as in owner/HelpSteer2@train." == no_split["error"]
+    assert chat["said"].startswith("owner/ultrachat@train_sft: 1 demonstration")
     assert "The data set owner/gated must be open to you; got a gated data set" in gated["error"]
     assert "The data set owner/none must exist on the hub; got no such data set" in unknown["error"]
     assert cached["rows"] == train["rows"]  # from the cache, with the hub down

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from uftlab.engine.trainer import DivergedError
 from uftlab.errors import InputError
+from uftlab.models import logps
 from uftlab.models.logps import read_logps
 from uftlab.models.policies import load_policy
 from uftlab.rows.tokens import Completion
@@ -137,11 +138,18 @@ def test_every_logged_number_is_the_same_whatever_the_accumulation(tmp_path, fil
             assert one == pytest.approx(same, abs=1e-4, rel=1e-4)
 
 
-def test_rows_that_are_held_out_are_evaluated_and_not_trained_on(tmp_path, files):
-    record, _ = train(tmp_path / "out", files, method="uft", held_out=0.25, evaluate_every=2, warmup=0.0)
+def test_rows_that_are_held_out_are_evaluated_and_not_trained_on(tmp_path, files, monkeypatch, capsys):
+    """The weights of the reference are digested once for all tables, and each entry of the log is one plain line."""
+    digests, usual = [], logps.reference_fingerprint
+    monkeypatch.setattr(logps, "reference_fingerprint", lambda model: digests.append(model) or usual(model))
+    record, lines = train(tmp_path / "out", files, method="uft", held_out=0.25, evaluate_every=2, warmup=0.0)
     assert record["rows"] == {"demonstrations": 48, "feedback": 48}
     logged = [entry for entry in record["stages"][0]["history"] if "eval_loss" in entry]
     assert len(logged) == 2 and {"eval_reward/margin", "eval_reward/demonstration"} <= set(logged[0])
+    assert len(digests) == 1
+    told = [line for line in lines if line.startswith("step ")]
+    assert len(told) == 6 and told[0].startswith("step 1 of 4: loss 0.25, margin ") and "gradient norm" in told[0]
+    assert told[2].startswith("step 2 of 4: held-out loss 0.2") and "{'loss'" not in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------- resuming
@@ -223,6 +231,8 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(tmp_path, files
         ({"steps": 3, "epochs": 1.0}, "--steps and --epochs must not be given together"),
         ({"evaluate_every": 3}, "--evaluate-every must have rows to evaluate"),
         ({"accumulation": 3}, "must divide into 3 equal parts"),
+        ({"tokens_per_device": 4}, "--tokens-per-device must be at least"),
+        ({"method": "rloo", "tokens_per_device": 400}, "--tokens-per-device must go with plain stages"),
         ({"stages": ({}, {}, {})}, "stages must be at most 2"),
         ({"stages": ({"beta": 0.1, "gamma": 1.0},)}, "gamma"),
         ({"method": "rloo", "held_out": 0.1}, "--held-out must go with plain stages; got the recipe rloo"),
@@ -234,13 +244,6 @@ def test_what_means_nothing_is_refused_before_anything_is_written(tmp_path, file
     assert said in str(refused.value) and not (tmp_path / "out").exists()
 
 
-def test_a_model_that_is_divided_over_processes_is_refused_before_it_is_trained(tmp_path, files, monkeypatch):
-    """It would be saved in parts that nobody can load."""
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match="uftlab train must keep the whole model in each process .DDP.; got FSDP"):
-        train(tmp_path / "out", files)
-
-
 def test_a_configuration_is_read_from_yaml_and_changed_by_options(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("out: made\nlearning_rate: 1e-4\nbatch: 16\nstages:\n- beta: 0.1\n")
@@ -248,6 +251,10 @@ def test_a_configuration_is_read_from_yaml_and_changed_by_options(tmp_path):
     assert config == TrainConfig(
         "made", learning_rate=1e-4, batch=8, stages=({"beta": 0.1}, {"beta": 0.01}), method="sft-then-dpo"
     )
+
+
+def test_a_run_without_a_folder_has_one_named_after_model_and_method():
+    assert read_config(None, model="owner/Some-135M").out == "results/train/Some-135M-uft"
 
 
 @pytest.mark.parametrize(
@@ -258,7 +265,6 @@ def test_a_configuration_is_read_from_yaml_and_changed_by_options(tmp_path):
         ("out: a\nmerge: 1", (), "merge must be of the type bool"),
         ("- a", (), "must hold `name: value` lines"),
         ("out: [", (), "--config must be a YAML file"),
-        ("batch: 3", (), "--out must be given"),
         ("out: a", ("batch",), "--set must be name=value"),
         ("out: a", ("stages.x.beta=1",), "--set must name an option"),
         ("out: a\nlearning_rate: .nan", (), "--learning-rate must be a finite number"),
@@ -277,7 +283,10 @@ def test_a_wrong_configuration_is_one_clear_error(tmp_path, text, changes, said)
 
 @pytest.mark.parametrize("method", ["uft"])
 def test_two_processes_log_what_one_logs(tmp_path, files, method):
-    """The same global batch over two processes: losses, gradient norms and all metrics, and one writer."""
+    """The same global batch over two processes: losses, gradient norms and all metrics, and one writer.
+
+    The two cut their shares by tokens, one perhaps into more passes than the other.
+    """
     options = ["--method", method, "--steps", 3, "--batch", 16, "--log-every", 1, "--warmup", 0.0]
     options += [f"--{name}={path}" for name, path in files.items()]
     one, two = tmp_path / "one", tmp_path / "two"
@@ -287,7 +296,7 @@ def test_two_processes_log_what_one_logs(tmp_path, files, method):
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path), "ACCELERATE_USE_CPU": "true"}
     made = subprocess.run(
-        [*command, "-m", "uftlab", "train", *map(str, [*options, "--out", two])],
+        [*command, "-m", "uftlab", "train", *map(str, [*options, "--tokens-per-device", 64, "--out", two])],
         capture_output=True, text=True, env=environment, timeout=240, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert made.returncode == 0, made.stdout[-3000:] + made.stderr[-3000:]

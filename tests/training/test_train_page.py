@@ -2,14 +2,18 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rows import completion, rows_of
 from typer.testing import CliRunner
 
 from uftlab.cli import app
 from uftlab.errors import InputError
+from uftlab.models.policies import TINY
 from uftlab.objectives.objective import means_of, metric_sums
 from uftlab.training.configuration import TrainConfig, read_config
 from uftlab.training.methods import all_methods
@@ -64,6 +68,39 @@ def test_every_command_of_the_page_has_options_that_there_are():
     for line in lines:
         for option in (word for word in shlex.split(line) if word.startswith("--")):
             assert option in shown, line
+
+
+def test_the_command_of_the_paper_means_what_it_says(tmp_path, monkeypatch):
+    """Stand-ins in the hub's layout under the same names: UltraChat has no split train, HelpSteer2 has no score."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(TINY, tmp_path / "HuggingFaceTB" / "SmolLM2-135M", ignore=shutil.ignore_patterns("worlds"))
+    asked, answer = "what is the food of bazib ?", "it is moss ."
+    turns = [{"role": role, "content": text} for role, text in (("user", asked), ("assistant", answer)) * 2]
+    for split in ("train_sft", "test_sft", "train_gen", "test_gen"):
+        kept = turns if split == "train_sft" else turns[:2]
+        rows = [{"prompt": asked, "prompt_id": "1", "messages": kept}] * 8
+        stand_in("HuggingFaceH4/ultrachat_200k", split, rows)
+    ratings = {"helpfulness": 4, "correctness": 2, "coherence": 0, "complexity": 1, "verbosity": 1}
+    for split in ("train", "validation"):
+        stand_in("nvidia/HelpSteer2", split, [{"prompt": asked, "response": answer, **ratings}] * 24)
+    command = (
+        "train --model HuggingFaceTB/SmolLM2-135M --demonstrations HuggingFaceH4/ultrachat_200k "
+        "--feedback nvidia/HelpSteer2 --method uft --beta 0.01 --dry-run"
+    )
+    ended = CliRunner().invoke(app, command.split())
+    assert ended.exit_code == 0, ended.output
+    said = " ".join(ended.output.split())
+    assert "demonstrations: HuggingFaceH4/ultrachat_200k@train_sft: 16 demonstrations from 8 rows" in said
+    assert "feedback: nvidia/HelpSteer2@train: 24 scored rows; score = (0.65 helpfulness" in said
+    assert "una-score, 100 steps of 32 completions" in said and "beta 0.01" in said
+    assert f"trained on '{answer} <end>'" in said and "nothing was trained" in said
+    assert not (tmp_path / "results").exists()
+
+
+def stand_in(name, split, rows):
+    path = Path(name) / "data" / f"{split}-00000-of-00001.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
 
 
 def test_the_methods_that_refuse_lora_are_those_named():

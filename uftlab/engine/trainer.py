@@ -28,7 +28,7 @@ from uftlab.models.logps import (
 )
 from uftlab.models.policies import evaluation_mode, frozen_copy
 from uftlab.objectives.objective import Objective, Positions, Rows, Sums, added, means_of
-from uftlab.rows.batches import LEAST, to_batch
+from uftlab.rows.batches import LEAST, in_parts, to_batch
 from uftlab.rows.tokens import Example
 
 logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
@@ -74,6 +74,34 @@ class Quiet(TrainerCallback):
         state.is_local_process_zero = False
 
 
+TOLD = {  # what is logged -> how a line calls it
+    "loss": "loss", "eval_loss": "held-out loss", "reward/margin": "margin", "eval_reward/margin": "margin",
+    "reward/accuracy": "accuracy", "eval_reward/accuracy": "accuracy", "grad_norm": "gradient norm",
+}  # fmt: skip
+
+
+class Lines(Quiet):
+    """Says one plain line for each entry of the log, in place of the library's dictionary. Loggers go on as they are.
+
+    >>> Lines.line({"loss": 0.25, "reward/margin": 0.0, "epoch": 0.5}, 20, 100)
+    'step 20 of 100: loss 0.25, margin 0'
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        """Nothing for the library's summary of the run, which has none of these numbers."""
+        if set(logs or {}) & set(TOLD):
+            self.say(self.line(logs or {}, state.global_step, state.max_steps))
+
+    @staticmethod
+    def line(logs: Mapping[str, Any], step: int, steps: int) -> str:
+        """What a reader watches, three significant digits."""
+        words = [f"{name} {float(logs[key]):.3g}" for key, name in TOLD.items() if key in logs]
+        return f"step {step} of {steps}: {', '.join(words)}"
+
+
 class DivergedError(RuntimeError):
     """A loss or a gradient is not finite: what comes after it is lost, what was saved before is not."""
 
@@ -102,6 +130,9 @@ class ObjectiveTrainer(Trainer):
     Args:
         held_out: examples for `evaluate`, filled in as the others.
         dropout: whether dropout is on in the policy. It is off in the reference, so with it margins do not start at 0.
+        tokens_per_device: most positions, padding included, of one forward and backward pass; 0: no limit. What a step
+            of one process has is cut into as many parts as that needs. Loss, gradient and metrics stay the same,
+            because their sums are divided by the counts of the whole step.
 
     Raises:
         InputError: for examples that the objective cannot learn from (`Objective.check`).
@@ -118,12 +149,14 @@ class ObjectiveTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         held_out: Sequence[Example] | None = None,
         dropout: bool = False,
+        tokens_per_device: int = 0,
         **options: Any,
     ) -> None:
         self.check(objective, examples)
         if held_out:
             self.check(objective, held_out)
-        self._shares, self._least = False, LEAST
+        self._shares, self._least, self._parts = False, LEAST, 1
+        self.tokens_per_device = tokens_per_device
         if not dropout:
             without_dropout(model)
         super().__init__(
@@ -145,6 +178,8 @@ class ObjectiveTrainer(Trainer):
         has_plain_head(model)
         # every process has to call the model equally often, so there one call is all
         self._least = LEAST if args.world_size == 1 else 2**62
+        if tokens_per_device:
+            check_parts(objective, [*examples, *(held_out or ())], tokens_per_device, self._shares)
 
     def reference_of(self, model: nn.Module) -> Any:
         """What gives full distributions of the reference; None with LoRA: the policy itself with its adapters off."""
@@ -155,8 +190,12 @@ class ObjectiveTrainer(Trainer):
         objective.check(examples)
 
     def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """The collator: lines as this model can read them."""
-        return to_batch(examples, self._shares, self._least)
+        """The collator: lines as this model can read them; with `tokens_per_device` in parts."""
+        if not self.tokens_per_device:
+            return to_batch(examples, self._shares, self._least)
+        cut = in_parts(examples, self.tokens_per_device, self._shares, self._least)
+        parts = [to_batch(part, self._shares, self._least) for part in cut]
+        return {"role": torch.cat([part["role"] for part in parts]), "parts": parts}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(cast(Any, self.train_dataset))  # the order of the examples is part of the data
@@ -165,7 +204,7 @@ class ObjectiveTrainer(Trainer):
         """Number of examples or tokens of each term, over all micro-batches and processes of the step."""
         if not batch_samples:
             return None
-        counts = torch.stack([self.objective.counts(batch) for batch in batch_samples]).sum(0).to(device)
+        counts = torch.stack([self._counts(batch) for batch in batch_samples]).sum(0).to(device)
         return self.accelerator.reduce(counts, "sum") if self.args.world_size > 1 else counts
 
     def compute_loss(  # type: ignore[override]  # the counts are always a tensor here
@@ -176,16 +215,36 @@ class ObjectiveTrainer(Trainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """The loss of one micro-batch, already divided by the counts of the whole optimiser step."""
+        counts = self._counts(inputs) if num_items_in_batch is None else num_items_in_batch
+        found = [self._part_loss(model, part, counts) for part in _parts_of(inputs)]
+        loss = torch.stack([own for own, _ in found]).sum()
+        return (loss, {"logps": torch.cat([logps for _, logps in found])}) if return_outputs else loss
+
+    def _counts(self, batch: Mapping[str, Any]) -> Tensor:
+        return torch.stack([self.objective.counts(part) for part in _parts_of(batch)]).sum(0)
+
+    def _part_loss(self, model: nn.Module, inputs: dict[str, Any], counts: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of one part of a micro-batch, and the log-probabilities of its completions."""
         positions = self._positions(model, inputs) if self.objective.tokens else None
         logps = completion_logps(model, inputs) if positions is None else positions.logps.sum(-1)
         shown = inputs["demonstrated"]
         rows = Rows(logps, inputs["reference_logps"], inputs["score"], inputs["role"], positions, demonstrated=shown)
-        counts = self.objective.counts(inputs) if num_items_in_batch is None else num_items_in_batch
         # gradients are averaged over processes, but counts are sums over processes: hence the factor
         factor = self.args.world_size if model.training else 1
         loss = self.objective.loss(rows, self.settings, counts) * factor
         self._sums.append(self.objective.sums(rows, self.settings))
-        return (loss, {"logps": logps}) if return_outputs else loss
+        return loss, logps
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """A backward pass for each part of a micro-batch. Processes exchange gradients after the last one alone."""
+        *others, last = parts = _parts_of(inputs)
+        self._parts = len(parts)
+        losses = []
+        for part in others:
+            with self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        losses.append(super().training_step(model, last, num_items_in_batch))
+        return torch.stack(losses).sum()
 
     def _positions(self, model: nn.Module, inputs: dict[str, Any]) -> Positions:
         """Single tokens of the batch, with full distributions or entropies if the objective needs them."""
@@ -243,6 +302,23 @@ class ObjectiveTrainer(Trainer):
         return {name: float(value) for name, value in sorted(means_of(sums).items())}
 
 
+def _parts_of(batch: Any) -> list[dict[str, Any]]:
+    return batch.get("parts", [batch])
+
+
+def check_parts(objective: Objective, examples: Sequence[Example], most: int, share: bool) -> None:
+    """Refuses what cannot be cut into parts of at most `most` positions with the same loss.
+
+    Raises:
+        InputError: for a loss whose rows depend on each other, or an example that is larger.
+    """
+    if objective.across_batch:
+        rule, remedy = "go with losses that are sums over rows", "Leave it out"
+        raise InputError("--tokens-per-device", rule, f"{objective.name}, whose rows depend on each other", remedy)
+    for example in examples:
+        in_parts([example], most, share)
+
+
 def without_dropout(model: nn.Module) -> None:
     """Sets all dropout of a model to 0, but that of LoRA adapters, which the user asks for by name.
 
@@ -279,7 +355,7 @@ class HeldTrainer(ObjectiveTrainer):
         loss = made[0] if isinstance(made, tuple) else made
         moved = zip((p for p in model.parameters() if p.requires_grad), self.start, self.beside, strict=True)
         penalty = sum(self.penalty((p - start).flatten(), *more) for p, start, more in moved)
-        loss = loss + penalty / self.current_gradient_accumulation_steps
+        loss = loss + penalty / self.current_gradient_accumulation_steps / self._parts
         return (loss, made[1]) if isinstance(made, tuple) else loss
 
 

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from scipy import stats
 from transformers import PreTrainedTokenizerBase
 
@@ -43,12 +44,14 @@ from uftlab.losses.rewards import implicit_reward
 from uftlab.models.generation import texts
 from uftlab.models.logps import fingerprint, read_logps
 from uftlab.models.policies import load_policy
-from uftlab.rows.table import as_scored, load_rows
+from uftlab.rows.sources import ENDINGS, load_table, read_rows, rows_of
+from uftlab.rows.table import as_scored
 from uftlab.rows.tokens import Completion, Tokens
 
 ANSWERS = "answers.jsonl"
 INERT = 0.2  # |reward| in nats below which sigma(reward) is within 0.05 of 1/2
 PAPERS_BETA = 0.01
+NOT_RECIPE = ("out", "seed", "save_every", "log_every", "log_to", "samples", "benchmarks")  # of a training
 CONTEXT = 2048  # tokens, for models whose configuration does not say
 
 
@@ -99,6 +102,7 @@ class Settings:
         chat_template: with or without the model's chat template; None: both if it has one. Of benchmarks only: rows are
             always written as in training.
         limit: the first questions, rows and texts alone; None: all.
+        rows, text: any source that `uftlab.rows.sources` reads; a text may also be a plain file.
         beta: of the implicit reward; None: what the model was trained with, else the paper's 0.01.
         seed: of samples for KL, and of lm-eval.
     """
@@ -106,8 +110,8 @@ class Settings:
     suites: tuple[str, ...] = ("ifeval", "truthfulqa")
     reference: str | None = None
     data: Path | None = None
-    rows: Path | None = None
-    text: Path | None = None
+    rows: str | Path | None = None
+    text: str | Path | None = None
     beta: float | None = None
     chat_template: bool | None = None
     limit: int | None = None
@@ -132,27 +136,8 @@ def evaluate(model: str, out: Path, settings: Settings, say: Callable[[str], Non
         InputError: before the model is loaded, for an unknown suite, a missing file, extra or setting; before anything
             is measured, for a folder with another result; afterwards, when model and questions do not fit each other.
     """
-    _check(settings, out)
-    sources = {suite: _local(settings.data, suite) for suite in settings.suites if suite in BENCHMARKS}
-    own = _training(model)
-    policy, tokenizer = load_policy(model)
-    if settings.chat_template and not tokenizer.chat_template:
-        raise InputError("A model measured with a chat template", "have one", model, "Add --no-chat-template")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = Run(_on(device, policy), tokenizer, settings, own, say)
-    known = {
-        "schema": SCHEMA,
-        "model": model,
-        "weights": fingerprint(policy),
-        "reference": settings.reference,
-        "method": own.get("method"),
-        "seed": own.get("seed"),
-        "recipe": recipe_of(own),
-        "settings": json.loads(json.dumps(asdict(settings), default=str)),
-        "sources": {suite: str(path) for suite, path in sources.items() if path},
-    }
-    run.restore(out, known)
-    run.prepare()
+    run, known, sources = _ready(model, out, settings, say)
+    device = run.model.device
     result: dict[str, Any] = {}
     for suite in [name for name in SUITES if name in settings.suites and name not in run.seconds]:
         say(f"{suite} ...")
@@ -167,6 +152,64 @@ def evaluate(model: str, out: Path, settings: Settings, say: Callable[[str], Non
     return result
 
 
+def check(model: str, out: Path, settings: Settings, say: Callable[[str], None] = print) -> None:
+    """All that `evaluate` does before it measures, for instance before the model is trained.
+
+    Raises:
+        InputError: for what `evaluate` would refuse.
+    """
+    _ready(model, out, settings, say)
+
+
+def is_measured(out: Path, settings: Settings) -> bool:
+    """Whether a folder has a finished run with these settings."""
+    if not (out / RESULT).exists():
+        return False
+    stored = load_result(out)
+    return stored["settings"] == _as_stored(settings) and set(settings.suites) <= set(stored["seconds"])
+
+
+def _as_stored(settings: Settings) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(settings), default=str))
+
+
+def _ready(
+    model: str, out: Path, settings: Settings, say: Callable[[str], None]
+) -> tuple[Run, dict[str, Any], dict[str, Path | None]]:
+    """A run before its first suite, what identifies it, and the local files of its benchmarks."""
+    _check(settings, out)
+    sources = {suite: _local(settings.data, suite) for suite in settings.suites if suite in BENCHMARKS}
+    table = None if settings.rows is None else _table(settings, say)
+    texts = read_texts(str(settings.text))[: settings.limit] if "perplexity" in settings.suites else []
+    own = _training(model)
+    policy, tokenizer = load_policy(model)
+    if settings.chat_template and not tokenizer.chat_template:
+        raise InputError("A model measured with a chat template", "have one", model, "Add --no-chat-template")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = Run(_on(device, policy), tokenizer, settings, own, say, table, texts)
+    known = {
+        "schema": SCHEMA,
+        "model": model,
+        "weights": fingerprint(policy),
+        "reference": settings.reference,
+        "method": own.get("method"),
+        "seed": own.get("seed"),
+        "recipe": recipe_of(own),
+        "settings": _as_stored(settings),
+        "sources": {suite: str(path) for suite, path in sources.items() if path},
+    }
+    run.restore(out, known)
+    run.prepare()
+    return run, known, sources
+
+
+def _table(settings: Settings, say: Callable[[str], None]) -> Dataset:
+    """The rows of --rows with their scores."""
+    table, line = load_table(str(settings.rows), purpose="feedback")
+    say(f"rows: {line}")
+    return as_scored(table.select(range(len(table))[: settings.limit]))
+
+
 @dataclass
 class Run:
     """One model while it is measured: what several suites share, and what was found."""
@@ -176,6 +219,8 @@ class Run:
     settings: Settings
     training: Mapping[str, Any]
     say: Callable[[str], None]
+    table: Dataset | None = None
+    texts: Sequence[str] = ()
     measures: list[Measure] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -212,8 +257,6 @@ class Run:
             _ = self.rows
             if {"kl", "wordcount"} & set(self.settings.suites):
                 self._check_room()
-        if "perplexity" in self.settings.suites:
-            _ = self.texts
 
     def _check_room(self) -> None:
         longest, most = max(map(len, self.prompts)), self.settings.max_new_tokens
@@ -258,11 +301,6 @@ class Run:
         return int(getattr(self.model.config, "max_position_embeddings", None) or CONTEXT)
 
     @cached_property
-    def texts(self) -> list[str]:
-        """The documents of --text."""
-        return read_texts(Path(str(self.settings.text)))[: self.settings.limit]
-
-    @cached_property
     def reference(self) -> Any:
         """The reference on the same device."""
         reference, tokenizer = load_policy(str(self.settings.reference))
@@ -274,9 +312,8 @@ class Run:
     @cached_property
     def rows(self) -> list[Completion]:
         """The completions of --rows with their scores."""
-        table = load_rows(str(self.settings.rows))
-        table = as_scored(table.select(range(len(table))[: self.settings.limit]))
-        return [c for (c,) in Tokens(self.tokenizer).examples(table, self.context)]
+        assert self.table is not None  # `_check` has asked for --rows
+        return [c for (c,) in Tokens(self.tokenizer).examples(self.table, self.context)]
 
     @cached_property
     def prompts(self) -> list[tuple[int, ...]]:
@@ -437,10 +474,6 @@ def _check(settings: Settings, out: Path) -> None:
                 raise InputError(f"The suite {suite}", f"have --{option}", "none", f"Add --{option}")
     if "wordcount" in settings.suites and settings.rows is None and "ifeval" not in settings.suites:
         raise InputError("The suite wordcount", "have --rows, or ifeval in --suite", "neither", "Add one of them")
-    for option in ("rows", "text"):
-        path = getattr(settings, option)
-        if path is not None and not path.is_file():
-            raise InputError(f"--{option}", "be a file", path, "Check the path")
     if settings.data is not None and not settings.data.is_dir():
         raise InputError("--data", "be a folder", settings.data, "Check the path")
     if any(suite in BENCHMARKS for suite in settings.suites):
@@ -467,14 +500,9 @@ def _local(data: Path | None, suite: str) -> Path | None:
     files = sorted((data / suite).glob("*.jsonl"))
     if not files:
         raise InputError(f"{data / suite}", "contain a .jsonl file", "none", "Put the questions there")
-    read = {path: [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()] for path in files}
+    read = {path: read_rows(path) for path in files}
     chosen = max(files, key=lambda path: len(read[path]))
-    for number, line in enumerate(read[chosen], start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            remedy = "Write one question per line"
-            raise InputError(f"{chosen}, question {number},", "be valid JSON", error, remedy) from None
+    for number, row in enumerate(read[chosen], start=1):
         if not isinstance(row, dict) or not set(benchmark.columns) <= set(row):
             got = sorted(row) if isinstance(row, dict) else type(row).__name__
             what = f"{chosen}, question {number},"
@@ -495,39 +523,31 @@ def _prepare_ifeval(data: Path | None) -> None:
         nltk.data.path.insert(0, folder)
 
 
-def read_texts(path: Path) -> list[str]:
-    """The documents of a file: rows with a column `text` in JSONL, paragraphs between empty lines in plain text.
+def read_texts(source: str | Path) -> list[str]:
+    """The documents of a source: rows with a column `text`, or paragraphs between empty lines of a plain text file.
 
     Raises:
-        InputError: for a line without `text`, or a file without any.
+        InputError: for a row without `text`, or a source without any.
     """
-    content = path.read_text(encoding="utf-8", errors="strict") if _is_utf8(path) else ""
-    if path.suffix not in (".jsonl", ".json"):
+    path = Path(source)
+    if path.is_file() and not path.name.endswith(ENDINGS):
+        try:
+            content = path.read_bytes().decode()
+        except UnicodeDecodeError:
+            raise InputError(f"{path}", "be written in UTF-8", "other bytes", "Save it as UTF-8") from None
         found = [part.strip() for part in content.replace("\r\n", "\n").split("\n\n") if part.strip()]
     else:
+        rows, source = rows_of(source)
         found = []
-        for number, line in enumerate(content.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError):
-                text = None
+        for number, row in enumerate(rows, start=1):
+            text = row.get("text") if isinstance(row, dict) else None
             if not isinstance(text, str) or not text.strip():
                 remedy = 'Write {"text": "..."} in each line'
-                raise InputError(f"{path}, line {number},", "have text in column 'text'", repr(line[:60]), remedy)
+                raise InputError(f"{source}, row {number},", "have text in column 'text'", repr(row)[:60], remedy)
             found.append(text)
     if not found:
-        raise InputError(f"{path}", "contain text in UTF-8", "none", "Check the file")
+        raise InputError(f"{source}", "contain text", "none", "Check the file")
     return list(dict.fromkeys(found))  # a document that comes twice says nothing new
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        path.read_bytes().decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _training(model: str) -> dict[str, Any]:
@@ -540,7 +560,12 @@ def _training(model: str) -> dict[str, Any]:
 
 
 def recipe_of(training: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a training except its seed. Runs with equal recipes are seeds of one method."""
+    """What decides a training except its seed. Runs with equal recipes are seeds of one method.
+
+    It is what the run was told. What came of it, such as a beta in place of one in nats, may differ from seed to seed.
+    """
+    if told := training.get("config"):
+        return {name: value for name, value in told.items() if name not in NOT_RECIPE}
     kept = {name: training[name] for name in ("method", "model", "steps", "batch", "lora") if name in training}
     stages = [stage for stage in training.get("stages", ()) if isinstance(stage, dict)]
     if stages:
@@ -550,9 +575,8 @@ def recipe_of(training: Mapping[str, Any]) -> dict[str, Any]:
 
 def _beta_of(training: Mapping[str, Any]) -> float | None:
     """Beta of the last stage that has one."""
-    betas = [
-        stage["settings"]["beta"] for stage in recipe_of(training).get("stages", ()) if "beta" in stage["settings"]
-    ]
+    settings = [stage.get("settings", {}) for stage in training.get("stages", ()) if isinstance(stage, dict)]
+    betas = [own["beta"] for own in settings if "beta" in own]
     return float(betas[-1]) if betas else None
 
 

@@ -451,6 +451,12 @@ class ReferenceCache:
         Args:
             done: is told how many rows were read, and how many there are to read.
         """
+        return self.reader(model, done)(examples)
+
+    def reader(
+        self, model: nn.Module, done: Callable[[int, int], Any] | None = None
+    ) -> Callable[[Sequence[Example]], list[Example]]:
+        """`fill` for several tables of one model, whose weights are digested once. It ends when the weights change."""
         device = next(model.parameters()).device.type
         mixed = torch.autocast(device, self.precision) if self.precision else nullcontext()
 
@@ -459,7 +465,7 @@ class ReferenceCache:
                 return reference_logps(model, rows, done and partial(_tell, done, [0], len(rows)))
 
         weights = reference_fingerprint(model) + (f" {self.precision}" if self.precision else "")
-        return self.fill_from(weights, read, examples)
+        return partial(self.fill_from, weights, read)
 
     def fill_from(
         self, weights: str, read: Callable[[Sequence[Completion]], Tensor], examples: Sequence[Example]

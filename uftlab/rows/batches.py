@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uftlab.errors import InputError
 from uftlab.rows.tokens import ROLE_INDEX, Completion, Example
 
 SIMILAR = 0.85  # a group's shortest line has at least this share of its longest
@@ -62,6 +63,36 @@ def in_groups(lines: Sequence[Line], least: int = LEAST) -> list[list[Line]]:
         else:
             own.append(line)
     return groups
+
+
+def computed(examples: Sequence[Example], share: bool = True, least: int = LEAST) -> int:
+    """Positions that a model computes for examples in one batch, padding included."""
+    rows = [completion for example in examples for completion in example]
+    return sum(len(own) * own[0].length for own in in_groups(lines_of(rows, share), least))
+
+
+def in_parts(examples: Sequence[Example], most: int, share: bool = True, least: int = LEAST) -> list[list[Example]]:
+    """Examples in parts of at most `most` computed positions each. An example is never divided.
+
+    Long ones come first, and those of one prompt stay together.
+
+    Raises:
+        InputError: for an example that is larger.
+    """
+    longest: dict[tuple[int, ...], int] = {}
+    for example in examples:
+        prompt = example[0].prompt_ids
+        longest[prompt] = max(longest.get(prompt, 0), computed([example], share, least))
+    parts: list[list[Example]] = []
+    for example in sorted(examples, key=lambda e: (-longest[e[0].prompt_ids], e[0].prompt_ids)):
+        if parts and computed([*parts[-1], example], share, least) <= most:
+            parts[-1].append(example)
+        else:
+            parts.append([example])
+    if (largest := max((computed([e], share, least) for e in examples), default=0)) > most:
+        remedy = "Raise it, or leave out long rows with --max-length"
+        raise InputError("--tokens-per-device", f"be at least {largest}, the largest row or pair", most, remedy)
+    return parts
 
 
 def to_batch(examples: Sequence[Example], share: bool = True, least: int = LEAST) -> dict[str, Any]:
@@ -139,5 +170,5 @@ def _rectangle(lines: Sequence[Line]) -> dict[str, Tensor]:
 
 def positions_of(batch: Mapping[str, Any]) -> tuple[int, int]:
     """How many positions a model computes for a batch, and how many tokens it would read one completion at a time."""
-    computed = sum(group["input_ids"].numel() for group in batch["groups"])
-    return computed, sum(int(group["attention_mask"].sum()) for group in batch["groups"])
+    here = sum(group["input_ids"].numel() for group in batch["groups"])
+    return here, sum(int(group["attention_mask"].sum()) for group in batch["groups"])

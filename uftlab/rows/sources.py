@@ -8,8 +8,10 @@ A source is a text:
 | `folder` or `folder@test` | a folder of such files, as on the hub: `data/train-00000-of-00001.parquet`  |
 | `owner/name:subset@split` | a data set of the hub; subset and split may be left out                     |
 
-Without a split, `train` is read, or the only split there is. Local files are read directly, without a cache, so a file
-that was replaced is read anew.
+Without a split, `train` is read; else `train_sft` for demonstrations and `train_prefs` for feedback; else the only one
+whose name begins with `train`, but for `train_gen`, which has no answers to learn; else the only split there is. Where
+there are several, the line of what was understood names the one that was taken, as in `owner/name@train_sft`.
+Local files are read directly, without a cache, so a file that was replaced is read anew.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ ENDINGS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")
 HUB_TIMEOUT = 10  # seconds to wait for the hub's first answer; there is no second attempt
 PIECE = re.compile(r"[-_.]?(\d{5}-of-\d{5}([-_.]\w+)?|part[-_.]?\d*|\d+)$")  # of a file name: which piece of a split
 
+USUAL = {"demonstrations": "train_sft", "feedback": "train_prefs"}  # splits of UltraChat and of binarized UltraFeedback
 HIDDEN = re.compile(r"/\.|/dataset_infos?\.json$")  # what a folder of the hub holds besides its rows
 
 
@@ -50,6 +53,7 @@ def load_table(
     score_range: Range | None = None,
     on_bad_row: OnBadRow = "drop-empty",
     limit: int | None = None,
+    purpose: str | None = None,
 ) -> tuple[Dataset, str]:
     """A validated table from any source in any known layout, and one line that says what was understood.
 
@@ -60,9 +64,27 @@ def load_table(
             `{"prompt": "question", "completion": "answer"}`.
         limit: read this many rows from the beginning. A conversation is one row here.
         layout, train_on, score_range, on_bad_row: see `uftlab.rows.layouts.understand`.
+        purpose: "demonstrations" or "feedback"; decides where no split is named and several could be meant.
 
     Raises:
         InputError: for a source that cannot be read, within seconds, and for what `understand` refuses.
+    """
+    rows, source = rows_of(source, split=split, subset=subset, purpose=purpose)
+    rows = rows[:limit]
+    if columns is not None:
+        rows = [_renamed(row, columns, f"{source}, row {number},") for number, row in enumerate(rows, start=1)]
+    options: dict[str, Any] = {"layout": layout, "train_on": train_on, "score_range": score_range}
+    table, phrases = understand(rows, source, **options, on_bad_row=on_bad_row)
+    return table, sentence(source, phrases)
+
+
+def rows_of(
+    source: str | Path, *, split: str | None = None, subset: str | None = None, purpose: str | None = None
+) -> tuple[list[Any], str]:
+    """The rows of any source as Python objects, and the source with the split that was chosen among several.
+
+    Raises:
+        InputError: for a source that cannot be read, within seconds.
     """
     name, subset, split = _parsed(str(source), subset, split)
     path = Path(name)
@@ -71,20 +93,35 @@ def load_table(
             raise InputError(
                 f"The file {path}", "be given without split or subset", f"{split or subset}", "Leave it out"
             )
-        rows = read_rows(path)
-    elif path.is_dir():
-        rows = _from_folder(path, subset, split)
+        return read_rows(path), str(source)
+    if path.is_dir():
+        rows, chosen = _from_folder(path, subset, split, purpose)
     elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not name.endswith(ENDINGS):
-        rows = _from_hub(name, subset, split)
+        rows, chosen = _from_hub(name, subset, split, purpose)
     else:
         remedy = "Give a file, a folder, or a data set of the hub as owner/name:subset@split"
         raise InputError("A data file", "exist", name, f"Check the path. {remedy}")
-    rows = rows[:limit]
-    if columns is not None:
-        rows = [_renamed(row, columns, f"{source}, row {number},") for number, row in enumerate(rows, start=1)]
-    options: dict[str, Any] = {"layout": layout, "train_on": train_on, "score_range": score_range}
-    table, phrases = understand(rows, str(source), **options, on_bad_row=on_bad_row)
-    return table, sentence(source, phrases)
+    return rows, f"{source}@{chosen}" if chosen else str(source)
+
+
+def _split_among(splits: Iterable[str], split: str | None, purpose: str | None, what: str, name: str) -> str:
+    """The split that is meant (see the docstring of the module).
+
+    Raises:
+        InputError: listing those there are, when none is named and several could be meant.
+    """
+    have = sorted(splits)
+    training = [own for own in have if own.startswith("train") and own != "train_gen"]
+    usual = USUAL.get(purpose or "", "")
+    if split is None:
+        split = next((own for own in ("train", usual) if own in have), None)
+        only = next((own for own in (training, have) if len(own) == 1), [""])
+        split = split or only[0]
+    if split not in have:
+        rule = f"have the split {split}" if split else "have the split train, or one that is meant"
+        remedy = f"Choose one, as in {name}@{(training or have)[0]}"
+        raise InputError(what, rule, f"the splits {', '.join(have)}", remedy)
+    return split
 
 
 def load_file(path: str | Path) -> Dataset:
@@ -92,10 +129,10 @@ def load_file(path: str | Path) -> Dataset:
     path = Path(path)
     if not path.exists():
         raise InputError("A data file", "exist", path, "Check the path")
-    rows = _from_folder(path, None, None) if path.is_dir() else read_rows(path)
-    table, phrases = understand(rows, str(path), on_bad_row="refuse")
+    rows, name = rows_of(path)
+    table, phrases = understand(rows, name, on_bad_row="refuse")
     if len(phrases) > 1:
-        print(sentence(path, phrases))
+        print(sentence(name, phrases))
     return table
 
 
@@ -194,8 +231,12 @@ def _parquet(path: Path) -> list[Any]:
 # -------------------------------------------------------------------------------------------- folders
 
 
-def _from_folder(folder: Path, subset: str | None, split: str | None) -> list[Any]:
-    """The rows of one split of a folder, its files in the order of their names."""
+def _from_folder(
+    folder: Path, subset: str | None, split: str | None, purpose: str | None
+) -> tuple[list[Any], str | None]:
+    """The rows of one split of a folder, its files in the order of their names; and the split, if it was chosen here
+    among several.
+    """
     if subset is not None:
         folder = folder / subset
     files = [f for f in sorted(folder.rglob("*")) if f.name.endswith(ENDINGS) and f.is_file()]
@@ -205,17 +246,12 @@ def _from_folder(folder: Path, subset: str | None, split: str | None) -> list[An
     splits: dict[str, list[Path]] = {}
     for file in files:
         splits.setdefault(_split_of(file.relative_to(folder)), []).append(file)
-    default = "train" if "train" in splits else next(iter(splits)) if len(splits) == 1 else None
-    chosen = split or default
-    if chosen not in splits:
-        rule = "have the split train, or only one" if chosen is None else f"have the split {chosen}"
-        remedy = f"Choose one, as in {folder}@{next(iter(splits))}"
-        raise InputError(f"The folder {folder}", rule, f"the splits {', '.join(sorted(splits))}", remedy)
+    chosen = _split_among(splits, split, purpose, f"The folder {folder}", str(folder))
     own = splits[chosen]
     if len({file.suffix for file in own}) > 1:
         got = ", ".join(file.name for file in own)
         raise InputError(f"The split {chosen} of {folder}", "be in files of one format", got, "Give one of the files")
-    return [row for file in own for row in read_rows(file)]
+    return [row for file in own for row in read_rows(file)], chosen if split is None and len(splits) > 1 else None
 
 
 def _split_of(file: Path) -> str:
@@ -231,8 +267,10 @@ def _split_of(file: Path) -> str:
 # ---------------------------------------------------------------------------------------------- hub
 
 
-def _from_hub(name: str, subset: str | None, split: str | None) -> list[Any]:
-    """The rows of a data set of the hub, or of its cache if the hub cannot be reached."""
+def _from_hub(name: str, subset: str | None, split: str | None, purpose: str | None) -> tuple[list[Any], str | None]:
+    """The rows of a data set of the hub, or of its cache if the hub cannot be reached; and the split, if it was chosen
+    here among several.
+    """
     what = f"The data set {name}"
     local = "or give a file or a folder; no such path exists here"
     unreachable = "this process works offline" if huggingface_hub.constants.HF_HUB_OFFLINE else None
@@ -247,7 +285,7 @@ def _from_hub(name: str, subset: str | None, split: str | None) -> list[Any]:
             unreachable = f"the hub cannot be reached: {_first_line(error)}"
     try:
         with _offline(unreachable is not None):
-            table = datasets.load_dataset(name, subset, split=split or "train")
+            tables = datasets.load_dataset(name, subset)  # the library prepares all splits, whichever is asked for
     except Exception as error:  # the library has no common class for missing splits, subsets, files and connections
         causes = [error, error.__cause__, error.__context__]
         if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated" in str(error):
@@ -259,7 +297,9 @@ def _from_hub(name: str, subset: str | None, split: str | None) -> list[Any]:
             "Choose a split and a subset as in owner/name:subset@split, or download its files and give their folder"
         )
         raise InputError(what, "be loadable", _first_line(error), remedy) from None
-    return table.to_list()
+    full = f"{name}:{subset}" if subset else name
+    chosen = _split_among(tables, split, purpose, what, full)
+    return tables[chosen].to_list(), chosen if split is None and len(tables) > 1 else None
 
 
 def _gated(name: str) -> InputError:

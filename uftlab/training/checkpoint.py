@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,16 +20,19 @@ from typing import Any
 import platformdirs
 import torch
 from datasets import Dataset
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from uftlab.engine.trainer import process
+from uftlab.engine.trainer import Lines, check_parts, process
 from uftlab.errors import InputError
 from uftlab.files import write_atomically
 from uftlab.models.generation import answers
-from uftlab.models.logps import ReferenceCache
+from uftlab.models.logps import ReferenceCache, read_logps, shares_prompts
 from uftlab.models.policies import load_policy, load_weights, tiny_config, with_adapter, with_lora
 from uftlab.objectives.registry import objective_named
+from uftlab.rows.batches import in_parts, positions_of, to_batch
 from uftlab.rows.sources import load_table, read_rows
 from uftlab.rows.table import overlap
 from uftlab.rows.tokens import Example, RememberingTokens, Tokens, interleave
@@ -49,6 +53,7 @@ from uftlab.training.stages import Job, check_recipes, run, usual_device
 
 RECORD = "training.json"
 WORK = ".training"
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # of a divided model, in the first process
 SHOWN = 2  # rows of each table that a dry run decodes
 Say = Callable[[str], None]
 
@@ -82,9 +87,6 @@ def train_checkpoint(config: TrainConfig, say: Say = print, resume: bool = False
         InputError: before any training, when rows, model, method or folder cannot be used.
         DivergedError: when a loss or a gradient is not finite. What was saved before stays, for `resume`.
     """
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        what, remedy = "uftlab train", "Launch it without FSDP: LoRA and --gradient-checkpointing save memory too"
-        raise InputError(what, "keep the whole model in each process (DDP)", "FSDP", remedy)
     out, main = Path(config.out), process().is_main_process
     say = say if main else (lambda _line: None)
     if resume:
@@ -137,7 +139,7 @@ def prepared(config: TrainConfig, say: Say = print) -> Prepared:
         source = getattr(config, name)
         if source is not None:
             how: Any = {"layout": config.layout, "train_on": config.train_on, "on_bad_row": config.on_bad_row}
-            table, line = load_table(source, **how, score_range=_range(config.score_range))
+            table, line = load_table(source, **how, score_range=_range(config.score_range), purpose=name)
             say(f"{name}: {line}")
             tables[name], held[name] = _split(table, config.held_out, config.seed, name)
     for source in config.benchmarks:
@@ -146,8 +148,10 @@ def prepared(config: TrainConfig, say: Say = print) -> Prepared:
         if seen:
             say(f"warning: {len(seen)} prompts are in {source} too, so its scores will flatter. One: {seen[0][:60]!r}")
     check_recipes(method, tables, lora=config.lora)
+    if is_divided():
+        _check_divided(config, method)
     others = [stage.recipe for stage in method.stages if stage.recipe != "offline"]
-    for name in ("held_out", "save_every"):
+    for name in ("held_out", "save_every", "tokens_per_device"):
         if others and getattr(config, name):
             remedy = "Leave it out, or use a method without this recipe"
             raise InputError(f"--{name.replace('_', '-')}", "go with plain stages", f"the recipe {others[0]}", remedy)
@@ -171,12 +175,35 @@ def prepared(config: TrainConfig, say: Say = print) -> Prepared:
         _check_tokens(policy, tokens, rows[-1][0])
         # a pair or a completion that does not fit is refused now, and not after an hour
         share_of_a_step(sum(rows[-1][1]), {"gradient_accumulation_steps": config.accumulation})
+        if config.tokens_per_device:
+            all_rows = [example for own in rows[-1][0] for example in own]
+            check_parts(objective_named(stage.objective), all_rows, config.tokens_per_device, shares_prompts(policy))
     steps = config.steps or _steps_of(rows, config.epochs) or 100
     if steps < len(method.stages):
         raise InputError("--steps", f"be at least {len(method.stages)}, one a stage", steps, "Raise it")
     shares = _shares(steps, [stage.budget for stage, _ in stages])
     planned = [(stage, own, values) for (stage, values), own in zip(stages, shares, strict=True)]
     return Prepared(config, method, tables, held if config.held_out else {}, policy, tokens, planned, rows, where)
+
+
+def is_divided() -> bool:
+    """Whether the processes of this training hold parts of the model (FSDP) and not each the whole (DDP)."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def _check_divided(config: TrainConfig, method: Method) -> None:
+    """Refuses what needs the whole model in each process while it trains."""
+    version_ = os.environ.get("FSDP_VERSION", "1")
+    if version_ != "2":
+        remedy = "Write `fsdp_version: 2` in the file of accelerate"
+        raise InputError("Training with FSDP", "be of version 2", version_, remedy)
+    whole = [f"--{name.replace('_', '-')}" for name in ("tokens_per_device", "save_every") if getattr(config, name)]
+    for stage in method.stages:
+        whole += [stage.recipe] if stage.recipe != "offline" else [name for name, _ in stage.options]
+        whole += [stage.objective] if objective_named(stage.objective).distributions else []
+    if whole:
+        remedy = "Leave it out, or launch without FSDP"
+        raise InputError("Training with FSDP", "need no whole model in a process", ", ".join(whole), remedy)
 
 
 def _shares(steps: int, budgets: Sequence[float]) -> list[int]:
@@ -260,6 +287,23 @@ def _unfinished(out: Path) -> TrainConfig:
     return TrainConfig(**{**told, "out": str(out)})
 
 
+def state_of(config: TrainConfig) -> str:
+    """How far the run in its folder is: "none", "unfinished" or "finished".
+
+    Raises:
+        InputError: when the run that is there was told something else.
+    """
+    out = Path(config.out)
+    if not (out / RECORD).is_file():
+        return "none"
+    state, told = _state(out), json.loads((out / RECORD).read_text(encoding="utf-8")).get("config", {})
+    stored = TrainConfig(**{**told, "out": config.out}).asdict()
+    if differ := [name for name, value in config.asdict().items() if stored[name] != value]:
+        got = ", ".join(f"{name} {stored[name]!r} and not {config.asdict()[name]!r}" for name in differ)
+        raise InputError(f"The run in {out}", "be told the same as before", got, "Choose a new --out")
+    return state
+
+
 # ------------------------------------------------------------------------------------------ training
 
 
@@ -284,19 +328,23 @@ def _train(made: Prepared, out: Path, say: Say, resume: bool) -> None:
             policy = with_lora(policy, config.lora, config.lora_alpha, config.lora_dropout, _targets(config))
         job = Job(policy, stage, made.tables, values, steps, config.seed, references=_references(config))
         (trained,) = run(
-            [job], made.tokens, batch=config.batch, max_length=_limit(config, made.policy), callbacks=(), folder=place,
-            held_out=made.held_out, dropout=config.dropout, **_arguments(config, steps, place, resume),
+            [job], made.tokens, batch=config.batch, max_length=_limit(config, made.policy), callbacks=(Lines(say),),
+            folder=place, held_out=made.held_out, dropout=config.dropout, tokens_per_device=config.tokens_per_device,
+            **_arguments(config, steps, place, resume),
         )  # fmt: skip
         record = trained.record
         records.append(
             {"objective": stage.objective, "steps": steps, "settings": record.settings, "history": record.history}
         )
+        divided = isinstance(policy, FSDPModule)
+        state = get_model_state_dict(policy, options=WHOLE) if divided else None  # every process has to take part
         if main:
-            _save_policy(policy, place / "model")
+            _save_policy(policy, place / "model", state)
             write_atomically(done, json.dumps(records[-1]))
             _record(out, made, "unfinished", records)
         process().wait_for_everyone()
-        policy = _after(policy, None, config, last)
+        policy = _replayed(made, work, index) if divided else _after(policy, None, config, last)
+        process().wait_for_everyone()  # else the first to be ready would remove what another still reads
     after = answers(policy, made.tokens.tokenizer, prompts) if prompts else []
     samples = [{"prompt": p, "before": b, "after": a} for p, b, a in zip(prompts, before, after, strict=True)]
     for own in samples:
@@ -340,7 +388,7 @@ def _arguments(config: TrainConfig, steps: int, place: Path, resume: bool) -> di
         "max_grad_norm": config.clip,
         "logging_steps": config.log_every or max(1, steps // 20),
         "report_to": [name.strip() for name in config.log_to.split(",")],
-        "disable_tqdm": not process().is_main_process,
+        "disable_tqdm": True,  # a line for each entry of the log, from `Lines`
     }
     if config.gradient_checkpointing:
         told["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
@@ -359,12 +407,21 @@ def _after(policy: Any, stored: Path | None, config: TrainConfig, last: bool) ->
     return policy.merge_and_unload() if config.lora and not last else policy
 
 
-def _save_policy(policy: Any, folder: Path) -> None:
-    """All or nothing: a folder that is there is whole."""
+def _replayed(made: Prepared, work: Path, index: int) -> Any:
+    """The policy after a stage, whole again, from what was saved of this stage and those before."""
+    policy: Any = load_policy(made.config.model)[0]
+    for number in range(index + 1):
+        place = work / f"stage-{number + 1}" / "model"
+        policy = _after(policy, place, made.config, number + 1 == len(made.planned))
+    return policy
+
+
+def _save_policy(policy: Any, folder: Path, state: Mapping[str, Any] | None = None) -> None:
+    """All or nothing: a folder that is there is whole. `state` are the gathered weights of a divided model."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     try:
-        policy.save_pretrained(part)
+        policy.save_pretrained(part, **({} if state is None else {"state_dict": state}))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
     except OSError as error:
@@ -430,18 +487,10 @@ def _prompts(tables: Mapping[str, Dataset], count: int) -> list[Any]:
 
 def describe(made: Prepared, say: Say) -> None:
     """What would be trained: rows, tokens, steps, some rows decoded, an estimate of time and memory."""
-    import time
-
-    from uftlab.models.logps import on_device, read_logps
-    from uftlab.rows.batches import positions_of, to_batch
-
     config, policy = made.config, made.policy
     parameters = sum(p.numel() for p in policy.parameters())
     decode = made.tokens.tokenizer.decode
     say(f"{config.model}: {parameters / 1e6:.1f} million parameters; what you did not set is {made.where}")
-    seconds = 0.0
-    model: Any = policy
-    model.to(usual_device())
     for number, ((stage, steps, values), (examples, per_step)) in enumerate(
         zip(made.planned, made.rows, strict=True), start=1
     ):
@@ -457,20 +506,31 @@ def describe(made: Prepared, say: Say) -> None:
                 text, trained = decode(list(completion.prompt_ids)), decode(list(completion.completion_ids))
                 say(f"  {completion.role}: {text!r} -> trained on {trained!r}")
         step = order[: sum(per_step)]
-        rows = [c for e in step for c in e]
-        read_logps(policy, rows[:1])  # the first call pays for what is made once
-        start = time.perf_counter()
-        read_logps(policy, rows)
-        forward = time.perf_counter() - start
-        backward = 1 if config.lora else 2
-        reads = objective_named(stage.objective).reference
-        seconds += forward * steps * (1 + backward + reads)
-        computed, real = positions_of(on_device(to_batch(step), "cpu"))
+        if config.tokens_per_device:
+            parts = in_parts(step, config.tokens_per_device, shares_prompts(policy))
+            say(f"  the first step takes {len(parts)} passes of at most {config.tokens_per_device} positions")
+        computed, real = positions_of(to_batch(step))
         say(f"  {computed / real:.2f} positions are computed for each token that has to be read")
     extra = 0 if config.lora else 3  # gradients and the two moments of Adam
     memory = parameters * 4 * (1 + extra)
-    say(f"about {seconds / 60:.1f} minutes on this machine, {memory / 2**30:.1f} GiB of weights and optimiser")
+    say(f"about {estimate(made) / 60:.1f} minutes on this machine, {memory / 2**30:.1f} GiB of weights and optimiser")
     say("nothing was trained or written")
+
+
+def estimate(made: Prepared) -> float:
+    """Seconds of training on this machine, from the forward passes of one step of each stage."""
+    model: Any = made.policy
+    model.to(usual_device())
+    seconds = 0.0
+    for (stage, steps, _), (examples, per_step) in zip(made.planned, made.rows, strict=True):
+        rows = [c for e in interleave(examples, per_step, 1, made.config.seed) for c in e]
+        read_logps(model, rows[:1])  # the first call pays for what is made once
+        start = time.perf_counter()
+        read_logps(model, rows)
+        backward = 1 if made.config.lora else 2
+        passes = 1 + backward + objective_named(stage.objective).reference
+        seconds += (time.perf_counter() - start) * steps * passes
+    return seconds
 
 
 # ------------------------------------------------------------------------------------------ settings

@@ -17,7 +17,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 POSITIVE = ("steps", "epochs", "batch", "accumulation", "beta", "lora_alpha", "max_length")
 NOT_NEGATIVE = (
     "lora", "lora_dropout", "warmup", "weight_decay", "clip", "held_out", "evaluate_every", "save_every", "samples",
-    "seed", "log_every",
+    "seed", "log_every", "tokens_per_device",
 )  # fmt: skip
 SHARES = ("lora_dropout", "warmup", "held_out")  # below 1
 
@@ -31,6 +31,7 @@ class TrainConfig:
         epochs: passes over the largest table; instead of `steps`.
         batch: completions of an optimiser step, over all processes and micro-batches.
         accumulation: micro-batches of a step.
+        tokens_per_device: most positions of one forward and backward pass, padding included; 0: no limit.
         stages: settings of single stages, first to last; they win over `learning_rate` and `beta`.
         lora: rank of adapters; 0 trains all weights. Between two stages they are merged.
         warmup: share of the steps. clip: largest norm of a gradient; 0 clips nothing.
@@ -51,6 +52,7 @@ class TrainConfig:
     epochs: float | None = None
     batch: int = 32
     accumulation: int = 1
+    tokens_per_device: int = 0
     learning_rate: float | None = None
     beta: float | None = None
     stages: Sequence[Mapping[str, float]] = ()
@@ -125,26 +127,27 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-TYPES = {own.name: str(own.type) for own in fields(TrainConfig)}
+TYPED = {own.name: own for own in fields(TrainConfig)}
+TYPES = {name: str(own.type) for name, own in TYPED.items()}
 
 
 def read_config(path: Path | None, changes: Sequence[str] = (), **options: Any) -> TrainConfig:
     """The configuration of a YAML file, changed by `name=value` pairs and then by options that are not None.
 
-    `stages.0.beta=0.01` reaches into the list of stages, whose first has the number 0.
+    In the file, `methods` may hold options of single methods, which win over the others; those of the method that is
+    trained are taken. `eval` is for `uftlab compare` (`uftlab.study.matrix`).
+
+    `stages.0.beta=0.01` reaches into the list of stages, whose first has the number 0. Where no folder is named it is
+    `results/train/MODEL-METHOD`.
 
     Raises:
         InputError: for a file that cannot be read, a name that there is not, or a value of another type.
     """
-    found: dict[str, Any] = {}
-    if path is not None:
-        try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError("--config", "be a YAML file", f"{path} ({reason})", "Correct it") from None
-        if not isinstance(found, dict):
-            raise InputError(str(path), "hold `name: value` lines", type(found).__name__, "See docs/train.md")
+    found = read_file(path) if path is not None else {}
+    found.pop("eval", None)
+    method = str(options.get("method") or found.get("method") or TYPED["method"].default)
+    found |= section(section(found, "methods", path), method, path)
+    found.pop("methods", None)
     for change in changes:
         name, mark, value = change.partition("=")
         if not mark:
@@ -152,8 +155,37 @@ def read_config(path: Path | None, changes: Sequence[str] = (), **options: Any) 
         _place(found, name.strip().split("."), yaml.safe_load(value), change)
     found |= {name: value for name, value in options.items() if value is not None}
     if "out" not in found:
-        raise InputError("--out", "be given", "none", "Name a folder for the checkpoint")
+        model, method = (str(found.get(name, TYPED[name].default)) for name in ("model", "method"))
+        found["out"] = str(Path("results") / "train" / f"{Path(model).name}-{method}")
     return TrainConfig(**{name: _typed(name, value, path) for name, value in found.items()}).checked()
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """What a YAML file of options holds.
+
+    Raises:
+        InputError: for a file that cannot be read.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError("--config", "be a YAML file", f"{path} ({reason})", "Correct it") from None
+    if not isinstance(found, dict):
+        raise InputError(str(path), "hold `name: value` lines", type(found).__name__, "See docs/train.md")
+    return found
+
+
+def section(found: Mapping[str, Any], name: str, path: Path | None) -> dict[str, Any]:
+    """A part of a file that holds names and values itself; empty where there is none.
+
+    Raises:
+        InputError: for something else under this name.
+    """
+    own = found.get(name) or {}
+    if not isinstance(own, dict):
+        raise InputError(f"{path}: {name}", "hold names with values below them", repr(own)[:60], "Indent them")
+    return own
 
 
 def _place(found: dict[str, Any], names: list[str], value: Any, change: str) -> None:
@@ -172,29 +204,36 @@ def _place(found: dict[str, Any], names: list[str], value: Any, change: str) -> 
 
 
 def _typed(name: str, value: Any, path: Path | None) -> Any:
-    """The value of an option, of the type that it has."""
-    where = f"{path}: {name}" if path is not None else _option(name)
-    if name not in TYPES:
-        near = difflib.get_close_matches(name, TYPES, 1)
-        remedy = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(TYPES)}"
-        raise InputError(where, "be an option of `uftlab train`", repr(name), remedy.rstrip("?"))
-    kind = TYPES[name]
+    """The value of an option of `uftlab train`, of the type that it has."""
+    return typed(name, value, TYPES, f"{path}: {name}" if path is not None else _option(name), "`uftlab train`")
+
+
+def typed(name: str, value: Any, types: Mapping[str, str], where: str, command: str) -> Any:
+    """A value of the type that its name has.
+
+    Raises:
+        InputError: for a name that there is not, or a value of another type.
+    """
+    if name not in types:
+        near = difflib.get_close_matches(name, types, 1)
+        remedy = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(types)}"
+        raise InputError(where, f"be an option of {command}", repr(name), remedy.rstrip("?"))
+    kind = types[name]
     if value is None and "None" in kind:
         return None
-    if kind.startswith("Sequence"):
+    if kind.startswith(("Sequence", "tuple")):
         if isinstance(value, list | tuple) and all(isinstance(own, Mapping | str) for own in value):
             numbers = ({k: _number(v) for k, v in own.items()} if isinstance(own, Mapping) else own for own in value)
             return tuple(numbers)
         raise InputError(where, "be a list", repr(value), "Write it with `- ` before each entry")
-    wanted: Any = {"bool": bool, "int": int, "float": (int, float), "str": (str, Path)}[kind.split(" ")[0]]
+    first = kind.split(" ")[0]
+    wanted: Any = {"bool": bool, "int": int, "float": (int, float), "str": (str, Path), "Path": (str, Path)}[first]
     if kind.startswith(("float", "int")):
         value = _number(value)
         value = int(value) if kind.startswith("int") and isinstance(value, float) and value.is_integer() else value
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise InputError(where, f"be of the type {kind.split(' ')[0]}", repr(value), "Correct it")
-    if kind.startswith("float"):
-        return float(value)
-    return str(value) if kind.startswith("str") else value
+        raise InputError(where, f"be of the type {'str' if first == 'Path' else first}", repr(value), "Correct it")
+    return {"float": float, "str": str, "Path": Path}.get(first, lambda same: same)(value)
 
 
 def _number(value: Any) -> Any:

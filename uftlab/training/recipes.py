@@ -210,6 +210,7 @@ class Task:
         held_out: tables like `tables`, whose loss and margins are logged during training.
         dropout: whether dropout is on in the policy.
         context: a prompt as a teacher is asked it, with what the policy shall learn to do without.
+        tokens_per_device: see `uftlab.engine.trainer.ObjectiveTrainer`.
     """
 
     policy: nn.Module
@@ -230,6 +231,7 @@ class Task:
     held_out: Mapping[str, Dataset] = field(default_factory=dict)
     dropout: bool = False
     context: Callable[[Any], Any] | None = None
+    tokens_per_device: int = 0
 
     @property
     def objective(self) -> Objective:
@@ -251,6 +253,12 @@ class Task:
     def refer(self, examples: Sequence[Example]) -> list[Example]:
         """The examples with log-probabilities of the policy as it is now."""
         return self.references.fill(self.policy, examples)
+
+    def reader(self) -> Callable[[Sequence[Example]], list[Example]]:
+        """`refer` for several tables, before a step changes the policy. Only what has a reference is digested."""
+        if self.objective.reference:
+            return self.references.reader(self.policy)
+        return list
 
     def resolved(self, examples: Sequence[Sequence[Example]]) -> dict[str, float]:
         """Settings of the objective, beta in nats turned into beta over the given completions."""
@@ -276,8 +284,9 @@ def offline(task: Task, trainer: Callable[..., ObjectiveTrainer] = ObjectiveTrai
     """
     if task.stage.recipe != "offline":
         raise InputError("A stage trained here", "be offline", task.stage.recipe, "Call uftlab.training.stages.run")
+    refer = task.reader()
     data = prepare(
-        task.stage, task.tables, task.tokens, task.settings, task.steps, task.seed, task.refer, task.batch,
+        task.stage, task.tables, task.tokens, task.settings, task.steps, task.seed, refer, task.batch,
         task.max_length, task.whole,
     )  # fmt: skip
     texts = 0
@@ -293,9 +302,8 @@ def offline(task: Task, trainer: Callable[..., ObjectiveTrainer] = ObjectiveTrai
     wanted |= {"per_device_train_batch_size": share_of_a_step(data.per_step, wanted)}
     if task.held_out:
         held = [c for source in replace(task, tables=task.held_out).examples() for c in source]
-        trainer = partial(trainer, held_out=task.refer(held) if data.objective.reference else held)
-    if task.dropout:
-        trainer = partial(trainer, dropout=True)
+        trainer = partial(trainer, held_out=refer(held) if data.objective.reference else held)
+    trainer = partial(trainer, dropout=task.dropout, tokens_per_device=task.tokens_per_device)
     trained = fit(
         trainer, task.policy, task.folder, data.order, data.objective, data.settings, task.callbacks, **wanted
     )
@@ -459,7 +467,8 @@ ALONE = (Stage("sft", 1.0), Stage("dpo", 0.0))
 
 def _filled(task: Task) -> tuple[list[list[Example]], int]:
     """Demonstrations and pairs with their reference log-probabilities, and how many completions were read for them."""
-    examples = [task.refer(source) for source in task.examples()]
+    refer = task.references.reader(task.policy)
+    examples = [refer(source) for source in task.examples()]
     for source, stage in zip(examples, ALONE, strict=True):
         objective_named(stage.objective).check(source)
     return examples, distinct(examples)

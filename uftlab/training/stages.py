@@ -144,6 +144,7 @@ def run(
     folder: Path | None = None,
     held_out: Mapping[str, Dataset] | None = None,
     dropout: bool = False,
+    tokens_per_device: int = 0,
     **arguments: Any,
 ) -> list[Trained]:
     """Train all jobs, each for its number of optimiser steps of `batch` completions.
@@ -156,6 +157,7 @@ def run(
         folder: where the trainer saves checkpoints; by default a temporary one.
         held_out: tables whose loss and margins are logged during training.
         dropout: whether dropout is on in a model of transformers. It is off in the reference.
+        tokens_per_device: see `uftlab.engine.trainer.ObjectiveTrainer`; of stages with the recipe "offline" alone.
         arguments: passed on to `TrainingArguments`; they win over the defaults. With arguments or callbacks every job
             goes through `ObjectiveTrainer`.
 
@@ -176,7 +178,17 @@ def run(
         else:
             watching = (Quiet(),) if callbacks is None else callbacks
             made[number] = _trained_alone(
-                job, tokens, batch, max_length, progress, watching, arguments, folder, held_out or {}, dropout
+                job,
+                tokens,
+                batch,
+                max_length,
+                progress,
+                watching,
+                arguments,
+                folder,
+                held_out or {},
+                dropout,
+                tokens_per_device,
             )
     for numbers in stacks.values():
         together = [jobs[number] for number in numbers]
@@ -296,6 +308,7 @@ def _trained_alone(
     folder: Path | None,
     held_out: Mapping[str, Dataset],
     dropout: bool,
+    tokens_per_device: int,
 ) -> Trained:
     """A job by `ObjectiveTrainer`. The random state depends on the job's seed alone."""
     tiny = isinstance(job.start, Tensor)
@@ -312,6 +325,7 @@ def _trained_alone(
             Task(
                 policy, job.stage, job.tables, tokens, job.settings, job.steps, job.seed, saved, batch, max_length,
                 (watch, *callbacks), job.reward, job.references, wanted, tiny, held_out, dropout, job.context,
+                tokens_per_device,
             )
         )  # fmt: skip
     return Trained(record, {**watch.kept, job.steps: flatten(policy.state_dict(), layout())} if tiny else {})

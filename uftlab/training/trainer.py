@@ -41,6 +41,8 @@ class UFTConfig(TrainingArguments):
         loss_settings: other settings of the loss.
         max_length: longer rows are dropped, with a warning.
         dropout: whether dropout is on in the policy. It is always off in the reference.
+        tokens_per_device: most positions of one forward and backward pass, padding included. A batch is cut into as
+            many parts as that needs; the loss stays the same. None: no limit.
         logging_nan_inf_filter: off, because the library's filter logs NaN as a loss of 0.
     """
 
@@ -50,6 +52,7 @@ class UFTConfig(TrainingArguments):
     loss_settings: dict[str, float] | None = field(default=None)
     max_length: int | None = field(default=None)
     dropout: bool = field(default=False)
+    tokens_per_device: int | None = field(default=None)
     logging_nan_inf_filter: bool = field(default=False)
     remove_unused_columns: bool = field(default=False)
 
@@ -100,13 +103,13 @@ class UFTTrainer(ObjectiveTrainer):
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         batch = per_step * (2 if objective.kinds == ("preference",) else 1)
         settings = {**({"beta": args.beta} if "beta" in objective.settings else {}), **(args.loss_settings or {})}
-        cache = ReferenceCache()
+        refer = ReferenceCache().reader(policy) if objective.reference else list
         examples, counts = sources(stage, tables, tokens, batch, args.max_length)
         rounds = max(len(own) / count for own, count in zip(examples, counts, strict=True))
         steps = args.max_steps if args.max_steps > 0 else max(1, round(rounds * args.num_train_epochs))
         data = prepare(
             stage, tables, tokens, {"learning_rate": args.learning_rate, **settings}, steps, args.seed,
-            lambda rows: cache.fill(policy, rows), batch, args.max_length, whole=False,
+            refer, batch, args.max_length, whole=False,
         )  # fmt: skip
         parts = {"gradient_accumulation_steps": args.gradient_accumulation_steps}
         args.per_device_train_batch_size = share_of_a_step(data.per_step, parts)
@@ -115,11 +118,11 @@ class UFTTrainer(ObjectiveTrainer):
         if eval_dataset is not None:
             apart = sources(stage, _tables(eval_dataset), tokens, batch, args.max_length)[0]
             held = [example for source in apart for example in source]
-            held = cache.fill(policy, held) if objective.reference else held
+            held = refer(held)
         chosen = {name: value for name, value in data.settings.items() if name != "learning_rate"}
         super().__init__(
             policy, args, data.order, objective, chosen, callbacks, held, args.dropout,
-            processing_class=processing_class, **options,
+            args.tokens_per_device or 0, processing_class=processing_class, **options,
         )  # fmt: skip
 
 
