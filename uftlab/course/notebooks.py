@@ -252,6 +252,7 @@ def lab_command(notebooks: Path, home: Path, browser: bool = True) -> tuple[list
         "ServerApp.open_browser": browser,
         "ServerApp.answer_yes": True,  # it stops without asking
         "ServerApp.log_level": "ERROR",
+        "ServerApp.kernel_websocket_connection_class": "uftlab.course.server.Connection",
         "LabApp.log_level": "ERROR",
         "LabApp.extension_manager": "readonly",  # the default one contacts a package index
         "LabApp.default_url": f"/lab/tree/{found[0].name}",

@@ -165,8 +165,11 @@ def panels(
 _PAGE = """<div id="{name}" class="plotly-graph-div" style="height:{height}px; width:100%"></div>
 <script>(() => {{
   const place = document.getElementById("{name}"), figure = {figure};
-  const draw = () => window.Plotly.newPlot(place, figure);
-  const say = () => {{ place.textContent = "This figure needs the file plotly.min.js beside the page."; }};
+  const draw = () => {{ place.replaceChildren(); window.Plotly.newPlot(place, figure); }};
+  const say = () => {{
+    place.textContent = "This figure needs plotly: where JupyterLab runs, or as plotly.min.js beside this page.";
+    addEventListener("uftlab-plotly", draw, {{ once: true }});  // an explorer has brought it
+  }};
   if (window.Plotly) return draw();
   (window.uftlabPlotly ??= new Promise((found, missing) => {{
     const script = document.createElement("script");

@@ -58,7 +58,7 @@ body[data-jp-theme-light="false"] .uftlab select { background-image: url("data:i
 .uftlab-figure:has(.main-svg) .uftlab-wait { display: none; }
 .uftlab-wait .uftlab-again { visibility: hidden; animation: uftlab-again 0s 10s forwards; }
 @keyframes uftlab-again { to { visibility: visible; } }
-.jp-OutputArea .js-plotly-plot { background: white; border-radius: 6px; }
+.js-plotly-plot.jp-OutputArea-output { min-width: 600px; background: white; border-radius: 6px; transform-origin: 0 0; }
 </style>"""
 """Labels above controls, a visible focus, controls beside the figure where there is room, figures as white cards.
 
@@ -82,11 +82,13 @@ class Spoken(ipywidgets.HTML):
 
 
 class _Names(anywidget.AnyWidget):
-    """Adds accessible names to the page, for screen readers, because ipywidgets does not.
+    """Adds accessible names to the page, for screen readers, because ipywidgets does not, and fits figures.
 
     A screen reader announces the line of a `Spoken` when it changes. The live region is the element around the line,
     because that element is never replaced. The handle of a slider gets a name and a value (for a logarithmic slider the
     page would have the exponent only). A row of buttons gets a name and marks the pressed button.
+
+    Plain figures of a notebook that are too wide for the window are made smaller as a whole. JupyterLab would cut them.
 
     The code reads the page only and needs no messages from the kernel: see `_Figure`.
     """
@@ -108,6 +110,22 @@ class _Names(anywidget.AnyWidget):
           button.setAttribute("aria-pressed", button.classList.contains("mod-active"));
       }
     }
+    function fit(notebook) {
+      for (const plot of notebook.querySelectorAll(".js-plotly-plot.jp-OutputArea-output")) {
+        const { width, height } = plot._fullLayout ?? {};
+        const room = plot.parentElement.getBoundingClientRect().right - plot.getBoundingClientRect().left;
+        const scale = width && room > 0 ? Math.min(1, room / width) : 1;
+        plot.style.transform = scale < 1 ? `scale(${scale})` : "";
+        plot.style.marginBottom = scale < 1 ? `${(scale - 1) * height}px` : "";
+      }
+    }
+    function keep_fitting(notebook) {
+      let waiting = null;
+      const soon = () => { clearTimeout(waiting); waiting = setTimeout(() => fit(notebook), 300); };
+      new ResizeObserver(soon).observe(notebook);
+      new MutationObserver(soon).observe(notebook, { subtree: true, childList: true });
+      return soon;
+    }
     export default { render({ el }) {
       let observer = null;
       const find = () => {
@@ -119,6 +137,8 @@ class _Names(anywidget.AnyWidget):
         observer.observe(controls, { subtree: true, childList: true, attributeFilter: ["class"] });
         observer.observe(line, { childList: true });
         name(controls, line);
+        const notebook = box.closest(".jp-Notebook");
+        if (notebook) notebook.uftlabFits ??= keep_fitting(notebook);  // once for all figures
       };
       find();
       return () => observer?.disconnect();
@@ -245,7 +265,8 @@ class _Figure(anywidget.AnyWidget):
       kernel.on("msg:custom", (_, [script]) => {
         if (window.Plotly) return;
         const src = URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
-        document.head.append(Object.assign(document.createElement("script"), { src }));
+        const onload = () => dispatchEvent(new Event("uftlab-plotly"));
+        document.head.append(Object.assign(document.createElement("script"), { src, onload }));
       });
       if (!window.Plotly) kernel.send({ wanted: "plotly.js" });
       while (!window.Plotly && !gone.aborted) await pause(100);
@@ -261,23 +282,25 @@ class _Figure(anywidget.AnyWidget):
         const kernel = await model_of(model.widget_manager, model.get("drawn"), gone);
         const Plotly = kernel && await library(kernel, gone);
         if (!Plotly) return;
-        let shown = "";
+        let [shown, size] = ["", ""];
         const draw = async () => {
-          const [text, room] = [kernel.get("figure"), card.clientWidth || 700];
+          const [text, room] = [kernel.get("figure"), card.clientWidth];
+          if (gone.aborted || !room) return;  // it is drawn when it is seen
           const { data, layout } = JSON.parse(text);
-          const high = Math.min(layout.height, Math.max(LOWEST, innerHeight - ELSE));
-          const scale = Math.min(high / layout.height, room / NARROWEST, 1);
-          const asked = [text, room, scale].join();
-          if (gone.aborted || asked === shown) return;
-          card.style.height = `${layout.height * scale}px`;
+          const [height, most] = [layout.height ?? 500, Math.max(LOWEST, innerHeight - ELSE)];
+          const scale = Math.min(most / height, room / NARROWEST, 1);
+          const width = room / scale, fits = [width, height * scale].join();
+          if (text === shown && fits === size) return;
+          card.style.height = `${height * scale}px`;
           plot.style.transform = scale < 1 ? `scale(${scale})` : "";
-          await Plotly.react(plot, data, { ...layout, autosize: false, width: room / scale }, model.get("config"));
-          shown = asked;
+          if (text === shown) await Plotly.relayout(plot, { width });
+          else await Plotly.react(plot, data, { ...layout, height, width }, model.get("config"));
+          [shown, size] = [text, fits];
         };
         let last = Promise.resolve();
         const again = () => { last = last.then(draw).catch((error) => {
           Plotly.purge(plot);
-          shown = "";
+          [shown, size] = ["", ""];
           plot.replaceChildren(Object.assign(make("uftlab-trouble"), {
             textContent: `The figure could not be drawn (${error.message}). Run this cell again.` }));
         }); };
