@@ -11,7 +11,7 @@ from uftlab.course import beliefs
 from uftlab.evals.sizes import Sizes
 from uftlab.evals.skills import Evaluator
 from uftlab.models.policies import load_base
-from uftlab.plots import figures, theme, widgets
+from uftlab.plots import figures, theme
 from uftlab.world.wording import ATTRIBUTES, Fact
 from uftlab.world.world import World
 
@@ -130,9 +130,6 @@ def test_plain_facts_and_myths_have_the_same_traces(believed):
     wanted = rows_of(believed, fact.creature, fact.attribute).set_index("role")["probability"]
     assert truth == wanted["truth"] and error == wanted["error"]
     assert all(y is None for y in second.data[1].y)  # nothing to show, yet the trace is there
-    widget = widgets._figure_widget(first)
-    widgets.redraw(widget, first, second)
-    assert list(widget.layout.xaxis.ticktext) == list(second.layout.xaxis.ticktext)
 
 
 def test_figures_have_titles_axes_and_the_numbers_given(believed):

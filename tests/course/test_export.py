@@ -1,5 +1,7 @@
 """The course as web pages: nothing is asked of a network, figures are drawn, equations are equations."""
 
+import asyncio
+import gc
 import json
 import os
 import re
@@ -10,6 +12,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from unittest import mock
 
 import driver
 import nbformat
@@ -17,10 +20,12 @@ import psutil
 import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from uftlab.course import export
 from uftlab.course import notebooks as course
 from uftlab.course.notebooks import NOTEBOOKS, contents, copy_course, lab_command, notebook_paths, run_all
+from uftlab.course.server import Connection
 from uftlab.errors import InputError
 from uftlab.plots import theme
 
@@ -143,6 +148,28 @@ def test_equations_are_mathml_and_what_cannot_be_said_is_refused():
         export.mathml(r"\nonsense{x}")
 
 
+def test_orders_that_need_a_kernel_are_left_out_or_folded():
+    tasks = new_markdown_cell("Move the *step*.", metadata={"tags": ["live"]})
+    kept = [new_markdown_cell("words"), new_code_cell("1"), tasks]
+    check = new_code_cell("exercises.X.check(mine)", id="exercise-2-check")
+    injected = new_code_cell("a = 1", metadata={"tags": ["injected-parameters"]})
+    hidden = new_code_cell("draw()", metadata={"jupyter": {"source_hidden": True}})
+    shown = [export._for_a_page(cell) for cell in (*kept, check, injected, hidden)]
+    assert shown[3:5] == [None, None] and shown[:2] == kept[:2]
+    assert shown[2].source.startswith("<details><summary>To try in the notebook")
+    assert shown[5].metadata["transient"]["remove_source"]
+
+
+def test_no_page_gives_orders_that_need_a_kernel(site):
+    for path in site.glob("*.html"):
+        soup = BeautifulSoup(path.read_text(), "html.parser")
+        for folded in soup.select("details"):
+            folded.decompose()
+        text = " ".join(soup.get_text().split())
+        for order in ("three dots", "Not yet. Write", "run this cell", "Move the slider", "Try these"):
+            assert order.lower() not in text.lower(), path.name
+
+
 def test_links_lead_to_pages_and_lose_what_is_not_there():
     body = '<a href="02_x.ipynb#The-End">a</a><a href="09_y.ipynb">b</a>'
     body += '<a href="https://arxiv.org/abs/1">c</a><a href="#So">d</a>'
@@ -203,6 +230,38 @@ def test_jupyterlab_is_started_on_this_machine_alone_with_a_token_and_settings_o
     assert lab_command(NOTEBOOKS, tmp_path)[1]["JUPYTER_TOKEN"] != token
     assert os.environ.get("JUPYTER_TOKEN") != token
     assert {environment[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} == {"1"}
+
+
+def test_a_page_that_was_left_costs_no_traceback_and_other_errors_are_seen(tmp_path):
+    text = " ".join(lab_command(NOTEBOOKS, tmp_path)[0])
+    assert "--ServerApp.kernel_websocket_connection_class=uftlab.course.server.Connection" in text
+
+    async def troubles_of(page):
+        """What the event loop complains about when a page of this kind gets a message."""
+        loop, found = asyncio.get_running_loop(), []
+        loop.set_exception_handler(lambda loop, context: found.append(type(context["exception"])))
+        handler = mock.create_autospec(WebSocketHandler, instance=True)
+        handler.write_message.side_effect = page
+        connection = Connection.__new__(Connection)
+        with mock.patch.object(Connection, "websocket_handler", handler):
+            connection.write_message(b"words", binary=True)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        gc.collect()  # an error that nobody looked at is reported when its future is removed
+        assert handler.write_message.call_args == mock.call(b"words", binary=True)
+        return found
+
+    def leaves(error):
+        def later(*args, **how):
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(error)
+            return future
+
+        return later
+
+    assert asyncio.run(troubles_of(WebSocketClosedError())) == []
+    assert asyncio.run(troubles_of(leaves(WebSocketClosedError()))) == []
+    assert asyncio.run(troubles_of(leaves(ValueError("another")))) == [ValueError]
 
 
 def test_a_missing_jupyterlab_or_notebook_is_a_plain_error(tmp_path, monkeypatch):

@@ -80,6 +80,22 @@ def test_the_answer_to_a_prediction_is_not_read_in_its_source():
     assert all(cell.metadata.jupyter.source_hidden for cell in asked)
 
 
+def test_the_tasks_stand_directly_above_the_explorer_and_its_code_is_folded():
+    for path in notebook_paths():
+        cells = nbformat.read(path, as_version=4).cells
+        (place,) = [i for i, cell in enumerate(cells) if "widgets.explore(" in cell.source]
+        assert cells[place].metadata.jupyter.source_hidden
+        assert cells[place - 1].cell_type == "markdown" and cells[place - 1].metadata.tags == ["live"]
+
+
+def test_executed_copies_are_small_and_their_explorers_have_a_first_figure(executed):
+    for name, notebook in executed.items():
+        assert "widgets" not in notebook.metadata
+        assert len(nbformat.writes(notebook)) < 2_000_000, name
+        (explorer,) = [cell for cell in notebook.cells if "widgets.explore(" in cell.source]
+        assert "plotly-graph-div" in explorer.outputs[-1]["data"]["text/html"]
+
+
 def test_notebooks_are_committed_without_outputs():
     for path in NOTEBOOKS.glob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)

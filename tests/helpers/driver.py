@@ -161,8 +161,8 @@ def run_notebook(page, address, name):
         "() => { const p = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map((x) => x.textContent);"
         " return p.some((x) => /\\d/.test(x)) && !p.some((x) => x.includes('*')); }"
     )
+    page.locator(".uftlab-desk").scroll_into_view_if_needed()  # a figure is drawn when it is seen
     page.wait_for_selector(f"{PLOT} .main-svg", state="attached")
-    page.locator(".uftlab-controls").last.scroll_into_view_if_needed()
     page.evaluate(STOPWATCH)
     return outside
 

@@ -58,6 +58,7 @@ ol.course { list-style: none; padding: 0; }
 ol.course li { border: 1px solid var(--line); border-radius: 12px; padding: .2rem 1.2rem .8rem; margin: 1rem 0; }
 ol.course h2 { border: none; margin: 0; font-size: 1.3rem; }
 """
+LIVE = "To try in the notebook: there the figure below has sliders"
 PREVIEW_WIDTH = 960  # pixels: about the width of a page on GitHub
 
 
@@ -153,8 +154,24 @@ def _page(title: str, body: str, glossary: bool, scripts: str = "") -> str:
     )
 
 
+def _for_a_page(cell: NotebookNode) -> NotebookNode | None:
+    """A cell as a page without a kernel shows it; None if it makes no sense there.
+
+    The cell of injected parameters and the checks of exercises are left out. Cells with the tag `live` ask the reader
+    to use an explorer: they are folded, under words that say so. Folded code stays out of sight.
+    """
+    tags = cell.metadata.get("tags", [])
+    if "injected-parameters" in tags or re.fullmatch(r"exercise-\d+-check", cell.get("id", "")):
+        return None
+    if "live" in tags and cell.cell_type == "markdown":
+        cell.source = f"<details><summary>{LIVE}</summary>\n\n{cell.source}\n\n</details>"
+    if cell.metadata.get("jupyter", {}).get("source_hidden"):
+        cell.metadata["transient"] = {"remove_source": True}
+    return cell
+
+
 def _read(folder: Path, name: str) -> NotebookNode:
-    """An executed notebook, without the cell of injected parameters.
+    """An executed notebook, with the cells that a page can show.
 
     Raises:
         InputError: for a notebook that was not executed, or that has widgets, which need a kernel.
@@ -170,10 +187,7 @@ def _read(folder: Path, name: str) -> NotebookNode:
     outputs = [output for cell in code for output in cell.outputs]
     if any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs):
         raise InputError(str(path), "be executed with widgets_on = False", "widgets that need a kernel", remedy)
-    notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
-    for cell in code:
-        if cell.metadata.get("jupyter", {}).get("source_hidden"):  # its code is the answer to its question
-            cell.metadata["transient"] = {"remove_source": True}
+    notebook.cells = [cell for cell in map(_for_a_page, notebook.cells) if cell]
     return notebook
 
 

@@ -100,6 +100,18 @@ def write_tables(readme: Path) -> None:
     write_atomically(readme, f"{before}{start}{course_tables()}{end}{after}")
 
 
+def _without_widget_state(path: Path) -> None:
+    """Remove the state of widgets from an executed copy. Nothing can follow its sliders without a kernel.
+
+    `nbconvert` then shows the first figure of an explorer. With the state it would load widgets from the network.
+    """
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    if notebook.metadata.pop("widgets", None):
+        write_atomically(path, nbformat.writes(notebook) + "\n")
+
+
 def run_one(path: Path, out: Path, parameters: dict) -> None:
     """Execute one notebook in its own process. The executed copy is kept even if a cell fails.
 
@@ -128,6 +140,8 @@ def run_one(path: Path, out: Path, parameters: dict) -> None:
         where = os.pathsep.join(filter(None, [own, os.environ.get("JUPYTER_PATH")]))
         environment = {**os.environ, **ONE_THREAD, **QUIET, "JUPYTER_PATH": where}
         ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if (out / path.name).is_file():
+        _without_widget_state(out / path.name)
     if ended.returncode:
         raise RuntimeError(f"{path.name} failed:\n" + "\n".join(ended.stderr.splitlines()[-25:]))
 
@@ -137,9 +151,13 @@ def run_all(
 ) -> list[str]:
     """Execute the notebooks with the profile and with solutions. Returns the names of notebooks that failed.
 
+    plotly.js is put beside the copies, so that `nbconvert` makes pages that show their figures.
+
     Args:
         parameters: further parameters, or other values: {"widgets_on": False} gives the static twins.
     """
+    from uftlab.plots import theme
+
     profile_named(profile)
     failed, paths = [], notebook_paths(only)
     parameters = {"profile": profile, "solutions": True, **(parameters or {})}
@@ -152,6 +170,7 @@ def run_all(
             except RuntimeError as error:
                 failed.append(jobs[job].name)
                 say(f"FAILED {error}")
+    theme.write_plotly_js(out)
     return failed
 
 
@@ -233,6 +252,7 @@ def lab_command(notebooks: Path, home: Path, browser: bool = True) -> tuple[list
         "ServerApp.open_browser": browser,
         "ServerApp.answer_yes": True,  # it stops without asking
         "ServerApp.log_level": "ERROR",
+        "ServerApp.kernel_websocket_connection_class": "uftlab.course.server.Connection",
         "LabApp.log_level": "ERROR",
         "LabApp.extension_manager": "readonly",  # the default one contacts a package index
         "LabApp.default_url": f"/lab/tree/{found[0].name}",

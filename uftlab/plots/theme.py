@@ -5,13 +5,14 @@ background is white in light and in dark notebooks, so one choice of colours is 
 and symbol, bars in pattern, and both also in colour.
 
 The toolbar of plotly offers to upload a chart to a public cloud. The *configuration* switches this off, but a figure
-does not store its configuration. So display figures with `show`, and apply `quiet` to a FigureWidget.
+does not store its configuration. So display figures with `show`.
 """
 
 from __future__ import annotations
 
 import json
 import textwrap
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
-from plotly.basedatatypes import BaseFigure
 from plotly.subplots import make_subplots
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -162,37 +162,52 @@ def panels(
     return fig.update_layout(**layout, margin={"t": top, "b": 130})
 
 
-def quiet(fig: BaseFigure) -> BaseFigure:
-    """The same widget with `CONFIG`. plotly.py has no public option for the toolbar of a FigureWidget."""
-    fig._config = {**fig._config, **CONFIG}
-    return fig
+_PAGE = """<div id="{name}" class="plotly-graph-div" style="height:{height}px; width:100%"></div>
+<script>(() => {{
+  const place = document.getElementById("{name}"), figure = {figure};
+  const draw = () => {{ place.replaceChildren(); window.Plotly.newPlot(place, figure); }};
+  const say = () => {{
+    place.textContent = "This figure needs plotly: where JupyterLab runs, or as plotly.min.js beside this page.";
+    addEventListener("uftlab-plotly", draw, {{ once: true }});  // an explorer has brought it
+  }};
+  if (window.Plotly) return draw();
+  (window.uftlabPlotly ??= new Promise((found, missing) => {{
+    const script = document.createElement("script");
+    script.onload = () => window.Plotly ? found() : missing();
+    script.onerror = missing;
+    script.src = "plotly.min.js";
+    document.head.append(script);
+  }})).then(draw, say);
+}})()</script>"""
+
+
+def page_html(fig: go.Figure) -> str:
+    """A figure for a web page. It draws itself with the plotly.js of the page, or with the file beside the page.
+
+    The HTML may be put into a page at any time. Without plotly.js it says what is missing, and changes nothing else.
+    """
+    figure = json.dumps({**json.loads(fig.to_json()), "config": CONFIG}).replace("<", "\\u003c")
+    return _PAGE.format(name=f"uftlab-{uuid.uuid4()}", height=fig.layout.height or HEIGHT, figure=figure)
 
 
 def bundle(fig: go.Figure) -> dict[str, Any]:
     """The forms of a figure that a notebook stores.
 
-    JupyterLab and VS Code draw the plotly JSON, which includes `CONFIG`. An exported page uses the HTML. The HTML loads
-    plotly.min.js from the folder of the page (`write_plotly_js`) and shows a message if the file is missing. Other
-    programs show the title.
+    JupyterLab and VS Code draw the plotly JSON, which includes `CONFIG`. An exported page uses the HTML, see
+    `page_html`. Other programs show the title.
     """
-    drawing = pio.to_html(fig, config=CONFIG, full_html=False, include_plotlyjs=False, default_width="100%")
-    library = (
-        '<script>window.Plotly || document.write(\'<script src="plotly.min.js" onerror="this.insertAdjacentHTML('
-        "&quot;afterend&quot;, &quot;This figure needs the file plotly.min.js beside the page.&quot;)\"><\\/script>')"
-        "</script>"
-    )
     title = (fig.layout.title.text or "figure without a title").replace("<br>", " ")
     # JupyterLab resizes figures itself. If plotly.js did so as well, a change of the height of the window alone would
     # set the height of the figure to 0
     stored = {**json.loads(fig.to_json()), "config": {**CONFIG, "responsive": False}}
-    return {MIMETYPE: stored, "text/html": library + drawing, "text/plain": title}
+    return {MIMETYPE: stored, "text/html": page_html(fig), "text/plain": title}
 
 
 def show(thing: Any) -> None:
     """Display a figure in a notebook as its `bundle`. Widgets and other objects display themselves."""
     from IPython.display import display
 
-    if isinstance(thing, go.Figure):  # a FigureWidget is not a go.Figure, see `quiet`
+    if isinstance(thing, go.Figure):
         display(bundle(thing), raw=True)
     else:
         display(thing)

@@ -1,10 +1,8 @@
-"""Interactive figures: labelled controls around one FigureWidget, and questions that readers answer first.
+"""Interactive figures: labelled controls beside one figure, and questions that readers answer first.
 
 `explore` takes a pure function `(parameters) -> Figure`. The figure at the first values of the controls is the *static
 twin*: papermill, a printed page or a reader without a kernel shows it. The caller says which of the two is wanted
 (`headless`). Nothing here prints into an Output widget.
-
-A FigureWidget needs 5 MB of JavaScript. So a notebook has one, and all other figures are plain figures.
 """
 
 from __future__ import annotations
@@ -12,29 +10,29 @@ from __future__ import annotations
 import gc
 import html
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import anywidget
 import ipywidgets
-import numpy as np
 import plotly.graph_objects as go
 import traitlets
 from IPython import get_ipython
-from plotly.basedatatypes import BaseFigure
 
 from uftlab.errors import InputError
 from uftlab.plots import theme
 
 STYLE = """<style>
-.uftlab { --jp-widgets-font-size: 17px; --jp-widgets-inline-height: 36px; }
-.uftlab .uftlab-spoken { font-size: 18px; line-height: 1.5; padding: 4px 0; color: var(--jp-content-font-color0); }
+.uftlab { --jp-widgets-font-size: 16px; --jp-widgets-inline-height: 28px; container-type: inline-size; }
+.uftlab .uftlab-spoken { font-size: 16px; line-height: 1.4; color: var(--jp-content-font-color0); }
 .uftlab .uftlab-control label.widget-label { width: auto !important; max-width: none; text-align: left;
-  white-space: normal; height: auto; line-height: 1.4; }
+  white-space: normal; height: auto; line-height: 1.3; }
 .uftlab .uftlab-choice { flex-direction: column; align-items: stretch; width: auto; height: auto; }
 .uftlab .uftlab-choice select { flex: none; height: var(--jp-widgets-inline-height); }
-.uftlab .uftlab-number { display: grid; grid-template: "label label" auto "field slider" auto / 6.5em 1fr; }
+.uftlab .uftlab-choice .jupyter-widget-toggle-button, .uftlab .uftlab-choice button { height: auto; line-height: 1.5;
+  padding: 2px 8px; margin: 1px; }
+.uftlab .uftlab-number { display: grid; grid-template: "label label" auto "field slider" auto / 5.6em 1fr; }
 .uftlab .uftlab-number > .widget-text { display: contents; }
 .uftlab .uftlab-number > .widget-text > label { grid-area: label; }
 .uftlab .uftlab-number > .widget-text > input { grid-area: field; width: auto; min-width: 0; }
@@ -45,11 +43,32 @@ STYLE = """<style>
 body[data-jp-theme-light="false"] .uftlab select { background-image: url("data:image/svg+xml,\
 <svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'><path d='M3 6l6 6 6-6' stroke='white' fill='none'/>\
 </svg>"); }
-.uftlab .js-plotly-plot, .jp-OutputArea .js-plotly-plot { min-width: 600px; margin: 8px; background: white;
-  border-radius: 6px; box-shadow: 0 0 0 8px white; }
-.uftlab :has(> .js-plotly-plot), .jp-OutputArea :has(> .js-plotly-plot) { overflow-x: auto; }
+.uftlab .uftlab-desk { display: grid; grid-template: "controls line" auto "controls figure" 1fr / 250px minmax(0, 1fr);
+  gap: 4px 20px; overflow: hidden; }
+.uftlab .uftlab-desk > .uftlab-controls { grid-area: controls; display: grid; gap: 4px 20px; align-content: start;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 200px), 1fr)); overflow: hidden; padding: 3px; }
+.uftlab .uftlab-desk > .uftlab-line { grid-area: line; height: auto; min-height: 4.2em; font-size: 16px; }
+.uftlab .uftlab-desk > .uftlab-figure { grid-area: figure; overflow: hidden; }
+@container (max-width: 640px) {
+  .uftlab .uftlab-desk { grid-template: "controls" auto "line" auto "figure" auto / minmax(0, 1fr); }
+}
+.uftlab-figure .uftlab-card { background: white; border-radius: 6px; overflow: hidden; }
+.uftlab-figure .uftlab-plot { transform-origin: 0 0; }
+.uftlab-figure .uftlab-trouble { color: #222; padding: 8px; }
+.uftlab-figure:has(.main-svg) .uftlab-wait { display: none; }
+.uftlab-wait .uftlab-again { visibility: hidden; animation: uftlab-again 0s 10s forwards; }
+@keyframes uftlab-again { to { visibility: visible; } }
+.js-plotly-plot.jp-OutputArea-output { min-width: 600px; background: white; border-radius: 6px; transform-origin: 0 0; }
 </style>"""
-"""Labels above controls, a visible focus, and figures as white cards that scroll in a narrow window."""
+"""Labels above controls, a visible focus, controls beside the figure where there is room, figures as white cards.
+
+The second line of `WAIT` appears after ten seconds. No script is needed for that, because a script may be what failed.
+"""
+
+WAIT = (
+    '<div class="uftlab-wait">The figure is being drawn.'
+    '<div class="uftlab-again"><b>It should be here by now. Run this cell again.</b></div></div>'
+)
 
 
 class Spoken(ipywidgets.HTML):
@@ -63,17 +82,15 @@ class Spoken(ipywidgets.HTML):
 
 
 class _Names(anywidget.AnyWidget):
-    """Adds accessible names to the page, for screen readers, because ipywidgets does not.
+    """Adds accessible names to the page, for screen readers, because ipywidgets does not, and fits figures.
 
     A screen reader announces the line of a `Spoken` when it changes. The live region is the element around the line,
     because that element is never replaced. The handle of a slider gets a name and a value (for a logarithmic slider the
     page would have the exponent only). A row of buttons gets a name and marks the pressed button.
 
-    A figure that was drawn while it was hidden is 700 pixels wide, and plotly.js corrects this only when the window
-    changes its size. So this widget sends a resize event whenever the width changes.
+    Plain figures of a notebook that are too wide for the window are made smaller as a whole. JupyterLab would cut them.
 
-    The code reads the page only and needs no messages from the kernel: messages of anywidget may be lost if plotly.js
-    keeps the page busy for more than two seconds. For the same reason the widget is made before the figure.
+    The code reads the page only and needs no messages from the kernel: see `_Figure`.
     """
 
     _esm = """
@@ -93,8 +110,24 @@ class _Names(anywidget.AnyWidget):
           button.setAttribute("aria-pressed", button.classList.contains("mod-active"));
       }
     }
+    function fit(notebook) {
+      for (const plot of notebook.querySelectorAll(".js-plotly-plot.jp-OutputArea-output")) {
+        const { width, height } = plot._fullLayout ?? {};
+        const room = plot.parentElement.getBoundingClientRect().right - plot.getBoundingClientRect().left;
+        const scale = width && room > 0 ? Math.min(1, room / width) : 1;
+        plot.style.transform = scale < 1 ? `scale(${scale})` : "";
+        plot.style.marginBottom = scale < 1 ? `${(scale - 1) * height}px` : "";
+      }
+    }
+    function keep_fitting(notebook) {
+      let waiting = null;
+      const soon = () => { clearTimeout(waiting); waiting = setTimeout(() => fit(notebook), 300); };
+      new ResizeObserver(soon).observe(notebook);
+      new MutationObserver(soon).observe(notebook, { subtree: true, childList: true });
+      return soon;
+    }
     export default { render({ el }) {
-      let observer = null, sizes = null;
+      let observer = null;
       const find = () => {
         const box = el.closest(".uftlab");
         const [controls, line] = [".uftlab-controls", ".uftlab-line .widget-html-content"].map(
@@ -103,26 +136,14 @@ class _Names(anywidget.AnyWidget):
         observer = new MutationObserver(() => requestAnimationFrame(() => name(controls, line)));
         observer.observe(controls, { subtree: true, childList: true, attributeFilter: ["class"] });
         observer.observe(line, { childList: true });
-        sizes = new ResizeObserver(() => {
-          const plot = box.querySelector(".js-plotly-plot"), drawn = plot?.querySelector(".main-svg");
-          if (drawn && Math.abs(plot.clientWidth - drawn.clientWidth) > 1) dispatchEvent(new Event("resize"));
-        });
-        sizes.observe(box);
         name(controls, line);
+        const notebook = box.closest(".jp-Notebook");
+        if (notebook) notebook.uftlabFits ??= keep_fitting(notebook);  // once for all figures
       };
       find();
-      return () => { observer?.disconnect(); sizes?.disconnect(); };
+      return () => observer?.disconnect();
     } };
     """
-
-
-def _box(above: ipywidgets.Widget, grid: ipywidgets.Widget, spoken: Spoken, *below: Any) -> ipywidgets.VBox:
-    """One box with the widget above, the controls, the spoken line and the widgets below."""
-    grid.add_class("uftlab-controls")
-    spoken.add_class("uftlab-line")
-    box = ipywidgets.VBox([above, grid, spoken, *below])
-    box.add_class("uftlab")
-    return box
 
 
 # ------------------------------------------------------------------------------ controls
@@ -191,62 +212,131 @@ def _row(control: ipywidgets.ValueWidget) -> ipywidgets.Widget:
 # ------------------------------------------------------------------------------ figures that follow
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Equality of plotly properties: dictionaries, lists, arrays and plain values."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
-    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        return np.array_equal(np.asarray(one), np.asarray(other))
-    return bool(one == other)
+@cache
+def _plotly_js() -> bytes:
+    """The text of plotly.js, 5 MB."""
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs().encode()
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Top-level properties that differ. A property that the new figure lacks is set to None."""
-    gone = {key: None for key in old if key not in new}
-    return gone | {key: value for key, value in new.items() if key not in old or not _same(old[key], value)}
+class _Drawn(ipywidgets.Widget):
+    """The figure as JSON, for the page. It also sends plotly.js, if the page asks: see `_Figure`."""
+
+    figure = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, fig: go.Figure) -> None:
+        super().__init__()
+        self.on_msg(lambda *_: self.send({}, buffers=[_plotly_js()]))
+        self.draw(fig)
+
+    def draw(self, fig: go.Figure) -> None:
+        """Show another figure. The page keeps the zoom and the hidden traces of the reader."""
+        self.figure = fig.to_json()
 
 
-def _figure_widget(fig: go.Figure) -> BaseFigure:
-    """A FigureWidget with the content of a figure.
+class _Figure(anywidget.AnyWidget):
+    """Draws the figure of a `_Drawn` in the page, with `Plotly.react`.
 
-    The first FigureWidget of a process makes plotly import nbformat. This import builds a grammar of web addresses,
-    which takes seconds and which no notebook needs. The grammar is an optional part of a schema checker. It is hidden
-    during that import, which takes 0.2 s instead of 2.6 s.
+    Why two widgets: anywidget gives a model two seconds to load its script. If the page is busy for longer, it throws
+    away every later message of the kernel, and only the console says so. The view is made nevertheless, as soon as the
+    script is loaded. So the script is short, and all messages go to a `_Drawn`, which is a model without a script.
+
+    plotly.js is taken from the page, if a figure has brought it already. Otherwise the kernel sends it, once per page.
+    It is no part of the state of a widget, so a saved notebook does not contain it.
+
+    The figure is drawn at its own height, and at least 620 pixels wide. Then it is made smaller as a whole, so that it
+    fits into its place and leaves 300 pixels of the height of the window to everything else.
     """
-    grammar = "rfc3987_syntax"
-    hide = grammar not in sys.modules and "nbformat" not in sys.modules
-    if hide:
-        sys.modules[grammar] = None  # type: ignore[assignment]
-    try:
-        made = theme.quiet(go.FigureWidget(fig))
-    finally:
-        if hide:
-            del sys.modules[grammar]
-    # After each change the page sends back every default value of plotly.js, and plotly.py validates each of them. This
-    # takes 0.3 s the first time and 0.06 s later, and a key press has to wait. Zoom and hidden traces use other
-    # messages. Only `on_edits_completed` and `on_change` need the defaults.
-    made.unobserve_all("_js2py_traceDeltas")
-    return made
 
+    drawn = traitlets.Unicode().tag(sync=True)
+    config = traitlets.Dict(theme.CONFIG | {"responsive": False}).tag(sync=True)
 
-def redraw(fig: BaseFigure, old: go.Figure, new: go.Figure) -> None:
-    """Change a widget from one figure to the next, in place and in one message. Only changes are sent.
+    _esm = """
+    const [NARROWEST, LOWEST, ELSE] = [620, 400, 300];
+    const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
-    The new figure is compared with the old figure, not with the widget. The widget also has the zoom and the hidden
-    traces of the reader, and keeps them.
-
-    Raises:
-        InputError: when the new figure has other traces than the old one. A trace without data must be drawn empty, not
-            left out.
+    async function model_of(manager, id, gone) {
+      while (!gone.aborted) {
+        try { return await manager.get_model(id); } catch { await pause(500); }  // it gives up after two seconds
+      }
+    }
+    async function library(kernel, gone) {
+      kernel.on("msg:custom", (_, [script]) => {
+        if (window.Plotly) return;
+        const src = URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
+        const onload = () => dispatchEvent(new Event("uftlab-plotly"));
+        document.head.append(Object.assign(document.createElement("script"), { src, onload }));
+      });
+      if (!window.Plotly) kernel.send({ wanted: "plotly.js" });
+      while (!window.Plotly && !gone.aborted) await pause(100);
+      return window.Plotly;
+    }
+    export default { async render({ model, el }) {
+      const ended = new AbortController(), gone = ended.signal;
+      const make = (name) => Object.assign(document.createElement("div"), { className: name });
+      const [card, plot] = [make("uftlab-card"), make("uftlab-plot")];
+      card.append(plot);
+      el.append(card);
+      (async () => {
+        const kernel = await model_of(model.widget_manager, model.get("drawn"), gone);
+        const Plotly = kernel && await library(kernel, gone);
+        if (!Plotly) return;
+        let [shown, size] = ["", ""];
+        const draw = async () => {
+          const [text, room] = [kernel.get("figure"), card.clientWidth];
+          if (gone.aborted || !room) return;  // it is drawn when it is seen
+          const { data, layout } = JSON.parse(text);
+          const [height, most] = [layout.height ?? 500, Math.max(LOWEST, innerHeight - ELSE)];
+          const scale = Math.min(most / height, room / NARROWEST, 1);
+          const width = room / scale, fits = [width, height * scale].join();
+          if (text === shown && fits === size) return;
+          card.style.height = `${height * scale}px`;
+          plot.style.transform = scale < 1 ? `scale(${scale})` : "";
+          if (text === shown) await Plotly.relayout(plot, { width });
+          else await Plotly.react(plot, data, { ...layout, height, width }, model.get("config"));
+          [shown, size] = [text, fits];
+        };
+        let last = Promise.resolve();
+        const again = () => { last = last.then(draw).catch((error) => {
+          Plotly.purge(plot);
+          [shown, size] = ["", ""];
+          plot.replaceChildren(Object.assign(make("uftlab-trouble"), {
+            textContent: `The figure could not be drawn (${error.message}). Run this cell again.` }));
+        }); };
+        kernel.on("change:figure", again, gone);
+        const sizes = new ResizeObserver(again);
+        sizes.observe(card);
+        addEventListener("resize", again, { signal: gone });
+        gone.addEventListener("abort", () => {
+          kernel.off("change:figure", again, gone);
+          sizes.disconnect();
+          last.then(() => Plotly.purge(plot));
+        });
+        again();
+      })();
+      return () => ended.abort();
+    } };
     """
-    before, after = ([trace.type for trace in f.data] for f in (old, new))
-    if before != after:
-        rule = f"keep its {len(before)} traces and their types"
-        raise InputError("The figure function", rule, after, "Draw an empty trace instead of leaving one out")
-    with fig.batch_update():
-        for trace, was, drawn in zip(fig.data, old.data, new.data, strict=True):
-            trace.update(_changes(was.to_plotly_json(), drawn.to_plotly_json()), overwrite=True)
-        fig.layout.update(_changes(old.layout.to_plotly_json(), new.layout.to_plotly_json()), overwrite=True)
+
+
+class Explorer(ipywidgets.VBox):
+    """What `explore` returns. Where no widget can be shown, the first figure is.
+
+    Attributes:
+        controls: name of each parameter -> its control.
+        spoken: the line of key numbers.
+        shown: the figure at the present values of the controls.
+    """
+
+    controls: Mapping[str, ipywidgets.ValueWidget]
+    spoken: Spoken
+    shown: go.Figure
+
+    def _repr_mimebundle_(self, **how: Any) -> dict[str, Any]:
+        """The widget, and HTML for `nbconvert` and for viewers that have no kernel."""
+        still = theme.bundle(self.shown)
+        return {"text/html": still["text/html"], **super()._repr_mimebundle_(**how), "text/plain": still["text/plain"]}
 
 
 def _set_apart(_: object = None) -> None:
@@ -274,21 +364,17 @@ def explore(
     controls: Mapping[str, ipywidgets.ValueWidget],
     describe: Callable[..., str],
     headless: bool = False,
-    columns: int = 1,
-) -> ipywidgets.VBox | go.Figure:
+) -> Explorer | go.Figure:
     """A figure that follows its controls, and a line with the key numbers in words.
 
+    Controls, line and figure fit together on a screen of 1280 by 720 pixels, with up to eight controls.
+
     Args:
-        figure_fn: pure function of the values of the controls, called with keywords: `figure_fn(beta=0.1, ...)`. It
-            returns a plain figure with the same traces each time.
+        figure_fn: pure function of the values of the controls, called with keywords: `figure_fn(beta=0.1, ...)`.
         controls: name of each parameter -> a widget with a label (`description`), see `slider`, `log_slider`
             and `choice`. Shown in this order.
         describe: function of the same parameters. It returns one or two sentences with the key numbers.
         headless: True gives the static twin: `figure_fn` at the first values of the controls.
-        columns: number of columns of controls above the figure, if the window is wide enough.
-
-    Returns:
-        A box with the attributes `figure` (the FigureWidget), `controls` and `spoken`. With `headless` a plain figure.
     """
     unnamed = [name for name, control in controls.items() if not control.description]
     if unnamed:
@@ -297,30 +383,23 @@ def explore(
     def values() -> dict[str, Any]:
         return {name: control.value for name, control in controls.items()}
 
-    shown = figure_fn(**values())
+    first = figure_fn(**values())
     if headless:
-        return shown
-    names = _Names(layout={"display": "none"})
-    fig = _figure_widget(shown)
-    fig.layout.autosize = True
-    fig.layout.uirevision = "keep"  # a constant: plotly then keeps the zoom of the reader
-    spoken = Spoken(text=describe(**values()))
+        return first
+    drawn, spoken = _Drawn(first), Spoken(text=describe(**values()))
+    grid = ipywidgets.Box([_row(control) for control in controls.values()]).add_class("uftlab-controls")
+    figure = ipywidgets.VBox([ipywidgets.HTML(WAIT), _Figure(drawn=drawn.model_id)]).add_class("uftlab-figure")
+    desk = ipywidgets.Box([grid, spoken.add_class("uftlab-line"), figure]).add_class("uftlab-desk")
+    box = Explorer([ipywidgets.HTML(STYLE), desk, _Names(layout={"display": "none"})]).add_class("uftlab")
+    box.controls, box.spoken, box.shown = dict(controls), spoken, first
 
     def follow(_: object = None) -> None:
-        nonlocal shown
-        new = figure_fn(**values())
-        redraw(fig, shown, new)
-        shown = new
+        box.shown = figure_fn(**values())
+        drawn.draw(box.shown)
         spoken.text = describe(**values())
 
-    rows = [_row(control) for control in controls.values()]
     for control in controls.values():
         control.observe(follow, names="value")
-    share = f"calc((100% - {32 * (columns - 1)}px) / {columns})"  # fewer columns in a narrow window
-    width = f"repeat(auto-fill, minmax(min(100%, max(290px, {share})), 1fr))"
-    grid = ipywidgets.GridBox(rows, layout={"grid_template_columns": width, "grid_gap": "8px 32px"})
-    box = _box(ipywidgets.HTML(STYLE), grid, spoken, fig, names)
-    box.figure, box.controls, box.spoken = fig, dict(controls), spoken
     _spare_the_collector()
     return box
 
@@ -355,8 +434,8 @@ def predict(
         folded = f"<details><summary>Answer</summary><b>{html.escape(answer)}</b>. {html.escape(because)}</details>"
         return Folded(f"<p><b>{html.escape(question)}</b> {choices}</p>{folded}")
     buttons = ipywidgets.ToggleButtons(options=list(options), value=None, description="Your guess:")
-    grid = ipywidgets.VBox([_row(buttons)])
-    spoken = Spoken(text="Choose before you read on.")
+    grid = ipywidgets.VBox([_row(buttons)]).add_class("uftlab-controls")
+    spoken = Spoken(text="Choose before you read on.").add_class("uftlab-line")
 
     def reveal(change: Mapping[str, Any]) -> None:
         buttons.disabled = True
@@ -366,6 +445,6 @@ def predict(
 
     buttons.observe(reveal, names="value")
     asked = ipywidgets.HTML(f"{STYLE}<b>{html.escape(question)}</b>")
-    box = _box(asked, grid, spoken, _Names(layout={"display": "none"}))
+    box = ipywidgets.VBox([asked, grid, spoken, _Names(layout={"display": "none"})]).add_class("uftlab")
     box.buttons, box.spoken = buttons, spoken
     return box
