@@ -392,7 +392,7 @@ RECENT_METHODS: dict[str, Method] = {
             ("learning_rate", "accept_above"),
             "recent",
             "Chen et al. 2025 (Retaining by Doing), arXiv 2510.18874",
-            "P M",
+            "P",
             "In the authors' code samples of the starting model are kept where they are correct and learned from "
             "alike. How many were drawn of a prompt, and at which temperature, is not there; one at temperature 1 is "
             "ours. Their reward is right or wrong, ours graded: `accept_above` draws the line.",
