@@ -37,7 +37,9 @@ from transformers import PreTrainedTokenizerBase
 
 from uftlab.errors import InputError
 from uftlab.evals.drift import divergences, documents, own_answers
+from uftlab.evals.doctor import diagnose
 from uftlab.evals.outcomes import RESULT, SCHEMA, Measure, load_result
+from uftlab.evals.run_logs import runs_of
 from uftlab.files import write_atomically
 from uftlab.losses.rewards import implicit_reward
 from uftlab.models.generation import texts
@@ -125,8 +127,8 @@ def evaluate(model: str, out: Path, settings: Settings, say: Callable[[str], Non
     A run that was cut goes on with the next suite, if weights and settings are those of what is there.
 
     Returns:
-        What is in `eval.json`: model, digest of its weights, reference, method and seed of its training, settings,
-        versions, seconds by suite, facts, and measures with the value of each question.
+        What is in `eval.json`: model, digest of its weights, reference, method and seed of its training, what the
+        doctor says of that training, settings, versions, seconds by suite, facts, and measures with the value of each question.
 
     Raises:
         InputError: before the model is loaded, for an unknown suite, a missing file, extra or setting; before anything
@@ -151,6 +153,7 @@ def evaluate(model: str, out: Path, settings: Settings, say: Callable[[str], Non
         "settings": json.loads(json.dumps(asdict(settings), default=str)),
         "sources": {suite: str(path) for suite, path in sources.items() if path},
     }
+    doctor = [diagnose(trained).asdict() for trained in runs_of("training.json", own)]
     run.restore(out, known)
     run.prepare()
     result: dict[str, Any] = {}
@@ -159,7 +162,7 @@ def evaluate(model: str, out: Path, settings: Settings, say: Callable[[str], Non
         started = time.perf_counter()
         run.measure(suite, sources.get(suite))
         run.seconds[suite] = round(time.perf_counter() - started, 1)
-        result = {**known, "versions": _versions(), "device": _device_name(device), **run.found()}
+        result = {**known, "doctor": doctor, "versions": _versions(), "device": _device_name(device), **run.found()}
         if run.answers:
             lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in run.answers)
             write_atomically(out / ANSWERS, "".join(lines))

@@ -1,0 +1,3 @@
+"""stub"""
+from uftlab.files import DATA
+STORED = DATA / "results" / "doctor.json.gz"
