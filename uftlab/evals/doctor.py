@@ -48,6 +48,10 @@ THRESHOLDS: dict[str, float] = {
 """One number for each diagnosis: what it compares with."""
 
 
+RESOLUTION = 5  # standard errors between a slope of 1 and one of 1 / beta; with fewer nothing is said
+FIRST = ("divergence", "loss that cannot fall")  # where one of them holds, other curves mean nothing
+
+
 @dataclass(frozen=True)
 class Evidence:
     """The number that a diagnosis rests on.
@@ -159,6 +163,8 @@ def diagnose(run: Run) -> Report:
         findings.append(
             Finding(own.name, own.severity, evidence, THRESHOLDS[own.name], own.means, own.remedy, *links)
         )
+        if own.name in FIRST:
+            break
     findings.sort(key=lambda finding: finding.severity != "serious")
     return Report(run.name, tuple(findings), unknown, tuple(healthy))
 
@@ -288,9 +294,11 @@ def inert(run: Run) -> Evidence | None:
 
 
 def _moved(run: Run, nats: float = 0.5) -> bool:
-    """Whether a mean log-ratio left 0: reward / beta, or else the log-probabilities beyond the noise of batches."""
+    """Whether a mean log-ratio left 0: reward / beta, or else log-probabilities beyond the noise of their batches."""
     beta = run.settings.get("beta")
-    if beta:
+    if any(abs(value) > nats for _, value in curve(run, "kl_baseline")):
+        return True
+    if beta and _rewards(run):
         return any(abs(value) / beta > nats for points in _rewards(run).values() for _, value in points)
     moves = [_thirds(points) for role in ROLES if (points := curve(run, f"logps/{role}"))]
     return any(abs(move) > max(nats, 3 * error) for move, error in moves)
@@ -364,14 +372,15 @@ def over_optimised(run: Run) -> Evidence | None:
 
 
 def no_fall(run: Run) -> Evidence | None:
-    """The loss of the last third is that of the first, within noise, and no log-ratio moved."""
+    """The policy stands still, or nothing but the loss is known and its last third is as high as its first."""
     loss = curve(run, "loss")
     fall, error = _thirds(loss)
     share = fall / abs(loss[0][1]) if loss[0][1] else 0.0
-    still = bool(_rewards(run)) and bool(run.settings.get("beta")) and not _moved(run, 0.05)
-    if not still and (fall > 2 * error and share > THRESHOLDS["loss that cannot fall"]):
+    flat = fall <= 2 * error or share <= THRESHOLDS["loss that cannot fall"]
+    known = bool(_rewards(run)) and bool(run.settings.get("beta"))
+    if _moved(run, 0.05) or not (known or flat):
         return None
-    words = f"the loss went from {start_of(loss):.4g} to {end_of(loss):.4g}, within its noise"
+    words = f"the loss went from {start_of(loss):.4g} to {end_of(loss):.4g} while the policy stood still"
     return Evidence("loss", loss[0][0], share, words)
 
 
@@ -391,10 +400,11 @@ def without_beta(run: Run) -> Evidence | None:
         return None
     slope = sum(x * y for x, y in zip(xs, ys, strict=True)) / square
     noise = sum((y - slope * x) ** 2 for x, y in zip(xs, ys, strict=True)) / max(1, len(xs) - 3)
-    place = math.log(max(slope, 1e-9) * beta) / math.log(beta) if slope > 0 else 1.0
-    limit = THRESHOLDS["reward scale without beta"]
-    certain = slope + 3 * math.sqrt(noise / square) < 1 / beta
-    if place <= limit or not certain:
+    error = math.sqrt(noise / square)
+    if slope <= 0 or 1 / beta - 1 < RESOLUTION * error:
+        return None
+    place = math.log(slope * beta) / math.log(beta)
+    if place <= THRESHOLDS["reward scale without beta"]:
         return None
     words = f"a reward of 1 goes with {slope:.2g} nats, where beta = {beta:g} means {1 / beta:.3g}"
     return Evidence("reward/chosen", max(s for p in _rewards(run).values() for s, _ in p), place, words)

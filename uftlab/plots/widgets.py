@@ -25,6 +25,7 @@ from IPython import get_ipython
 from plotly.basedatatypes import BaseFigure
 
 from uftlab.errors import InputError
+from uftlab.evals.doctor import Report
 from uftlab.plots import theme
 
 STYLE = """<style>
@@ -369,3 +370,43 @@ def predict(
     box = _box(asked, grid, spoken, _Names(layout={"display": "none"}))
     box.buttons, box.spoken = buttons, spoken
     return box
+
+
+# ------------------------------------------------------------------------------ what the doctor says
+
+
+def doctor(reports: Mapping[str, Report], headless: bool = False) -> ipywidgets.VBox | Folded:
+    """What the doctor says of several runs (`uftlab.evals.doctor.diagnose`), one at a time, chosen from a list.
+
+    Args:
+        reports: name for the reader -> report; at least one.
+        headless: True gives all of them, one below the other, each folded but the first.
+
+    Returns:
+        A box with the attributes `chosen` and `shown`. With `headless` a piece of HTML.
+    """
+    if not reports:
+        raise InputError("Runs to show", "be at least one", "none", "Name a run")
+    if headless:
+        parts = [
+            f"<details{' open' if number == 0 else ''}><summary><b>{html.escape(name)}</b></summary>{_findings(own)}</details>"
+            for number, (name, own) in enumerate(reports.items())
+        ]
+        return Folded("".join(parts))
+    chosen = choice("run", list(reports))
+    shown = ipywidgets.HTML(_findings(reports[chosen.value]))
+    chosen.observe(lambda change: setattr(shown, "value", _findings(reports[change["new"]])), names="value")
+    box = _box(ipywidgets.HTML(STYLE), _row(chosen), shown, _Names(layout={"display": "none"}))
+    box.chosen, box.shown = chosen, shown
+    return box
+
+
+def _findings(report: Report) -> str:
+    """A report as HTML; names are escaped."""
+    lines = [
+        f"<li><b>{html.escape(own.name)}</b> ({own.severity}): {html.escape(own.evidence.words)} "
+        f"<br>{html.escape(own.means)} {html.escape(own.remedy)} <i>{html.escape(own.notebook)}</i></li>"
+        for own in report.findings
+    ]
+    unknown = f"<p>Cannot be told from its log: {html.escape(', '.join(report.unknown))}.</p>" if report.unknown else ""
+    return f"<ul>{''.join(lines) or '<li>Nothing was found.</li>'}</ul>{unknown}"
