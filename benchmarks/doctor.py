@@ -4,8 +4,8 @@
     python benchmarks/doctor.py open       what the doctor says of the half on which its thresholds are chosen
     python benchmarks/doctor.py page       diagnoses the held-back half too and writes the tables into docs/doctor.md
 
-A run is a `Case`. Its name decides whether it is held back (`uftlab.evals.doctor_set.Labelled.held_back`). What is true of a run
-is what was planted, and what its weights say at the end (`outcome`), never what its curves say.
+A run is a `Case`. Its name decides whether it is held back (`uftlab.evals.doctor_set.Labelled.held_back`). What is true
+of a run is what was planted, and what its weights say at the end (`outcome`), never what its curves say.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, set_seed
 
 from uftlab.engine.readers import StackReader, answers_of
-from uftlab.engine.stack import flatten, unflatten
+from uftlab.engine.stack import flatten
 from uftlab.evals.doctor_set import STORED, found, labelled, page, summary
 from uftlab.files import write_atomically
 from uftlab.models.generation import answers
@@ -125,7 +125,10 @@ def planted(model: str, each: int) -> Iterator[Case]:
             losses = way.pop("losses")
             settings = {name: rng.choice(values) for name, values in way.pop("settings").items()}
             loss = losses[(number // len(ways) + number) % len(losses)]
-            if "beta_nats" in settings and "beta" not in objective_named("una-score" if loss == "uft" else loss).settings:
+            if (
+                "beta_nats" in settings
+                and "beta" not in objective_named("una-score" if loss == "uft" else loss).settings
+            ):
                 del settings["beta_nats"]
             steps = rng.choice(way.pop("steps", [30, 40, 60]))
             world = rng.randrange(1, 9 if model == "tiny" else 4)
@@ -133,67 +136,74 @@ def planted(model: str, each: int) -> Iterator[Case]:
             yield Case(fault, model, number, loss, tuple(settings.items()), steps, world, rows=rows, **way)
 
 
+def way(losses: str | Sequence[str], rates: list[float], betas: Sequence[float] = (), **more: Any) -> dict[str, Any]:
+    """One way to plant a fault: losses take turns, the rest is drawn. Betas are in nats of the reference."""
+    settings = {"learning_rate": rates, **({"beta_nats": list(betas)} if betas else {})}
+    return {"losses": losses.split() if isinstance(losses, str) else losses, "settings": settings, **more}
+
+
 USUAL = [4e-4, 7e-4, 1e-3]
 WAYS: dict[str, list[dict[str, Any]]] = {
     "likelihood displacement": [
-        {"losses": ("dpo", "una-pair", "cdpo"), "table": "near", "settings": {"learning_rate": [1e-3, 2e-3], "beta_nats": [1, 2]}},
-        {"losses": ("dpo", "cdpo", "una-pair"), "start": "sft", "settings": {"learning_rate": [2e-3, 3e-3], "beta_nats": [0.5, 1]}},
-        {"losses": ("simpo",), "table": "near", "settings": {"learning_rate": [1e-3, 2e-3]}},
-        {"losses": ("una-binary-cross-entropy", "kto"), "table": "near", "settings": {"learning_rate": [1e-3, 2e-3], "beta_nats": [1, 2]}},
+        way("dpo una-pair cdpo", [0.001, 0.002], [1, 2], table="near"),
+        way("dpo cdpo una-pair", [0.002, 0.003], [0.5, 1], start="sft"),
+        way("simpo", [0.001, 0.002], table="near"),
+        way("una-binary-cross-entropy kto", [0.001, 0.002], [1, 2], table="near"),
     ],
     "ceiling out of reach": [
-        {"losses": TARGETED, "settings": {"learning_rate": USUAL, "beta_nats": [0.1, 0.2]}},
-        {"losses": TARGETED, "settings": {"learning_rate": USUAL, "beta_nats": [0.3, 0.5]}},
+        way(TARGETED, USUAL, [0.1, 0.2]),
+        way(TARGETED, USUAL, [0.3, 0.5]),
     ],
     "closed gate": [
-        {"losses": SQUARED, "settings": {"learning_rate": [1e-3, 2e-3], "beta_nats": [40, 60]}},
-        {"losses": SQUARED, "settings": {"learning_rate": [2e-3, 4e-3], "beta_nats": [20, 30]}},
+        way(SQUARED, [0.001, 0.002], [40, 60]),
+        way(SQUARED, [0.002, 0.004], [20, 30]),
     ],
     "inert reward": [
-        {"losses": ("dpo", "una-score", "uft", "kto", "cdpo"), "settings": {"learning_rate": USUAL, "beta_nats": [1e-4, 1e-3]}},
-        {"losses": ("una-binary", "una-pair", "una-score-cross-entropy", "uft", "rpo"), "settings": {"learning_rate": USUAL, "beta_nats": [3e-3, 1e-2]}},
+        way("dpo una-score uft kto cdpo", USUAL, [0.0001, 0.001]),
+        way("una-binary una-pair una-score-cross-entropy uft rpo", USUAL, [0.003, 0.01]),
     ],
     "saturated reward": [
-        {"losses": ("dpo", "una-pair", "rpo"), "rows": [16, 32], "settings": {"learning_rate": [2e-3], "beta_nats": [20, 40]}, "steps": [50, 60]},
-        {"losses": ("dpo", "una-pair", "una-binary-cross-entropy"), "table": "easy", "settings": {"learning_rate": [1e-3, 2e-3], "beta_nats": [10, 20]}},
+        way("dpo una-pair rpo", [0.002], [20, 40], rows=[16, 32], steps=[50, 60]),
+        way("dpo una-pair una-binary-cross-entropy", [0.001, 0.002], [10, 20], table="easy"),
     ],
     "dead KTO baseline": [
-        {"losses": ("kto",), "reference": "baseline too high", "settings": {"learning_rate": USUAL, "beta_nats": [1, 2]}},
-        {"losses": ("kto",), "table": "mostly bad", "settings": {"learning_rate": [1e-3, 2e-3], "beta_nats": [1, 2]}},
+        way("kto", USUAL, [1, 2], reference="baseline too high"),
+        way("kto", [0.001, 0.002], [1, 2], table="mostly bad"),
     ],
     "accuracy at chance": [
-        {"losses": ("dpo", "cdpo", "una-pair", "rpo", "ipo", "simpo"), "table": "shuffled", "rows": [960], "settings": {"learning_rate": USUAL, "beta_nats": [1, 2]}},
-        {"losses": ("dpo", "sft-plus-dpo", "dpop", "bco"), "table": "shuffled", "rows": [960], "settings": {"learning_rate": USUAL, "beta_nats": [1, 2]}},
+        way("dpo cdpo una-pair rpo ipo simpo", USUAL, [1, 2], table="shuffled", rows=[960]),
+        way("dpo sft-plus-dpo dpop bco", USUAL, [1, 2], table="shuffled", rows=[960]),
     ],
     "stale reference": [
-        {"losses": ("dpo", "una-score", "kto", "cdpo"), "start": "sft", "reference": "base", "settings": {"learning_rate": USUAL, "beta_nats": [1, 2, 3]}},
-        {"losses": ("una-pair", "uft", "rpo", "una-binary"), "reference": "other world", "settings": {"learning_rate": USUAL, "beta_nats": [1, 2, 3]}},
+        way("dpo una-score kto cdpo", USUAL, [1, 2, 3], start="sft", reference="base"),
+        way("una-pair uft rpo una-binary", USUAL, [1, 2, 3], reference="other world"),
     ],
     "length drift": [
-        {"losses": ("dpo", "una-pair", "cdpo", "kto", "una-score"), "table": "long", "settings": {"learning_rate": [1e-3, 2e-3], "beta_nats": [1, 2]}, "steps": [50, 60]},
-        {"losses": ("dpo", "rpo", "sft-plus-dpo"), "table": "long", "settings": {"learning_rate": [1e-3, 2e-3], "beta_nats": [0.5, 1]}, "steps": [50, 60]},
+        way("dpo una-pair cdpo kto una-score", [0.001, 0.002], [1, 2], table="long", steps=[50, 60]),
+        way("dpo rpo sft-plus-dpo", [0.001, 0.002], [0.5, 1], table="long", steps=[50, 60]),
     ],
     "loss that cannot fall": [
-        {"losses": ("dpo", "una-score", "sft", "kto", "uft", "orpo"), "settings": {"learning_rate": [1e-9, 1e-8], "beta_nats": [1, 2]}},
-        {"losses": ("dpo", "una-pair", "cdpo"), "table": "identical", "settings": {"learning_rate": USUAL, "beta_nats": [1, 2]}},
-        {"losses": ("dpo", "una-binary", "sft-plus-dpo", "sft"), "settings": {"learning_rate": [1e-7, 3e-7], "beta_nats": [1, 2]}},
+        way("dpo una-score sft kto uft orpo", [1e-09, 1e-08], [1, 2]),
+        way("dpo una-pair cdpo", USUAL, [1, 2], table="identical"),
+        way("dpo una-binary sft-plus-dpo sft", [1e-07, 3e-07], [1, 2]),
     ],
     "divergence": [
-        {"losses": ("dpo", "sft", "uft", "kto", "simpo"), "settings": {"learning_rate": [0.1, 0.3], "beta_nats": [1, 2]}},
-        {"losses": ("una-score", "rpo", "orpo", "ipo", "sft-plus-dpo"), "settings": {"learning_rate": [0.05, 1.0], "beta_nats": [1, 2]}},
+        way("dpo sft uft kto simpo", [0.1, 0.3], [1, 2]),
+        way("una-score rpo orpo ipo sft-plus-dpo", [0.05, 1.0], [1, 2]),
     ],
     "reward scale without beta": [
-        {"losses": ("dpo", "cdpo", "una-pair", "rpo"), "logged": "without beta", "settings": {"learning_rate": [7e-4, 1e-3], "beta_nats": [0.5, 1, 2]}},
-        {"losses": ("kto", "una-score", "uft", "una-binary"), "logged": "without beta", "settings": {"learning_rate": [7e-4, 1e-3], "beta_nats": [1, 2]}},
+        way("dpo cdpo una-pair rpo", [0.0007, 0.001], [0.5, 1, 2], logged="without beta"),
+        way("kto una-score uft una-binary", [0.0007, 0.001], [1, 2], logged="without beta"),
     ],
     "overfitting of pairs": [
-        {"losses": ("dpo", "cdpo", "una-pair"), "rows": [16, 24], "settings": {"learning_rate": [1e-3, 2e-3], "beta_nats": [2, 3]}, "steps": [50, 60]},
-        {"losses": ("dpo", "bco", "una-pair"), "rows": [32, 48], "table": "shuffled", "settings": {"learning_rate": [2e-3], "beta_nats": [2, 3]}, "steps": [60]},
+        way("dpo cdpo una-pair", [0.001, 0.002], [2, 3], rows=[16, 24], steps=[50, 60]),
+        way("dpo bco una-pair", [0.002], [2, 3], rows=[32, 48], table="shuffled", steps=[60]),
     ],
 }  # fmt: skip
 OVER_OPTIMISED = [  # world, beta, pairs of the reward model, learning rate
-    (1, 0.0, 64, 2e-3), (2, 0.0, 32, 2e-3), (3, 0.0, 16, 3e-3), (4, 0.0, 64, 3e-3), (5, 0.0, 32, 3e-3), (6, 0.0, 96, 2e-3),
-    (7, 0.0, 24, 2e-3), (8, 0.0, 48, 4e-3), (9, 0.001, 64, 2e-3), (10, 0.001, 32, 3e-3), (11, 0.0, 64, 3e-3), (12, 0.0, 16, 2e-3),
+    (1, 0.0, 64, 2e-3), (2, 0.0, 32, 2e-3), (3, 0.0, 16, 3e-3), (4, 0.0, 64, 3e-3), (5, 0.0, 32, 3e-3),
+    (6, 0.0, 96, 2e-3), (7, 0.0, 24, 2e-3), (8, 0.0, 48, 4e-3), (9, 0.001, 64, 2e-3), (10, 0.001, 32, 3e-3),
+    (11, 0.0, 64, 3e-3), (12, 0.0, 16, 2e-3),
 ]  # fmt: skip
 
 
@@ -290,7 +300,7 @@ def gpt2(seed: int, start: str) -> Any:
     words = tiny_tokenizer()
     set_seed(seed)
     ids = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
-    model = GPT2LMHeadModel(GPT2Config(len(words), n_positions=128, n_embd=48, n_layer=2, n_head=3, **ids))
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_positions=128, n_embd=48, n_layer=2, n_head=3, **ids))
     told = [
         *({k: r[k] for k in ("prompt", "completion")} for r in world(seed).demonstrations(500)),
         *({k: r[k] for k in ("prompt", "completion")} for r in world(seed).feedback(500)),
@@ -391,7 +401,12 @@ class Probe:
 
     def _loss(self, logps: torch.Tensor, start: torch.Tensor, beta: float) -> float | None:
         objective = objective_named(self.case.stage.objective)
-        if objective.kinds != ("preference",) or len(objective.terms) > 1 or objective.tokens or not objective.reference:
+        if (
+            objective.kinds != ("preference",)
+            or len(objective.terms) > 1
+            or objective.tokens
+            or not objective.reference
+        ):
             return None
         role = torch.tensor([ROLE_INDEX["chosen"], ROLE_INDEX["rejected"]] * (len(logps) // 2))
         rows = Rows(logps, start, torch.tensor([1.0, 0.0] * (len(logps) // 2)), role)
@@ -432,8 +447,8 @@ def train_tiny(own: Sequence[Case]) -> Iterator[dict[str, Any]]:
     """Cases of equally many steps, in one stack."""
     jobs = [
         Job(
-            tiny_start(case.world, case.start), case.stage, rows_of(case.world, case.table, case.rows), dict(case.settings),
-            case.steps, case.number, references=_references(case), snapshots_at=points(case.steps),
+            tiny_start(case.world, case.start), case.stage, rows_of(case.world, case.table, case.rows),
+            dict(case.settings), case.steps, case.number, references=_references(case), snapshots_at=points(case.steps),
         )
         for case in own
     ]  # fmt: skip
@@ -515,7 +530,11 @@ def train_over_optimised() -> Iterator[dict[str, Any]]:
             for name, key in (("score/proxy", "proxy"), ("score/true", "true"), ("length/words", "words"))
         }
         fault = "over-optimisation" if own["beta"] < 0.01 else ""
-        outcome = {"true": at[-1]["true"] - at[0]["true"], "words": at[-1]["words"], "words at the start": at[0]["words"]}
+        outcome = {
+            "true": at[-1]["true"] - at[0]["true"],
+            "words": at[-1]["words"],
+            "words at the start": at[0]["words"],
+        }
         yield {
             "name": f"{fault or 'healthy'}/tiny/{number:02d}-rloo",
             "fault": fault,
@@ -528,7 +547,9 @@ def train_over_optimised() -> Iterator[dict[str, Any]]:
 def train_all() -> None:
     """Train and store the set: what is stored already is kept, so a cut run goes on."""
     torch.set_num_threads(1)
-    stored = json.loads(gzip.decompress(STORED.read_bytes())) if STORED.is_file() else {"seconds": 0, "runs": []}
+    stored: dict[str, Any] = {"seconds": 0, "runs": []}
+    if STORED.is_file():
+        stored = json.loads(gzip.decompress(STORED.read_bytes()))
     before, done = stored["seconds"], {own["name"] for own in stored["runs"]}
 
     def keep(made: Sequence[dict[str, Any]]) -> None:
@@ -558,13 +579,15 @@ def _rounded(value: Any) -> Any:
 
 
 def say_open() -> None:
-    """What is missed and what is a false alarm in the half on which thresholds are chosen. The other is not looked at."""
+    """What is missed and what is a false alarm in the half on which thresholds are chosen. It alone is read."""
     runs = [own for own in labelled() if not own.held_back]
     for own in runs:
         said = found(own)
         missed = bool(own.fault) and own.took and own.fault not in said
         if missed or said - own.true():
-            print("missed " if missed else "       ", own.run.name, "false:", ", ".join(sorted(said - own.true())) or "-")
+            print(
+                "missed " if missed else "       ", own.run.name, "false:", ", ".join(sorted(said - own.true())) or "-"
+            )
     print(summary(runs))
 
 

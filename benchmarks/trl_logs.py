@@ -50,9 +50,9 @@ def written(name: str) -> None:
     keep = Lines()
     with tempfile.TemporaryDirectory() as folder:
         usual = {
-            "output_dir": folder, "per_device_train_batch_size": 16, "max_steps": 40, "logging_steps": 2, "use_cpu": True,
-            "save_strategy": "no", "report_to": "none", "bf16": False, "gradient_checkpointing": False, "disable_tqdm": True,
-            "max_grad_norm": 0.0, "warmup_steps": 4, **settings,
+            "output_dir": folder, "per_device_train_batch_size": 16, "max_steps": 40, "logging_steps": 2,
+            "use_cpu": True, "save_strategy": "no", "report_to": "none", "bf16": False, "disable_tqdm": True,
+            "gradient_checkpointing": False, "max_grad_norm": 0.0, "warmup_steps": 4, **settings,
         }  # fmt: skip
         model: Any = load_base(0)
         trainer: Any

@@ -554,14 +554,14 @@ def doctor(
 
     The exit code is 1 if a finding is serious, 2 if a log cannot be read, else 0.
     """
-    from uftlab.evals.doctor import diagnose
+    from uftlab.evals.doctor import PAIRS, SIGMOID, diagnose
     from uftlab.evals.run_logs import read_runs
     from uftlab.reports.doctor import lines
 
     if beta is not None and not beta > 0:
         raise InputError("--beta", "be above 0", beta, "Give the beta of the training")
-    if loss is not None:
-        from uftlab.objectives.registry import objective_named
+    if loss is not None and loss not in SIGMOID | PAIRS:
+        from uftlab.objectives.registry import objective_named  # here, because reading logs must not wait for torch
 
         objective_named(loss)
     known = {name: value for name, value in (("beta", beta), ("objective", loss)) if value is not None}

@@ -9,12 +9,12 @@ from uftlab.evals import doctor_set
 from uftlab.evals.doctor import DIAGNOSES, THRESHOLDS, curve, diagnose, end_of, start_of
 from uftlab.evals.run_logs import Run
 
-STEPS = [5 * (n + 1) for n in range(20)]
+STEPS = [5.0 * (n + 1) for n in range(20)]
 
 
 def line(first, last, wave=0.0):
     """Twenty points on a line, every second one a wave higher, the others as much lower."""
-    values = [first + (last - first) * n / 19 + (wave if n % 2 else -wave) for n in range(20)]
+    values = [1.0 * first + (last - first) * n / 19 + (wave if n % 2 else -wave) for n in range(20)]
     return list(zip(STEPS, values, strict=True))
 
 
@@ -40,7 +40,14 @@ def names(run):
 
 UNA = {"settings": {"objective": "una-score"}}
 BROKEN = {
-    "likelihood displacement": healthy(**{"reward/chosen": line(0.0, -0.6), "logps/chosen": line(-40, -46)}),
+    "likelihood displacement": healthy(
+        **{
+            "reward/chosen": line(0.0, -0.6),
+            "logps/chosen": line(-40, -46),
+            "reward/rejected": line(0.0, -1.2),
+            "logps/rejected": line(-40, -52),
+        }
+    ),
     "ceiling out of reach": healthy(
         settings={"objective": "una-score", "beta": 0.02},
         **{"reward/chosen": line(0.0, 0.3), "logps/chosen": line(-40, -25), "reward/rejected": line(0, -0.3)},
@@ -55,7 +62,7 @@ BROKEN = {
     ),
     "saturated reward": healthy(
         settings={"beta": 1.0},
-        **{"reward/chosen": line(0.0, 6.0), "reward/rejected": line(0.0, -6.0), "reward/accuracy": line(0.5, 0.9)},
+        **{"reward/chosen": line(0.0, 6.0), "reward/rejected": line(0.0, -6.0)},
     ),
     "dead KTO baseline": healthy(settings={"objective": "kto"}, kl_baseline=line(-0.1, -3.0)),
     "accuracy at chance": healthy(**{"reward/accuracy": line(0.5, 0.5, 0.1), "eval_reward/accuracy": None}),
@@ -119,7 +126,7 @@ def test_a_diagnosis_is_made_and_does_not_hold_where_all_is_well(name):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_number_that_is_not_finite_is_a_divergence_and_stays_valid_json(value):
-    points = [*line(0.69, 0.6)[:10], (55, value)]
+    points = [*line(0.69, 0.6)[:10], (55.0, value)]
     report = diagnose(healthy(loss=points))
     (found,) = report.findings
     assert (found.name, found.evidence.step) == ("divergence", 55)
@@ -160,12 +167,12 @@ def test_without_rewards_a_fall_counts_if_it_is_beyond_the_noise_of_batches():
 
 
 def test_a_margin_that_was_not_logged_is_chosen_minus_rejected():
-    run = Run("made", {"reward/chosen": [(5, 2.0), (10, 3.0)], "reward/rejected": [(5, -1.0)]})
+    run = Run("made", {"reward/chosen": [(5.0, 2.0), (10.0, 3.0)], "reward/rejected": [(5.0, -1.0)]})
     assert list(curve(run, "reward/margin")) == [(5, 3.0)]
 
 
 def test_ends_are_means_of_fifths():
-    points = [(n, float(n)) for n in range(1, 11)]
+    points = [(float(n), float(n)) for n in range(1, 11)]
     assert (start_of(points), end_of(points)) == (1.5, 9.5)
 
 

@@ -36,8 +36,8 @@ from scipy import stats
 from transformers import PreTrainedTokenizerBase
 
 from uftlab.errors import InputError
-from uftlab.evals.drift import divergences, documents, own_answers
 from uftlab.evals.doctor import diagnose
+from uftlab.evals.drift import divergences, documents, own_answers
 from uftlab.evals.outcomes import RESULT, SCHEMA, Measure, load_result
 from uftlab.evals.run_logs import runs_of
 from uftlab.files import write_atomically
@@ -128,7 +128,8 @@ def evaluate(model: str, out: Path, settings: Settings, say: Callable[[str], Non
 
     Returns:
         What is in `eval.json`: model, digest of its weights, reference, method and seed of its training, what the
-        doctor says of that training, settings, versions, seconds by suite, facts, and measures with the value of each question.
+        doctor says of that training, settings, versions, seconds by suite, facts, and measures with the value of each
+        question.
 
     Raises:
         InputError: before the model is loaded, for an unknown suite, a missing file, extra or setting; before anything

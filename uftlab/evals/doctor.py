@@ -1,13 +1,13 @@
 """Is my run healthy? Each diagnosis is a pure function of the curves of a run (`uftlab.evals.run_logs.Run`).
 
-A diagnosis reads means of logged points, never single rows. What it cannot read it says (`Report.unknown`). Thresholds
-stand in `THRESHOLDS`; they were chosen on one half of a labelled set of runs and measured on the other (docs/doctor.md).
+A diagnosis reads means of logged points, never single rows. What it cannot read it says (`Report.unknown`). The
+thresholds in `THRESHOLDS` were chosen on one half of a labelled set of runs and measured on the other (docs/doctor.md).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -41,14 +41,17 @@ THRESHOLDS: dict[str, float] = {
     "length drift": 2.0,  # times as long as at the start
     "over-optimisation": 0.1,  # share of the true score that was lost after its best
     "loss that cannot fall": 0.005,  # share of the loss
-    "divergence": 1.5,  # times the loss of the start
-    "reward scale without beta": 0.5,  # position of the slope between 1 / beta (0) and 1 (1), in logarithms
+    "divergence": 2.5,  # times the loss of the first point
+    "reward scale without beta": 3.5,  # standard errors that nats per reward are below 1 / beta
     "overfitting of pairs": 0.2,  # accuracy in training minus held out
 }
 """One number for each diagnosis: what it compares with."""
 
 
-RESOLUTION = 5  # standard errors between a slope of 1 and one of 1 / beta; with fewer nothing is said
+RESOLUTION = 3  # standard errors: 1 and 1 / beta nats per reward are further apart, the slope is nearer to 1
+VISIBLE = 0.05  # a standard error of the loss above this share of it hides whether it falls
+SAME = 0.02  # a share of the largest reward; margins below it are 0
+COLLAPSE = 5  # times the negative log-probability of the first point, for every side
 FIRST = ("divergence", "loss that cannot fall")  # where one of them holds, other curves mean nothing
 
 
@@ -160,9 +163,7 @@ def diagnose(run: Run) -> Report:
             healthy.append(own.name)
             continue
         links = (own.notebook, own.thread)
-        findings.append(
-            Finding(own.name, own.severity, evidence, THRESHOLDS[own.name], own.means, own.remedy, *links)
-        )
+        findings.append(Finding(own.name, own.severity, evidence, THRESHOLDS[own.name], own.means, own.remedy, *links))
         if own.name in FIRST:
             break
     findings.sort(key=lambda finding: finding.severity != "serious")
@@ -227,11 +228,16 @@ def divergence(run: Run) -> Evidence | None:
         for step, value in points:
             if not math.isfinite(value) and not name.startswith("eval_"):
                 return Evidence(name, step, value, f"{name} is {value}")
-    loss = curve(run, "loss")
-    if len(loss) > 2:
-        first, (step, last) = loss[0][1], _late(loss)
-        if first > 0 and last / first > THRESHOLDS["divergence"]:
-            return Evidence("loss", step, last / first, f"the loss is {last / first:.2g} times that of the start")
+    loss, limit = curve(run, "loss"), THRESHOLDS["divergence"]
+    if len(loss) > 2 and loss[0][1] > 0:
+        ratio, step = end_of(loss) / loss[0][1], _late(loss)[0]
+        if ratio > limit:
+            return Evidence("loss", step, ratio, f"the loss is {ratio:.2g} times that of the first point")
+    falls = {role: end_of(own) / own[0][1] for role in ROLES if (own := curve(run, f"logps/{role}")) and own[0][1] < 0}
+    if falls and min(falls.values()) > COLLAPSE:
+        role = min(falls, key=lambda name: falls[name])
+        words = f"even what is {role} has {falls[role]:.2g} times the negative log-probability of the first point"
+        return Evidence(f"logps/{role}", _late(curve(run, f"logps/{role}"))[0], falls[role], words)
     return None
 
 
@@ -276,7 +282,9 @@ def closed_gate(run: Run) -> Evidence | None:
     for role, points in _rewards(run).items():
         step, last = _late(points)
         score = _sigma(last)
-        words = f"at a mean reward of {last:.2f} the gate 4 s (1 - s) of what is {role} is {4 * score * (1 - score):.2g}"
+        words = (
+            f"at a mean reward of {last:.2f} the gate 4 s (1 - s) of what is {role} is {4 * score * (1 - score):.2g}"
+        )
         found.append(Evidence(f"reward/{role}", step, 4 * score * (1 - score), words))
     smallest = min(found, key=lambda own: own.value)
     return smallest if smallest.value < THRESHOLDS["closed gate"] else None
@@ -367,25 +375,33 @@ def over_optimised(run: Run) -> Evidence | None:
     lost = (best - last) / abs(best) if best else 0.0
     if lost <= THRESHOLDS["over-optimisation"] or end_of(proxy) <= start_of(proxy):
         return None
-    words = f"the score that is optimised rose by {end_of(proxy) - start_of(proxy):.2f}, the true one fell by {best - last:.2f}"
+    rose = end_of(proxy) - start_of(proxy)
+    words = f"the score that is optimised rose by {rose:.2f}, the true one fell by {best - last:.2f}"
     return Evidence("score/true", step, lost, words)
 
 
 def no_fall(run: Run) -> Evidence | None:
-    """The policy stands still, or nothing but the loss is known and its last third is as high as its first."""
+    """The policy stands still; or the loss does, as far as its noise lets one see, and the policy hardly moves."""
     loss = curve(run, "loss")
     fall, error = _thirds(loss)
-    share = fall / abs(loss[0][1]) if loss[0][1] else 0.0
-    flat = fall <= 2 * error or share <= THRESHOLDS["loss that cannot fall"]
-    known = bool(_rewards(run)) and bool(run.settings.get("beta"))
-    if _moved(run, 0.05) or not (known or flat):
+    size = abs(loss[0][1]) or 1.0
+    flat = fall <= max(2 * error, THRESHOLDS["loss that cannot fall"] * size) and error <= VISIBLE * size
+    still = bool(_rewards(run)) and bool(run.settings.get("beta")) and not _moved(run, 0.05)
+    if not (still or _same_sides(run)) and (not flat or _moved(run)):
         return None
-    words = f"the loss went from {start_of(loss):.4g} to {end_of(loss):.4g} while the policy stood still"
-    return Evidence("loss", loss[0][0], share, words)
+    words = f"the loss went from {start_of(loss):.4g} to {end_of(loss):.4g}: no more than noise"
+    return Evidence("loss", loss[0][0], fall / size, words)
+
+
+def _same_sides(run: Run) -> bool:
+    """Whether all margins are 0 beside the rewards: what moves the policy then is rounding, which Adam makes large."""
+    margins = [abs(value) for _, value in curve(run, "reward/margin")]
+    rewards = [abs(value) for role in ("chosen", "rejected") for _, value in curve(run, f"reward/{role}")]
+    return bool(margins) and max(margins) <= SAME * max(rewards, default=0.0)
 
 
 def without_beta(run: Run) -> Evidence | None:
-    """log pi = log pi_ref + r / beta: log-probabilities rise by 1 / beta for each unit of reward, or by 1 without beta."""
+    """log pi = log pi_ref + r / beta: log-probabilities rise by 1 / beta, or 1, for each unit of reward."""
     beta, xs, ys = run.settings["beta"], [], []
     for role, points in _rewards(run).items():
         at = dict(curve(run, f"logps/{role}"))
@@ -401,13 +417,12 @@ def without_beta(run: Run) -> Evidence | None:
     slope = sum(x * y for x, y in zip(xs, ys, strict=True)) / square
     noise = sum((y - slope * x) ** 2 for x, y in zip(xs, ys, strict=True)) / max(1, len(xs) - 3)
     error = math.sqrt(noise / square)
-    if slope <= 0 or 1 / beta - 1 < RESOLUTION * error:
+    away = (1 / beta - slope) / error if error else math.inf
+    clear = 1 / beta - 1 >= RESOLUTION * error and abs(slope - 1) <= RESOLUTION * error
+    if not clear or away <= THRESHOLDS["reward scale without beta"]:
         return None
-    place = math.log(slope * beta) / math.log(beta)
-    if place <= THRESHOLDS["reward scale without beta"]:
-        return None
-    words = f"a reward of 1 goes with {slope:.2g} nats, where beta = {beta:g} means {1 / beta:.3g}"
-    return Evidence("reward/chosen", max(s for p in _rewards(run).values() for s, _ in p), place, words)
+    words = f"a reward of 1 goes with {slope:.2g} nats, {away:.2g} standard errors below 1 / beta = {1 / beta:.3g}"
+    return Evidence("reward/chosen", max(s for p in _rewards(run).values() for s, _ in p), away, words)
 
 
 def overfitted(run: Run) -> Evidence | None:
@@ -425,7 +440,7 @@ DIAGNOSES: tuple[Diagnosis, ...] = (
     Diagnosis(
         "divergence", "serious", divergence, ("loss",),
         "The steps were too large: the model is worse than at the start, or its numbers are not finite.",
-        "Lower the learning rate, lengthen the warm-up or clip gradients, and go back to a checkpoint before that step.",
+        "Lower the learning rate, lengthen the warm-up or clip gradients; go back to a checkpoint before that step.",
         "notebook 02, exercise 1 (the gate)", "https://github.com/huggingface/trl/issues/1447",
     ),
     Diagnosis(
@@ -436,13 +451,13 @@ DIAGNOSES: tuple[Diagnosis, ...] = (
     ),
     Diagnosis(
         "stale reference", "serious", stale_reference, REWARDS,
-        "At the first steps policy and reference should agree; here the reference is another model, or read differently.",
+        "At first policy and reference should agree; here the reference is another model, or is read differently.",
         "Compute the reference's log-probabilities again, from the model that training starts with, without dropout.",
         "notebook 05, exercise 1 (margin and accuracy)", "https://github.com/NVIDIA/NeMo-Aligner/issues/227",
     ),
     Diagnosis(
         "inert reward", "serious", inert, REWARDS,
-        "Where beta times the log-ratio stays near 0 the sigmoid is a straight line: the method is weighted likelihood.",
+        "Where beta times the log-ratio stays near 0 the sigmoid is a straight line: this is weighted likelihood.",
         "Raise beta until the rewards reach a few tenths, or use plain likelihood and save the reference.",
         "notebook 05, exercise 3 (how dishonest is a score)", losses=SIGMOID, any_loss=True,
     ),
@@ -454,13 +469,13 @@ DIAGNOSES: tuple[Diagnosis, ...] = (
     ),
     Diagnosis(
         "closed gate", "notice", closed_gate, REWARDS,
-        "The gradient carries the factor s (1 - s), which is gone: what is right by now stays, what is wrong stays too.",
+        "The factor s (1 - s) of the gradient is gone: what is right by now stays, what is wrong stays too.",
         "Lower beta or the learning rate, or take cross-entropy, whose gate stays open where the score is wrong.",
         "notebook 02, exercise 1 (the gate)", losses=GATED,
     ),
     Diagnosis(
         "saturated reward", "notice", saturated, ("reward/margin",),
-        "The pairs are told apart beyond doubt: nearly no gradient is left, and more steps change little for the better.",
+        "The pairs are told apart beyond doubt: nearly no gradient is left, and more steps improve little.",
         "Stop earlier or lower beta; look whether the pairs are too easy or seen too often.",
         "notebook 05, exercise 1 (margin and accuracy)", "https://github.com/huggingface/trl/issues/894",
         losses=LOGISTIC, any_loss=True,

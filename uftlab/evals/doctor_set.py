@@ -20,17 +20,25 @@ from uftlab.files import DATA
 
 STORED = DATA / "results" / "doctor.json.gz"
 
-# What else a fault may bring, planted fault -> findings that are then no false alarms. Written before the held-back half
-# was looked at. A divergence or a policy that stands still is reported alone.
+# What else a fault may bring, planted fault -> findings that are then no false alarms. Written before the held-back
+# half was looked at. A divergence or a policy that stands still is reported alone.
 CONSEQUENCES: dict[str, set[str]] = {
     "ceiling out of reach": {"inert reward"},
     "inert reward": {"ceiling out of reach"},
     "closed gate": {"overfitting of pairs", "likelihood displacement", "length drift"},  # steps are large there
-    "likelihood displacement": {"ceiling out of reach"},  # planted with a small beta
+    "likelihood displacement": {"ceiling out of reach", "dead KTO baseline"},  # beta is small, and all answers fall
     "saturated reward": {"overfitting of pairs"},
     "overfitting of pairs": {"saturated reward"},
     # rewards that are wrong make every diagnosis wrong that reads them
-    "stale reference": {"closed gate", "saturated reward", "likelihood displacement", "ceiling out of reach"},
+    "stale reference": {
+        "closed gate",
+        "saturated reward",
+        "likelihood displacement",
+        "ceiling out of reach",
+        "overfitting of pairs",
+        "accuracy at chance",
+        "reward scale without beta",
+    },
     "reward scale without beta": {"closed gate", "saturated reward", "stale reference", "ceiling out of reach"},
     "dead KTO baseline": {"closed gate"},
 }
@@ -93,14 +101,12 @@ class Labelled:
 def labelled(path: Path = STORED) -> tuple[Labelled, ...]:
     """All runs of the set."""
     stored = json.loads(gzip.decompress(path.read_bytes()))
-    return tuple(
-        Labelled(
-            Run(own["name"], {name: [tuple(p) for p in points] for name, points in own["curves"].items()}, own["settings"]),
-            own["fault"],
-            own["outcome"],
-        )
-        for own in stored["runs"]
-    )  # fmt: skip
+    return tuple(Labelled(_run(own), own["fault"], own["outcome"]) for own in stored["runs"])
+
+
+def _run(own: Mapping[str, Any]) -> Run:
+    curves = {name: [(float(step), float(value)) for step, value in points] for name, points in own["curves"].items()}
+    return Run(own["name"], curves, own["settings"])
 
 
 def found(own: Labelled, blind: bool = False) -> set[str]:

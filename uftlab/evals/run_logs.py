@@ -182,7 +182,7 @@ def _csv_lines(path: Path, text: str) -> Iterator[Row]:
 
 
 def _numbered(path: Path | str, entries: Sequence[Any], first: int = 1, unit: str = "entry") -> list[Row]:
-    rows = []
+    rows: list[Row] = []
     for number, entry in enumerate(entries, start=first):
         if not isinstance(entry, dict):
             got, remedy = type(entry).__name__, "Name a log with a dictionary for each step"

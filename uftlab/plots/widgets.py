@@ -383,21 +383,28 @@ def doctor(reports: Mapping[str, Report], headless: bool = False) -> ipywidgets.
         headless: True gives all of them, one below the other, each folded but the first.
 
     Returns:
-        A box with the attributes `chosen` and `shown`. With `headless` a piece of HTML.
+        A box with the attributes `chosen`, `spoken` and `shown`. With `headless` a piece of HTML.
     """
     if not reports:
         raise InputError("Runs to show", "be at least one", "none", "Name a run")
     if headless:
-        parts = [
-            f"<details{' open' if number == 0 else ''}><summary><b>{html.escape(name)}</b></summary>{_findings(own)}</details>"
-            for number, (name, own) in enumerate(reports.items())
-        ]
+        parts = []
+        for name, own in reports.items():
+            summary = f"<summary><b>{html.escape(name)}</b></summary>"
+            parts.append(f"<details{'' if parts else ' open'}>{summary}{_findings(own)}</details>")
         return Folded("".join(parts))
-    chosen = choice("run", list(reports))
-    shown = ipywidgets.HTML(_findings(reports[chosen.value]))
-    chosen.observe(lambda change: setattr(shown, "value", _findings(reports[change["new"]])), names="value")
-    box = _box(ipywidgets.HTML(STYLE), _row(chosen), shown, _Names(layout={"display": "none"}))
-    box.chosen, box.shown = chosen, shown
+    chosen, spoken, shown = choice("run", list(reports)), Spoken(), ipywidgets.HTML()
+
+    def follow(_: object = None) -> None:
+        report = reports[chosen.value]
+        spoken.text = f"{chosen.value}: {', '.join(own.name for own in report.findings) or 'nothing was found'}."
+        shown.value = _findings(report)
+
+    follow()
+    chosen.observe(follow, names="value")
+    grid = ipywidgets.VBox([_row(chosen)])
+    box = _box(ipywidgets.HTML(STYLE), grid, spoken, shown, _Names(layout={"display": "none"}))
+    box.chosen, box.spoken, box.shown = chosen, spoken, shown
     return box
 
 

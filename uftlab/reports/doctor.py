@@ -17,7 +17,7 @@ STYLES = {"serious": "bold red", "notice": "yellow"}
 
 def counted(report: Report) -> str:
     """The findings of a run in numbers: `1 serious finding, 2 notices`."""
-    found = Counter(finding.severity for finding in report.findings)
+    found: Counter[str] = Counter(finding.severity for finding in report.findings)
     names = {"serious": ("serious finding", "serious findings"), "notice": ("notice", "notices")}
     told = [f"{found[kind]} {names[kind][found[kind] > 1]}" for kind in names if found[kind]]
     return ", ".join(told) or f"nothing found in {len(report.healthy)} diagnoses"
@@ -88,4 +88,9 @@ def html_section(trials: Sequence[Mapping[str, Any]]) -> list[str]:
         + "</tr>"
         for run, counts in found.items()
     ]
-    return [*parts, f"<table><thead><tr><th>method</th><th>runs</th>{head}</tr></thead><tbody>", *rows, "</tbody></table>"]
+    return [
+        *parts,
+        f"<table><thead><tr><th>method</th><th>runs</th>{head}</tr></thead><tbody>",
+        *rows,
+        "</tbody></table>",
+    ]

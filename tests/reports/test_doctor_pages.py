@@ -22,7 +22,7 @@ def doctor(*arguments):
 
 
 def diverged(name):
-    return diagnose(Run(name, {"loss": [(1, 0.7), (2, 0.7), (3, 9.0)]}))
+    return diagnose(Run(name, {"loss": [(1.0, 0.7), (2.0, 0.7), (3.0, 9.0)]}))
 
 
 def test_a_serious_finding_is_told_with_evidence_and_remedy_and_exit_code_1():
@@ -43,7 +43,7 @@ def test_several_runs_as_json():
     first, second = json.loads(ended.stdout)
     assert ended.exit_code == 1 and not second["findings"] and second["unknown"]
     (found,) = first["findings"]
-    assert (found["name"], found["severity"], found["threshold"]) == ("divergence", "serious", 1.5)
+    assert (found["name"], found["severity"], found["threshold"]) == ("divergence", "serious", 2.5)
     assert set(found["evidence"]) == {"curve", "step", "value", "words"}
 
 
@@ -83,7 +83,7 @@ def test_the_section_of_the_report_counts_findings_by_method():
 
 
 def test_the_widget_shows_the_run_that_is_chosen():
-    reports = {"one": diverged("one"), "two": diagnose(Run("two", {"loss": [(1, 2.0), (2, 1.0), (3, 0.5)]}))}
+    reports = {"one": diverged("one"), "two": diagnose(Run("two", {"loss": [(1.0, 2.0), (2.0, 1.0), (3.0, 0.5)]}))}
     box = widgets.doctor(reports)
     assert "divergence" in box.shown.value
     box.chosen.value = "two"
