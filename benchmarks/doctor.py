@@ -202,8 +202,7 @@ WAYS: dict[str, list[dict[str, Any]]] = {
 }  # fmt: skip
 OVER_OPTIMISED = [  # world, beta, pairs of the reward model, learning rate
     (1, 0.0, 64, 2e-3), (2, 0.0, 32, 2e-3), (3, 0.0, 16, 3e-3), (4, 0.0, 64, 3e-3), (5, 0.0, 32, 3e-3),
-    (6, 0.0, 96, 2e-3), (7, 0.0, 24, 2e-3), (8, 0.0, 48, 4e-3), (9, 0.001, 64, 2e-3), (10, 0.001, 32, 3e-3),
-    (11, 0.0, 64, 3e-3), (12, 0.0, 16, 2e-3),
+    (9, 0.001, 64, 2e-3), (10, 0.001, 32, 3e-3),
 ]  # fmt: skip
 
 
@@ -522,7 +521,7 @@ def record(case: Case, made: Any, probe: Probe, beta: float = 1.0) -> dict[str, 
 def train_over_optimised() -> Iterator[dict[str, Any]]:
     """RLOO against a reward model of few pairs, and with a strong KL as its healthy twin."""
     stored = json.loads((STORED.parent / "overoptimisation.json").read_text())["runs"]
-    again = [provoke(w, b, 30, rated, 5, rate) for w, b, rated, rate in OVER_OPTIMISED]
+    again = [provoke(w, b, 24, rated, 4, rate) for w, b, rated, rate in OVER_OPTIMISED]
     for number, own in enumerate([*again, *stored]):
         at = own["points"]
         curves = {

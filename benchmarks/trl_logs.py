@@ -1,6 +1,6 @@
 """Writes the logs of TRL under tests/evals/logs by running TRL's trainers on the tiny model: healthy runs and faults.
 
-    python benchmarks/trl_logs.py      needs the extra `bench`; a minute on one core
+    python benchmarks/trl_logs.py [NAME ...]      needs the extra `bench`; a minute on one core
 
 `trainer_state.json` is what the trainer saves; the JSONL has a line for each call of a logger.
 """
@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from uftlab.world.world import World, pairs
 
 LOGS = Path(__file__).parent.parent / "tests" / "evals" / "logs"
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "trl_dpo_healthy": ("dpo", {"beta": 0.2, "learning_rate": 1e-3}),
+    "trl_dpo_healthy": ("dpo", {"beta": 0.2, "learning_rate": 2e-3}),
     "trl_dpo_diverged": ("dpo", {"beta": 0.2, "learning_rate": 0.3}),
     "trl_dpo_still": ("dpo", {"beta": 0.2, "learning_rate": 1e-9}),
     "trl_kto_healthy": ("kto", {"beta": 0.2, "learning_rate": 1e-3}),
@@ -46,7 +47,7 @@ def written(name: str) -> None:
     kind, settings = RUNS[name]
     set_seed(0)
     tokenizer = tiny_tokenizer()
-    table = from_rows(pairs(World(0).feedback(400)))
+    table = from_rows(pairs(World(0).feedback(480)))
     keep = Lines()
     with tempfile.TemporaryDirectory() as folder:
         usual = {
@@ -58,7 +59,7 @@ def written(name: str) -> None:
         trainer: Any
         if kind == "dpo":
             rows = [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in table]
-            held = from_rows(pairs(World(0).feedback(64, "validation")))
+            held = from_rows(pairs(World(0).feedback(128, seed=1)))  # other questions on the same creatures
             held_rows = [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in held]
             args = DPOConfig(**usual, eval_strategy="steps", eval_steps=20)
             own = {"train_dataset": Dataset.from_list(rows), "eval_dataset": Dataset.from_list(held_rows)}
@@ -78,6 +79,6 @@ def written(name: str) -> None:
 
 if __name__ == "__main__":
     LOGS.mkdir(parents=True, exist_ok=True)
-    for own in RUNS:
+    for own in sys.argv[1:] or RUNS:
         written(own)
         print(own, flush=True)

@@ -160,3 +160,17 @@ def test_a_folder_without_logs_says_what_it_has(tmp_path):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(InputError, match="hold trials or one of .*got model.safetensors"):
         read_runs(tmp_path)
+
+
+def test_a_beta_of_0_or_in_words_is_not_known(tmp_path):
+    for beta in (0.0, "small", None):
+        stage = {"objective": "una-score", "settings": {"beta": beta}, "history": [{"step": 1, "loss": 0.2}]}
+        (run,) = read_runs(written(tmp_path / "training.json", {"stages": [stage]}))
+        assert "beta" not in run.settings
+
+
+@pytest.mark.parametrize("stages", [3, [{"history": 5}], [{"history": [{"loss": "high"}]}], ["sft"], None])
+def test_a_training_json_of_another_tool_does_not_stop_an_evaluation(stages):
+    from uftlab.evals.benchmarks import _diagnosed
+
+    assert _diagnosed({"stages": stages}) == []

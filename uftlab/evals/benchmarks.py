@@ -154,7 +154,7 @@ def evaluate(model: str, out: Path, settings: Settings, say: Callable[[str], Non
         "settings": json.loads(json.dumps(asdict(settings), default=str)),
         "sources": {suite: str(path) for suite, path in sources.items() if path},
     }
-    doctor = [diagnose(trained).asdict() for trained in runs_of("training.json", own)]
+    doctor = _diagnosed(own)
     run.restore(out, known)
     run.prepare()
     result: dict[str, Any] = {}
@@ -541,6 +541,14 @@ def _training(model: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _diagnosed(training: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the doctor says of each stage; nothing for a `training.json` that another tool wrote."""
+    try:
+        return [diagnose(run).asdict() for run in runs_of("training.json", training)]
+    except InputError:
+        return []
 
 
 def recipe_of(training: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Run:
 
     Args:
         curves: name -> (step, value) by step. Values may be NaN or infinite.
-        settings: those that are known: `objective`, `beta`, `learning_rate`, `demonstrations` (their share).
+        settings: those that are known; the doctor looks at `objective` and `beta`, which is above 0.
     """
 
     name: str
@@ -132,14 +132,16 @@ def _keys(stored: Any) -> str:
 def runs_of(name: str, stored: Mapping[str, Any]) -> list[Run]:
     """The runs of a trial of a study or of a `training.json`: one for each stage that has a history."""
     runs: list[Run] = []
-    for number, stage in enumerate(stored.get("stages", ()), start=1):
+    stages = stored.get("stages")
+    if not isinstance(stages, list):
+        return []
+    for number, stage in enumerate(stages, start=1):
         history = stage.get("history") if isinstance(stage, dict) else None
-        if not history:
+        if not isinstance(history, list) or not history:
             continue
-        settings = {**(stage.get("settings") or {}), "objective": stage.get("objective")}
-        if "demonstrations" in stage:
-            settings["demonstrations"] = stage["demonstrations"]
-        several = f", stage {number}" if len(stored["stages"]) > 1 else ""
+        own = stage.get("settings")
+        settings = {**(own if isinstance(own, dict) else {}), "objective": stage.get("objective")}
+        several = f", stage {number}" if len(stages) > 1 else ""
         run = _run(name, several, _numbered(name, history), settings)
         runs.append(Run(run.name, {**run.curves, **_measured(stored, number)}, run.settings))
     return runs
@@ -147,7 +149,8 @@ def runs_of(name: str, stored: Mapping[str, Any]) -> list[Run]:
 
 def _measured(stored: Mapping[str, Any], stage: int) -> dict[str, Points]:
     """The length of answers that a study measures along a stage, from the end of the stage before."""
-    points = [p for p in stored.get("curves", ()) if isinstance(p, dict) and "length/words" in p]
+    wanted = {"stage", "step", "length/words"}
+    points = [p for p in stored.get("curves", ()) if isinstance(p, dict) and wanted <= set(p)]
     before = [p for p in points if p["stage"] < stage][-1:]
     own = [(float(p["step"]), float(p["length/words"])) for p in [*before, *(p for p in points if p["stage"] == stage)]]
     return {"length/words": own} if len(own) > 1 else {}
@@ -218,6 +221,9 @@ def _run(path: Path | str, stage: str, rows: Sequence[Row], settings: Mapping[st
         have = ", ".join(dict.fromkeys(key for _, row in rows for key in row)) or "nothing"
         raise InputError(f"{path}", "log at least one curve that the doctor knows", have, "See docs/doctor.md")
     known = dict(settings or {})
+    beta = known.get("beta")
+    if not isinstance(beta, int | float) or not beta > 0:  # a recipe may do without KL
+        known.pop("beta", None)
     sampled = "score/proxy" in curves and "reward/chosen" not in curves
     if sampled:  # there `kl` is that to the reference
         curves.pop("kl_baseline", None)
