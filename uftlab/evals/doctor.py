@@ -51,8 +51,8 @@ THRESHOLDS: dict[str, float] = {
 RESOLUTION = 3  # standard errors: 1 and 1 / beta nats per reward are further apart, the slope is nearer to 1
 VISIBLE = 0.05  # a standard error of the loss above this share of it hides whether it falls
 SAME = 0.02  # a share of the largest reward; margins below it are 0
-COLLAPSE = 5  # times the negative log-probability of the first point, for every side
-FIRST = ("divergence", "loss that cannot fall")  # where one of them holds, other curves mean nothing
+COLLAPSE = 5  # times the negative log-probability of the first points, for every side
+FIRST = ("divergence", "loss that cannot fall")  # where the loss says so, other curves mean nothing
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def diagnose(run: Run) -> Report:
             continue
         links = (own.notebook, own.thread)
         findings.append(Finding(own.name, own.severity, evidence, THRESHOLDS[own.name], own.means, own.remedy, *links))
-        if own.name in FIRST:
+        if own.name in FIRST and not evidence.curve.startswith("logps/"):
             break
     findings.sort(key=lambda finding: finding.severity != "serious")
     return Report(run.name, tuple(findings), unknown, tuple(healthy))
@@ -233,11 +233,13 @@ def divergence(run: Run) -> Evidence | None:
         ratio, step = end_of(loss) / loss[0][1], _late(loss)[0]
         if ratio > limit:
             return Evidence("loss", step, ratio, f"the loss is {ratio:.2g} times that of the first point")
-    falls = {role: end_of(own) / own[0][1] for role in ROLES if (own := curve(run, f"logps/{role}")) and own[0][1] < 0}
+    sides = {role: own for role in ROLES if (own := curve(run, f"logps/{role}")) and own[0][1] < 0}
+    # a single batch may have short completions, so the first two points count
+    falls = {role: end_of(own) / min(value for _, value in own[:2]) for role, own in sides.items()}
     if falls and min(falls.values()) > COLLAPSE:
         role = min(falls, key=lambda name: falls[name])
-        words = f"even what is {role} has {falls[role]:.2g} times the negative log-probability of the first point"
-        return Evidence(f"logps/{role}", _late(curve(run, f"logps/{role}"))[0], falls[role], words)
+        words = f"even what is {role} has {falls[role]:.2g} times the negative log-probability of the first points"
+        return Evidence(f"logps/{role}", _late(sides[role])[0], falls[role], words)
     return None
 
 

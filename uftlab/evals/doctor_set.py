@@ -21,7 +21,7 @@ from uftlab.files import DATA
 STORED = DATA / "results" / "doctor.json.gz"
 
 # What else a fault may bring, planted fault -> findings that are then no false alarms. Written before the held-back
-# half was looked at. A divergence or a policy that stands still is reported alone.
+# half was looked at. A loss that grew or a policy that stands still is reported alone.
 CONSEQUENCES: dict[str, set[str]] = {
     "ceiling out of reach": {"inert reward"},
     "inert reward": {"ceiling out of reach"},
@@ -78,7 +78,7 @@ class Labelled:
         """Findings that are no false alarms: what was planted, what follows from it, and what the weights say.
 
         The weights are asked on rows, not on logged batches: chosen completions of training became less likely; trained
-        pairs are told apart at least 0.15 more often than held-out ones; answers are half as long again, or shorter by
+        pairs are told apart at least 0.15 more often than held-out ones; both sides lost more than 50 nats; answers are half as long again, or shorter by
         a third; the true score of a run with a reward model fell.
         """
         return ({self.fault, *CONSEQUENCES.get(self.fault, ())} - {""}) | self._measured()
@@ -89,6 +89,8 @@ class Labelled:
             found.add("likelihood displacement")
         if at.get("trained/accuracy", 0.5) - at.get("held/accuracy", 0.5) >= 0.15:
             found.add("overfitting of pairs")
+        if max(at.get("trained/chosen", 0.0), at.get("trained/rejected", 0.0)) < -50:
+            found.add("divergence")
         before, after = at.get("words at the start", 1.0), at.get("words", 1.0)
         if after >= 1.5 * before or after <= before / 1.5:
             found.add("length drift")
