@@ -33,7 +33,7 @@ THRESHOLDS: dict[str, float] = {
     "likelihood displacement": 0.05,  # share of -logps/chosen that the chosen lost
     "ceiling out of reach": 0.75,  # highest implicit score that a completion can have
     "closed gate": 0.2,  # 4 s (1 - s) of the mean reward of a side
-    "inert reward": 0.1,  # size of the largest mean reward
+    "inert reward": 0.05,  # size of the largest mean reward
     "saturated reward": 0.02,  # sigma(-margin)
     "dead KTO baseline": 0.8,  # share of points at or below 0
     "accuracy at chance": 0.56,
@@ -51,7 +51,7 @@ THRESHOLDS: dict[str, float] = {
 RESOLUTION = 3  # standard errors: 1 and 1 / beta nats per reward are further apart, the slope is nearer to 1
 VISIBLE = 0.05  # a standard error of the loss above this share of it hides whether it falls
 SAME = 0.02  # a share of the largest reward; margins below it are 0
-COLLAPSE = 5  # times the negative log-probability of the first points, for every side
+COLLAPSE = 5  # times the loss of the first point on the way, or the negative log-probability of every side
 FIRST = ("divergence", "loss that cannot fall")  # where the loss says so, other curves mean nothing
 
 
@@ -233,14 +233,23 @@ def divergence(run: Run) -> Evidence | None:
         ratio, step = end_of(loss) / loss[0][1], _late(loss)[0]
         if ratio > limit:
             return Evidence("loss", step, ratio, f"the loss is {ratio:.2g} times that of the first point")
+        means = [(loss[n][0], fmean(value for _, value in loss[n : n + 3])) for n in range(len(loss) - 2)]
+        step, most = max(means, key=lambda mean: mean[1])
+        if most / loss[0][1] > COLLAPSE:
+            words = f"the loss rose to {most / loss[0][1]:.2g} times that of the first point"
+            return Evidence("loss", step, most / loss[0][1], words)
     sides = {role: own for role in ROLES if (own := curve(run, f"logps/{role}")) and own[0][1] < 0}
-    # a single batch may have short completions, so the first two points count
-    falls = {role: end_of(own) / min(value for _, value in own[:2]) for role, own in sides.items()}
+    falls = {role: end_of(own) / _first(own) for role, own in sides.items()}
     if falls and min(falls.values()) > COLLAPSE:
         role = min(falls, key=lambda name: falls[name])
         words = f"even what is {role} has {falls[role]:.2g} times the negative log-probability of the first points"
         return Evidence(f"logps/{role}", _late(sides[role])[0], falls[role], words)
     return None
+
+
+def _first(logps: Points) -> float:
+    """Where log-probabilities start. A single batch may have short completions, so the second point counts, up to 2."""
+    return max(min(value for _, value in logps[:2]), 2 * logps[0][1])
 
 
 def displacement(run: Run) -> Evidence | None:

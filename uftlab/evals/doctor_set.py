@@ -78,8 +78,8 @@ class Labelled:
         """Findings that are no false alarms: what was planted, what follows from it, and what the weights say.
 
         The weights are asked on rows, not on logged batches: chosen completions of training became less likely; trained
-        pairs are told apart at least 0.15 more often than held-out ones; both sides lost more than 50 nats; answers are half as long again, or shorter by
-        a third; the true score of a run with a reward model fell.
+        pairs are told apart at least 0.15 more often than held-out ones; both sides lost more than 50 nats; answers are
+        half as long again, or shorter by a third; the true score of a run with a reward model fell.
         """
         return ({self.fault, *CONSEQUENCES.get(self.fault, ())} - {""}) | self._measured()
 
