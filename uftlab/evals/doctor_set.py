@@ -78,8 +78,9 @@ class Labelled:
         """Findings that are no false alarms: what was planted, what follows from it, and what the weights say.
 
         The weights are asked on rows, not on logged batches: chosen completions of training became less likely; trained
-        pairs are told apart at least 0.15 more often than held-out ones; both sides lost more than 50 nats; answers are
-        half as long again, or shorter by a third; the true score of a run with a reward model fell.
+        pairs are told apart at least 0.15 more often than held-out ones, or in no more than 55 %; both sides lost more
+        than 50 nats; answers are half as long again, or shorter by a third; the true score of a run with a reward model
+        fell.
         """
         return ({self.fault, *CONSEQUENCES.get(self.fault, ())} - {""}) | self._measured()
 
@@ -89,6 +90,8 @@ class Labelled:
             found.add("likelihood displacement")
         if at.get("trained/accuracy", 0.5) - at.get("held/accuracy", 0.5) >= 0.15:
             found.add("overfitting of pairs")
+        if at.get("trained/accuracy", 1.0) <= 0.55:
+            found.add("accuracy at chance")
         if max(at.get("trained/chosen", 0.0), at.get("trained/rejected", 0.0)) < -50:
             found.add("divergence")
         before, after = at.get("words at the start", 1.0), at.get("words", 1.0)
