@@ -38,6 +38,7 @@ pages: $(VENV)/tests
 	$(BIN)/uftlab results --page docs/results/study.md
 	$(BIN)/uftlab results --study pipelines --page docs/pipelines.md
 	$(BIN)/python benchmarks/real_runs.py --page docs/results/real.md
+	$(BIN)/python benchmarks/doctor.py page
 	$(BIN)/uftlab export --previews docs/previews --readme README.md
 
 wheel: $(VENV)/tests

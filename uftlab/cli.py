@@ -604,6 +604,42 @@ def _compare_recipe(recipe: Path, methods: str | None, seeds: str, baseline: str
         _fail(f"{len(diverged)} of {len(runs)} runs diverged: {', '.join(own.measured.name for own in diverged)}.", 1)
 
 
+@command(example="uftlab doctor my-model results/mine --beta 0.1")
+def doctor(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Files or folders: trials, training.json, trainer_state.json, logs as JSONL or CSV."),
+    ],
+    beta: Annotated[float | None, typer.Option(help="Of the training, where the log does not tell.")] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="Name of the loss in `uftlab methods`, where the log does not tell.")
+    ] = None,
+    as_json: As_json = False,
+) -> None:
+    """Is my run healthy? Named diagnoses from the curves of a run, whoever logged them, each with evidence and remedy.
+
+    The exit code is 1 if a finding is serious, 2 if a log cannot be read, else 0.
+    """
+    from uftlab.evals.doctor import PAIRS, SIGMOID, diagnose
+    from uftlab.evals.run_logs import read_runs
+    from uftlab.reports.doctor import lines
+
+    if beta is not None and not beta > 0:
+        raise InputError("--beta", "be above 0", beta, "Give the beta of the training")
+    if loss is not None and loss not in SIGMOID | PAIRS:
+        from uftlab.objectives.registry import objective_named  # here, because reading logs must not wait for torch
+
+        objective_named(loss)
+    known = {name: value for name, value in (("beta", beta), ("objective", loss)) if value is not None}
+    reports = [diagnose(run) for path in runs for run in read_runs(path, known)]
+    if as_json:
+        print(json.dumps([report.asdict() for report in reports], indent=1, allow_nan=False))
+    for line in [] if as_json else [line for report in reports for line in lines(report)]:
+        console.print(line, soft_wrap=True)
+    if any(report.serious for report in reports):
+        raise typer.Exit(1)
+
+
 # ----------------------------------------------------------------------------------------- notebooks
 
 

@@ -183,7 +183,7 @@ def test_metrics_of_scores_and_labels_use_the_same_names(role):
     found = metrics_of((role, 1.0, -6.0, -10.0), (role, 0.0, -12.0, -10.0), ("mismatched", 1.0, -99.0, -1.0))
     assert found == {
         "reward/chosen": 0.4, "reward/rejected": -0.2, "reward/margin": 0.6,
-        "logps/chosen": -6.0, "logps/rejected": -12.0,
+        "logps/chosen": -6.0, "logps/rejected": -12.0, "kl_baseline": -98.0,
     }  # fmt: skip
 
 

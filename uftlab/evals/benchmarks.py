@@ -37,8 +37,10 @@ from scipy import stats
 from transformers import PreTrainedTokenizerBase
 
 from uftlab.errors import InputError
+from uftlab.evals.doctor import diagnose
 from uftlab.evals.drift import divergences, documents, own_answers
 from uftlab.evals.outcomes import RESULT, SCHEMA, Measure, load_result
+from uftlab.evals.run_logs import runs_of
 from uftlab.files import write_atomically
 from uftlab.losses.rewards import implicit_reward
 from uftlab.models.generation import texts
@@ -129,8 +131,9 @@ def evaluate(model: str, out: Path, settings: Settings, say: Callable[[str], Non
     A run that was cut goes on with the next suite, if weights and settings are those of what is there.
 
     Returns:
-        What is in `eval.json`: model, digest of its weights, reference, method and seed of its training, settings,
-        versions, seconds by suite, facts, and measures with the value of each question.
+        What is in `eval.json`: model, digest of its weights, reference, method and seed of its training, what the
+        doctor says of that training, settings, versions, seconds by suite, facts, and measures with the value of each
+        question.
 
     Raises:
         InputError: before the model is loaded, for an unknown suite, a missing file, extra or setting; before anything
@@ -138,13 +141,14 @@ def evaluate(model: str, out: Path, settings: Settings, say: Callable[[str], Non
     """
     run, known, sources = _ready(model, out, settings, say)
     device = run.model.device
+    doctor = _diagnosed(run.training)
     result: dict[str, Any] = {}
     for suite in [name for name in SUITES if name in settings.suites and name not in run.seconds]:
         say(f"{suite} ...")
         started = time.perf_counter()
         run.measure(suite, sources.get(suite))
         run.seconds[suite] = round(time.perf_counter() - started, 1)
-        result = {**known, "versions": _versions(), "device": _device_name(device), **run.found()}
+        result = {**known, "doctor": doctor, "versions": _versions(), "device": _device_name(device), **run.found()}
         if run.answers:
             lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in run.answers)
             write_atomically(out / ANSWERS, "".join(lines))
@@ -557,6 +561,14 @@ def _training(model: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _diagnosed(training: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the doctor says of each stage; nothing for a `training.json` that another tool wrote."""
+    try:
+        return [diagnose(run).asdict() for run in runs_of("training.json", training)]
+    except InputError:
+        return []
 
 
 def recipe_of(training: Mapping[str, Any]) -> dict[str, Any]:

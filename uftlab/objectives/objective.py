@@ -259,7 +259,8 @@ def metric_sums(rows: Rows, beta: float) -> dict[str, Float[Tensor, "*step 2"]]:
     """Of rewards (beta included) and log-probabilities the sums over completions and their numbers, for any objective.
 
     A completion with a label or score above one half counts as chosen, unless it comes from the demonstrations, which
-    are counted apart. A metric without completions is left out. Rows of many steps may be given at once if all steps
+    are counted apart. `kl_baseline` is the mean log-ratio of KTO's mismatched completions, in nats, before the loss
+    clamps it at 0. A metric without completions is left out. Rows of many steps may be given at once if all steps
     have the same roles. `means_of` divides. So parts of a step can be added up first.
     """
     rewards = implicit_reward(rows.policy_logps, rows.reference_logps, beta).detach()
@@ -279,6 +280,9 @@ def metric_sums(rows: Rows, beta: float) -> dict[str, Float[Tensor, "*step 2"]]:
     if first.numel():
         higher = (first > second).to(rewards.dtype) + 0.5 * (first == second)  # a tie counts half
         sums["reward/accuracy"] = _sum(higher, torch.ones_like(higher, dtype=torch.bool))
+    if not bool(real.all()):
+        apart = rows.policy_logps.detach() - rows.reference_logps
+        sums["kl_baseline"] = _sum(apart, (~real).expand(apart.shape))
     return sums
 
 

@@ -21,6 +21,7 @@ import traitlets
 from IPython import get_ipython
 
 from uftlab.errors import InputError
+from uftlab.evals.doctor import Report
 from uftlab.plots import theme
 
 STYLE = """<style>
@@ -448,3 +449,50 @@ def predict(
     box = ipywidgets.VBox([asked, grid, spoken, _Names(layout={"display": "none"})]).add_class("uftlab")
     box.buttons, box.spoken = buttons, spoken
     return box
+
+
+# ------------------------------------------------------------------------------ what the doctor says
+
+
+def doctor(reports: Mapping[str, Report], headless: bool = False) -> ipywidgets.VBox | Folded:
+    """What the doctor says of several runs (`uftlab.evals.doctor.diagnose`), one at a time, chosen from a list.
+
+    Args:
+        reports: name for the reader -> report; at least one.
+        headless: True gives all of them, one below the other, each folded but the first.
+
+    Returns:
+        A box with the attributes `chosen`, `spoken` and `shown`. With `headless` a piece of HTML.
+    """
+    if not reports:
+        raise InputError("Runs to show", "be at least one", "none", "Name a run")
+    if headless:
+        parts = []
+        for name, own in reports.items():
+            summary = f"<summary><b>{html.escape(name)}</b></summary>"
+            parts.append(f"<details{'' if parts else ' open'}>{summary}{_findings(own)}</details>")
+        return Folded("".join(parts))
+    chosen, spoken, shown = choice("run", list(reports)), Spoken(), ipywidgets.HTML()
+
+    def follow(_: object = None) -> None:
+        report = reports[chosen.value]
+        spoken.text = f"{chosen.value}: {', '.join(own.name for own in report.findings) or 'nothing was found'}."
+        shown.value = _findings(report)
+
+    follow()
+    chosen.observe(follow, names="value")
+    grid = ipywidgets.VBox([_row(chosen)])
+    box = _box(ipywidgets.HTML(STYLE), grid, spoken, shown, _Names(layout={"display": "none"}))
+    box.chosen, box.spoken, box.shown = chosen, spoken, shown
+    return box
+
+
+def _findings(report: Report) -> str:
+    """A report as HTML; names are escaped."""
+    lines = [
+        f"<li><b>{html.escape(own.name)}</b> ({own.severity}): {html.escape(own.evidence.words)} "
+        f"<br>{html.escape(own.means)} {html.escape(own.remedy)} <i>{html.escape(own.notebook)}</i></li>"
+        for own in report.findings
+    ]
+    unknown = f"<p>Cannot be told from its log: {html.escape(', '.join(report.unknown))}.</p>" if report.unknown else ""
+    return f"<ul>{''.join(lines) or '<li>Nothing was found.</li>'}</ul>{unknown}"

@@ -14,6 +14,7 @@ from scipy import stats
 from uftlab.errors import InputError
 from uftlab.evals.outcomes import Measure, load_result
 from uftlab.files import write_atomically
+from uftlab.reports.doctor import section
 from uftlab.reports.tables import markdown
 from uftlab.study.results import Interval, interval
 
@@ -98,7 +99,7 @@ def run_page(result: Mapping[str, Any]) -> str:
             means = [_mean_of_four(found, column) for column in columns]
             rows.append(["IFEval, mean of the four (the UFT paper's number)", "share", *means])
     parts.append(markdown([*heads, "questions"], [[*row, _count(measures, row[0])] for row in rows]))
-    parts += _facts(result)
+    parts += [*_facts(result), *section(result.get("doctor", ()))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -12,6 +12,7 @@ import plotly.io as pio
 
 from uftlab.files import write_atomically
 from uftlab.plots import figures, theme
+from uftlab.reports.doctor import html_section
 from uftlab.reports.tables import LIMITS, cell, untuned
 from uftlab.study import comparisons, results
 from uftlab.training.methods import all_methods
@@ -64,6 +65,7 @@ def write_report(path: Path, trials: list[dict[str, Any]]) -> Path:
         parts.append("<h2>Comparisons named beforehand</h2>")
         parts += ["<ul>", *(f"<li>{html.escape(s)}</li>" for s in sentences), "</ul>"]
     parts += [
+        *html_section(trials),
         "<h2>What this does not show</h2>",
         "<ul>",
         *(f"<li>{html.escape(line)}</li>" for line in (*LIMITS, *MORE_LIMITS)),
