@@ -41,7 +41,7 @@ def _methods(frame: pd.DataFrame) -> np.ndarray:
 
 
 VIEWS: dict[str, forgetting.Bands] = {
-    "all trials": _all_in_one,
+    "all trainings": _all_in_one,
     "within methods": _methods,
     "at equal skill": forgetting.skill_bands,
     "at equal rate": forgetting.rate_bands,
@@ -49,7 +49,7 @@ VIEWS: dict[str, forgetting.Bands] = {
 
 
 def found(frame: pd.DataFrame, predictor: str, outcome: str, view: str) -> Interval | None:
-    """The rank correlation in a view with its interval over groups; None for too few trials, or a constant."""
+    """The rank correlation in a view with its interval over groups; None for too few trainings, or a constant."""
     (x, y), kept = forgetting.ranks_within(frame, [predictor, outcome], VIEWS[view])
     if len(x) < forgetting.FEWEST or np.ptp(x) == 0 or np.ptp(y) == 0 or kept["group"].nunique() < 3:
         return None
@@ -78,18 +78,22 @@ def parts(frame: pd.DataFrame) -> Parts:
     def rho(predictor: str, outcome: str, view: str, method: str, learned: float) -> Interval | None:
         return found(chosen(method, learned), predictor, outcome, view)
 
+    def compared(predictor: str, outcome: str, view: str, method: str, learned: float) -> tuple[Any, pd.DataFrame]:
+        return forgetting.ranks_within(chosen(method, learned), [predictor, outcome], VIEWS[view])
+
     def picture(predictor: str, outcome: str, view: str, method: str, learned: float) -> go.Figure:
-        own, value = chosen(method, learned), rho(predictor, outcome, view, method, learned)
-        ranked = view != "all trials"
-        x, y = own[[predictor, outcome]].to_numpy().T
-        if ranked:
-            (x, y), own = forgetting.ranks_within(own, [predictor, outcome], VIEWS[view])
+        value = rho(predictor, outcome, view, method, learned)
+        (x, y), own = compared(predictor, outcome, view, method, learned)
+        ranked = view != "all trainings"
+        if not ranked:
+            x, y = own[[predictor, outcome]].to_numpy().T
         speed = own["rate x steps"].to_numpy()
-        told = "too few trials" if value is None else f"rank correlation {value.mean:.2f}"
+        told = "too few trainings" if value is None else f"rank correlation {value.mean:.2f}"
         unit = f" ({UNITS[outcome]})"
+        name = NAMES[predictor]
         fig = theme.figure(
-            title=f"{NAMES[predictor]} and {outcome} lost: {told}",
-            x=f"{NAMES[predictor]}{', rank among its equals' if ranked else ''}",
+            title=f"{name[0].upper()}{name[1:]} and lost: {outcome}<br>{told}, {view}",
+            x=f"{name}{', rank among its equals' if ranked else ''}",
             y=f"lost{'<br>rank among its equals' if ranked else unit}",
             height=500,
         )
@@ -102,10 +106,11 @@ def parts(frame: pd.DataFrame) -> Parts:
         return fig
 
     def words(predictor: str, outcome: str, view: str, method: str, learned: float) -> str:
-        value, own = rho(predictor, outcome, view, method, learned), chosen(method, learned)
-        which = f"{len(own)} trials ({method}, followed and correct at least {learned:.1f}), {view}"
+        value = rho(predictor, outcome, view, method, learned)
+        _, own = compared(predictor, outcome, view, method, learned)
+        which = f"{len(own)} trainings ({method}, followed and correct at least {learned:.1f}), {view}"
         if value is None:
-            return f"{which}: too few trials, or nothing varies."
+            return f"{which}: too few trainings, or nothing varies."
         settled = {"higher": "it ranks", "lower": "it ranks the wrong way round", "not settled": "not settled"}
         between = f"95 % interval {value.low:.2f} to {value.high:.2f} over {value.seeds} groups"
         few = " So few groups make the interval too narrow." if value.seeds < 10 else ""
@@ -159,7 +164,46 @@ def forest(views: dict[str, pd.DataFrame]) -> go.Figure:
             )
     places = list(range(len(NAMES)))
     labels = [theme.lines(name, 18) for name in NAMES.values()]
-    fig.update_yaxes(tickvals=places, ticktext=labels, range=[len(NAMES) - 0.5, -0.5], tickfont_size=16)
+    fig.update_yaxes(tickvals=places, ticktext=labels, range=[len(NAMES) - 0.5, -0.5], tickfont_size=16, zeroline=False)
     fig.update_yaxes(showticklabels=False, col=2).update_yaxes(showticklabels=False, col=3)
     fig.update_xaxes(range=[-0.55, 1.05], tickvals=[-0.5, 0, 0.5, 1], zeroline=True, zerolinewidth=3)
-    return fig.update_layout(height=720, margin={"t": 160})
+    return fig.update_layout(height=720, margin={"t": 140})
+
+
+def in_numbers(views: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The numbers of `forest` in words, a row per outcome and predictor: "0.85 (0.81 to 0.89)"."""
+    told = {
+        view: [
+            "the same for all" if np.isnan(row.rho) else f"{row.rho:.2f} ({row.low:.2f} to {row.high:.2f})"
+            for row in table.itertuples()
+        ]
+        for view, table in views.items()
+    }
+    first = next(iter(views.values()))
+    rows = pd.DataFrame({"lost": first["outcome"], "predictor": first["predictor"].map(NAMES), **told})
+    return rows[rows["lost"].isin(OUTCOMES)]
+
+
+RIVALS = ("drift/weights", "kl/forward-old")
+
+
+def razor_ahead(frame: pd.DataFrame) -> dict[tuple[str, str, str], Interval]:
+    """rho of KL on new prompts minus rho of each of `RIVALS`: view ("at equal skill", "at equal rate"), outcome, rival.
+
+    The order is that of the keys' product, so that figures and sentences have it too.
+    """
+    return {
+        (view, outcome, rival): forgetting.ahead(frame, forgetting.RAZOR, rival, outcome, VIEWS[view])
+        for view in ("at equal skill", "at equal rate")
+        for rival in RIVALS
+        for outcome in OUTCOMES
+    }
+
+
+def ahead_figure(ahead: dict[tuple[str, str, str], Interval]) -> go.Figure:
+    """`razor_ahead` as bars with intervals."""
+    bars: dict[str, dict[str, Interval]] = {}
+    for (view, outcome, rival), value in ahead.items():
+        bars.setdefault(f"{view}, minus {NAMES[rival]}", {})[outcome] = value
+    title = "KL on new prompts, compared with its rivals<br>(above 0: it ranks better)"
+    return figures.grouped_bars(bars, title, "what is lost", "difference of<br>rank correlations", height=640)

@@ -1,4 +1,4 @@
-"""Notebook 07: how strong the implicit reward is. Ceiling and gate, the dial, the paper's grid, and what a log shows."""
+"""Notebook 07: how strong is the implicit reward? Ceiling and gate, the dial, the paper's grid, what a log shows."""
 
 from __future__ import annotations
 
@@ -93,6 +93,34 @@ def in_words(nats: float, beta: float, share: float, loss: str) -> str:
     )
 
 
+def length_by_beta(
+    nats: Sequence[float] = (5.0, 20.0, 50.0, 100.0, 300.0), betas: Sequence[float] = (0.001, 0.01, 0.03, 0.1, 0.3)
+) -> go.Figure:
+    """A table of colours: the ceiling of a completion by its length and beta, and the state half-way to probability 1.
+
+    One strength, beta times nats, is one colour: long completions with a small beta and short ones with a large beta.
+    """
+    cells = [[travelled(n, beta, 0.5, "squared error") for n in nats] for beta in betas]
+    table = go.Heatmap(
+        z=[[float(np.log10(beta * n)) for n in nats] for beta in betas],
+        x=[f"{n:g}" for n in nats],
+        y=[f"{beta:g}" for beta in betas],
+        text=[[f"{cell['ceiling']:.3f}<br>{cell['state']}" for cell in row] for row in cells],
+        texttemplate="%{text}",
+        textfont={"size": theme.FONT_SIZE - 2},
+        colorscale="Blues",
+        zmin=-3,
+        zmax=2.5,
+        xgap=3,
+        ygap=3,
+        showscale=False,
+        hovertemplate="β %{y}, %{x} nats: %{text}<extra></extra>",
+    )
+    title = "The highest score that a completion can reach,<br>and the state of the reward half-way"
+    fig = theme.figure(table, title=title, x="length of the completion, in nats", y="β", height=620)
+    return fig.update_xaxes(type="category").update_yaxes(type="category")
+
+
 def explorer(headless: bool = False) -> Any:
     """Length, beta and loss of one demonstration, and how far it has come: ceiling, gate and state of the reward."""
     controls = {
@@ -175,7 +203,7 @@ Say = Callable[[str], None]
 
 
 def live_points(profile: str, device: str) -> list[dict[str, Any]]:
-    """The grid that is trained in the notebook: four models (smoke), fifteen, or all twenty on a GPU or for research."""
+    """The grid that a notebook trains: four models (smoke), fifteen, or all twenty on a GPU or for research."""
     if profile == "smoke":
         return grid.points((2e-3,), (0.01, 1.0, 10.0))
     whole = profile == "research" or device == "cuda"
@@ -280,8 +308,9 @@ def logs(runs: Sequence[dict[str, Any]], rate: float) -> go.Figure:
     )
     own = [run for run in runs if run["rate"] == rate and run["nats"] is not None]
     for index, run in enumerate(own):
+        steps = [float(step) for step in run["log"]["step"]]
         for column, name in enumerate(("loss", "reward/demonstration"), start=1):
             points = pd.DataFrame({"mean": run["log"][name], "low": None, "high": None})
-            made = figures.line(points, index, f"{run['nats']:g} nats", run["log"]["step"], showlegend=column == 1)
+            made = figures.line(points, index, f"{run['nats']:g} nats", steps, showlegend=column == 1)
             fig.add_trace(made.update(mode="lines"), row=1, col=column)
     return fig.update_yaxes(range=[-0.01, 0.27], col=1)

@@ -155,7 +155,9 @@ def ahead(frame: pd.DataFrame, predictor: str, rival: str, outcome: str, bands: 
     Above 0: the first ranks better what is forgotten. Both are read in every resample, so what they share cancels.
     """
     (x, other, y), kept = ranks_within(frame, [predictor, rival, outcome], bands)
-    return resampled_interval(lambda rows: correlation(x, y, rows) - correlation(other, y, rows), kept["group"])
+    return resampled_interval(
+        lambda rows: correlation(x, y, rows) - correlation(other, y, rows), kept["group"].to_numpy()
+    )
 
 
 def ranks_within(frame: pd.DataFrame, names: list[str], bands: Bands) -> tuple[np.ndarray, pd.DataFrame]:

@@ -86,7 +86,7 @@ def cells(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def differences(frame: pd.DataFrame, metric: str, minus: float | None = None) -> pd.DataFrame:
-    """Each strength minus `minus` (None: `sft-sum`) at the same rate, paired by world: mean and interval over worlds."""
+    """Each strength minus another (None: `sft-sum`) at the same rate and in the same world: mean and interval."""
     wide = frame.assign(nats=frame["nats"].fillna(0.0)).pivot(index=["rate", "world"], columns="nats", values=metric)
     rows = []
     for nats in [strength for strength in wide if strength != (minus or 0.0)]:

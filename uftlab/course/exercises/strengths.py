@@ -118,9 +118,7 @@ SHARE = Exercise(
         Mistake(
             "used the gate of cross-entropy",
             "With squared error the weight is 2 (score - s) s (1 - s).",
-            lambda r, score: _share(
-                (torch.sigmoid(r) - 0.5).abs().sum(), (score - 0.5).abs().sum()
-            ),
+            lambda r, score: _share((torch.sigmoid(r) - 0.5).abs().sum(), (score - 0.5).abs().sum()),
         ),
         Mistake(
             "forgot the factor s (1 - s)",
