@@ -239,15 +239,25 @@ def live_grid(profile: str, world: int = 0, say: Say = print) -> list[dict[str, 
     return runs
 
 
-def heat(cells: pd.DataFrame, metric: str, title: str) -> go.Figure:
-    """`grid.cells` as a table of colours with its numbers written in: one row per learning rate."""
+SHOWN = {  # what is shown of the grid, and what readers call it
+    "instruction/both": "followed and correct (share)",
+    "logratio/demonstration": "nats gained on unseen demonstrations",
+    "retention/lost": "old text lost (nats per token)",
+}
+
+
+def heat(cells: pd.DataFrame, metric: str, whence: str) -> go.Figure:
+    """`grid.cells` as a table of colours with its numbers written in: one row per learning rate.
+
+    `whence` is the first line of the title, and `SHOWN` has the second one.
+    """
     wide = cells.assign(nats=cells["nats"].fillna(0.0)).sort_values(["rate", "nats"])
     strength = list(wide["nats"].unique())
     names = [NO_BETA + "<br>(SFT)" if nats == 0 else f"{nats:g}" for nats in strength]
     values = wide.pivot(index="rate", columns="nats", values="mean")
     half = ((wide["high"] - wide["low"]) / 2).astype(float)
     spread = wide.assign(half=half).pivot(index="rate", columns="nats", values="half")
-    digits = 2
+    digits = 1 if metric == "logratio/demonstration" else 2
     text = [
         [
             f"{values.loc[rate, n]:.{digits}f}"
@@ -256,7 +266,7 @@ def heat(cells: pd.DataFrame, metric: str, title: str) -> go.Figure:
         ]
         for rate in values.index
     ]
-    colours = "Blues" if metric in figures.PERCENT else "Oranges"
+    colours = "Oranges" if metric == "retention/lost" else "Blues"
     table = go.Heatmap(
         z=values.to_numpy(),
         x=names,
@@ -271,6 +281,7 @@ def heat(cells: pd.DataFrame, metric: str, title: str) -> go.Figure:
         showscale=False,
         hovertemplate="learning rate %{y}, β times nats %{x}: %{z:.3f}<extra></extra>",
     )
+    title = f"{whence}<br>{SHOWN[metric]}"
     fig = theme.figure(table, title=title, x="β times nats", y="learning rate", height=230 + 75 * len(values))
     return fig.update_xaxes(type="category").update_yaxes(type="category")
 
