@@ -30,7 +30,8 @@ PAPER_SFT = (29.87, 29.75, 29.60, 29.45)  # SFT, at the same learning rates
 LOSSES = {"squared error": rewards.squared_error_gate, "cross-entropy": rewards.cross_entropy_gate}
 INERT, SATURATED = 0.9, 0.1  # of the pull at the start: what is left of it where the completion arrives
 NO_BETA = "no β"
-SECONDS = 5  # steps of a training that is timed first
+PALE = {"retention/lost": "#F5A65B"}  # the strongest colour of a table: dark numbers stay readable on it
+TIMED = 5  # steps of a training that is timed first
 
 
 def paper_grid() -> pd.DataFrame:
@@ -67,7 +68,7 @@ def ceiling_and_gate(nats: float, beta: float, share: float, loss: str) -> go.Fi
         ["implicit score (wanted: 1)", "pull, in % of its start"],
         ["% of the way to probability 1"] * 2,
         ["", ""],
-        f"β times nats = {beta * nats:.3g}: the reward is {here['state']}",
+        f"β times nats = {beta * nats:.2g}: the reward is {here['state']}",
     )
     pulls = LOSSES[loss](r, 1.0, 1.0)
     pull = 100 * pulls / pulls[0]
@@ -93,6 +94,10 @@ def in_words(nats: float, beta: float, share: float, loss: str) -> str:
     )
 
 
+def _scale(metric: str) -> list[tuple[float, str]]:
+    return [(0.0, "#FFFFFF"), (1.0, PALE.get(metric, "#6FB1DD"))]
+
+
 def length_by_beta(
     nats: Sequence[float] = (5.0, 20.0, 50.0, 100.0, 300.0), betas: Sequence[float] = (0.001, 0.01, 0.03, 0.1, 0.3)
 ) -> go.Figure:
@@ -107,8 +112,8 @@ def length_by_beta(
         y=[f"{beta:g}" for beta in betas],
         text=[[f"{cell['ceiling']:.3f}<br>{cell['state']}" for cell in row] for row in cells],
         texttemplate="%{text}",
-        textfont={"size": theme.FONT_SIZE - 2},
-        colorscale="Blues",
+        textfont={"size": theme.FONT_SIZE - 2, "color": theme.INK},
+        colorscale=_scale("length"),
         zmin=-3,
         zmax=2.5,
         xgap=3,
@@ -143,25 +148,15 @@ def dial(shares: pd.DataFrame) -> go.Figure:
         [f"rows of {rows}" for rows in ROWS],
         ["β times nats (logarithmic)"] * 2,
         ["% of the gradient", ""],
-        "The dial: how much of the gradient is the implicit reward's?",
+        "The reward's share of the gradient",
     )
     for column, rows in enumerate(ROWS, start=1):
         for index, (loss, method) in enumerate(zip(LOSSES, gate.GATES, strict=True)):
             own = shares[shares["method"] == method].sort_values("nats")
             points = pd.DataFrame({"mean": 100 * own[f"{rows}: share"], "low": None, "high": None})
-            at = own["nats"].tolist()
-            fig.add_trace(figures.line(points, index, loss, at, showlegend=column == 1), row=1, col=column)
+            made = figures.line(points, index, loss, own["nats"].tolist(), showlegend=column == 1)
+            fig.add_trace(made.update(error_y_visible=False), row=1, col=column)
     return fig.update_xaxes(type="log", dtick=1).update_yaxes(range=[-2, 53])
-
-
-def by_strength(points: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The map's E3: mean and interval over worlds of one metric for each loss and strength (NaN: signed SFT)."""
-    own = maps.of_experiment(points, "E3")
-    rows = [
-        {"method": method, "nats": nats, **asdict(interval(part.sort_values("seed")[metric].to_numpy()))}
-        for (method, nats), part in own.groupby(["method", "nats"], dropna=False)
-    ]
-    return pd.DataFrame(rows)
 
 
 def against_limit(points: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -175,26 +170,20 @@ def against_limit(points: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def strengths(points: pd.DataFrame, metrics: Sequence[str] = ("instruction/both", "retention/lost")) -> go.Figure:
-    """The map's E3: what was learned and what was lost, against the strength of the reward; signed SFT beside it."""
+    """`against_limit` of what is learned and what is lost: a line per loss, and 0 for signed SFT."""
     fig = theme.panels(
         [figures.label_of(metric) for metric in metrics],
         ["β times nats (logarithmic)"] * len(metrics),
-        [""] * len(metrics),
-        "From inert to saturated: less is learned, less is lost",
+        ["difference", *[""] * (len(metrics) - 1)],
+        "UFT minus signed SFT, which has no β",
     )
     for column, metric in enumerate(metrics, start=1):
-        rows = by_strength(points, metric)
-        limit = rows[rows["method"] == "signed-sft"].iloc[0]
+        rows = against_limit(points, metric)
         for index, (loss, method) in enumerate(zip(LOSSES, gate.GATES, strict=True)):
             own = rows[rows["method"] == method].sort_values("nats")
-            at = [nats * (1.0, 1.15)[index] for nats in own["nats"]]  # side by side, so that no bar hides another
+            at = [nats * (1.0, 1.25)[index] for nats in own["nats"]]  # side by side, so that no bar hides another
             fig.add_trace(figures.line(own, index, loss, at, showlegend=column == 1), row=1, col=column)
-        ends = [rows["nats"].min() / 1.3, rows["nats"].max() * 1.3]
-        thin = {"color": theme.INK, "dash": "dot", "width": 3}
-        name = "signed SFT: no reference, no β"
-        flat = {"x": ends, "y": [limit["mean"]] * 2, "mode": "lines", "line": thin, "name": name}
-        fig.add_scatter(**flat, showlegend=column == 1, row=1, col=column)
-    return fig.update_xaxes(type="log", dtick=1).update_yaxes(rangemode="tozero")
+    return fig.update_xaxes(type="log", dtick=1).update_yaxes(zerolinewidth=3, zerolinecolor=theme.INK)
 
 
 # ------------------------------------------------------------------------------------------ the paper's grid
@@ -225,11 +214,13 @@ def live_grid(profile: str, world: int = 0, say: Say = print) -> list[dict[str, 
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # small matrices are not faster with more
     try:
-        grid.run_points(points[:1], world, size, 1)  # makes tables and reference, and is not timed
-        started = time.monotonic()
-        grid.run_points(points[:1], world, size, SECONDS)
-        each = (time.monotonic() - started) / SECONDS
-        expected = f", about {each * steps * len(points):.0f} s" if device == "cpu" else ""
+        once = [0.0, 0.0]
+        for number, count in enumerate((1, 1, 1 + TIMED)):  # the first one makes tables and reference: not counted
+            started = time.monotonic()
+            grid.run_points(points[:1], world, size, count)
+            once = [once[-1], time.monotonic() - started] if number else once
+        each = max(0.0, once[1] - once[0]) / TIMED * steps + once[0]
+        expected = f", about {each * len(points):.0f} s" if device == "cpu" else ""
         say(f"{len(points)} models of {steps} steps on {device}{expected}")
         started = time.monotonic()
         runs = grid.run_points(points, world, size, steps)
@@ -266,16 +257,16 @@ def heat(cells: pd.DataFrame, metric: str, whence: str) -> go.Figure:
         ]
         for rate in values.index
     ]
-    colours = "Oranges" if metric == "retention/lost" else "Blues"
     table = go.Heatmap(
         z=values.to_numpy(),
         x=names,
         y=[f"{rate:g}" for rate in values.index],
         text=text,
         texttemplate="%{text}",
-        textfont={"size": theme.FONT_SIZE - 1},
-        colorscale=colours,
+        textfont={"size": theme.FONT_SIZE - 1, "color": theme.INK},
+        colorscale=_scale(metric),
         zmin=0,
+        zmax=float(values.to_numpy().max()),
         xgap=3,
         ygap=3,
         showscale=False,
@@ -323,5 +314,5 @@ def logs(runs: Sequence[dict[str, Any]], rate: float) -> go.Figure:
         for column, name in enumerate(("loss", "reward/demonstration"), start=1):
             points = pd.DataFrame({"mean": run["log"][name], "low": None, "high": None})
             made = figures.line(points, index, f"{run['nats']:g} nats", steps, showlegend=column == 1)
-            fig.add_trace(made.update(mode="lines"), row=1, col=column)
-    return fig.update_yaxes(range=[-0.01, 0.27], col=1)
+            fig.add_trace(made.update(mode="lines", error_y_visible=False), row=1, col=column)
+    return fig.update_yaxes(rangemode="tozero", col=1)
