@@ -273,7 +273,7 @@ def heat(cells: pd.DataFrame, metric: str, whence: str) -> go.Figure:
         hovertemplate="learning rate %{y}, β times nats %{x}: %{z:.3f}<extra></extra>",
     )
     title = f"{whence}<br>{SHOWN[metric]}"
-    fig = theme.figure(table, title=title, x="β times nats", y="learning rate", height=230 + 75 * len(values))
+    fig = theme.figure(table, title=title, x="β times nats", y="learning rate", height=max(440, 230 + 75 * len(values)))
     return fig.update_xaxes(type="category").update_yaxes(type="category")
 
 
