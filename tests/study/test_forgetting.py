@@ -78,3 +78,37 @@ def test_with_one_band_it_is_spearmans_and_few_trials_have_none(monkeypatch):
     found = at_equal_skill(frame).set_index(["outcome", "predictor"])
     wanted = stats.spearmanr(frame["kl/forward-old"], frame["old text"]).statistic
     assert found.loc[("old text", "kl/forward-old"), "rho"] == pytest.approx(wanted)
+
+
+def test_at_equal_rate_what_only_tells_the_rate_foretells_nothing():
+    """Both the weights and what is lost follow the rate. Among trials of one rate only the cause is left."""
+    rng, trials = np.random.default_rng(0), [trial("base", seed) for seed in range(8)]
+    for number in range(240):
+        rate, cause = (1e-3, 3e-3)[number % 2], rng.uniform()
+        metrics = {SKILL: rng.uniform(), "drift/weights": 1e3 * rate + 0.1 * rng.uniform(), "kl/forward-new": cause}
+        trials.append(trial(("uft", "dpo-alone")[number % 3 == 0], number % 8, rate, 1e3 * rate + cause, **metrics))
+    frame = table(trials)
+    across = predictions(frame).set_index(["outcome", "predictor", "where"]).loc["old text"]["rho"]
+    equal = forgetting.at_equal_rate(frame).set_index(["outcome", "predictor"]).loc["old text"]
+    assert across["drift/weights", "across methods"] > 0.7
+    assert equal.loc["drift/weights", "low"] < 0 < equal.loc["drift/weights", "high"] < 0.3
+    assert equal.loc["kl/forward-new", "rho"] > 0.99 and np.isnan(equal.loc["rate x steps", "rho"])
+    better = forgetting.ahead(frame, "kl/forward-new", "drift/weights", "old text", forgetting.rate_bands)
+    assert better.verdict == "higher" and better.mean == pytest.approx(
+        equal.loc["kl/forward-new", "rho"] - equal.loc["drift/weights", "rho"]
+    )
+
+
+def test_equal_rates_are_equal_whatever_the_order_of_the_stages():
+    frame = table([trial("base", 0), trial("sft-then-dpo", 0, rate=0.1 + 0.2), trial("sft-then-dpo", 0, rate=0.3)])
+    assert forgetting.rate_bands(frame).tolist() == [0, 0]
+
+
+def test_bands_of_few_trials_are_left_out():
+    made = [trial("base", 0)]
+    for number in range(25):
+        rate = 1e-3 if number < 16 else 2e-3
+        metrics = {SKILL: 0.5, "kl/forward-new": number % 7, "drift/weights": 1.0}
+        made.append(trial("uft", 0, rate, excess=number % 7, **metrics))
+    (x, y), kept = forgetting.ranks_within(table(made), ["kl/forward-new", "old text"], forgetting.rate_bands)
+    assert len(kept) == 16 and len(x) == 16 and np.allclose(x, y) and abs(x.sum()) < 1e-9

@@ -3,12 +3,13 @@
 A prediction is judged twice: by Spearman's rank correlation, and by R^2 on trials that the fit has not seen. Across
 methods all trials count as they are; within methods the mean of the method is taken away first from both sides. A third
 view compares only trials of equal skill, whatever their method: where trials that learn more also forget more, a
-predictor that tells only how much was learned looks good without it.
+predictor that tells only how much was learned looks good without it. A fourth one compares only trials of equal
+learning rate x steps, for the same reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from uftlab.study.results import resampled_interval
+from uftlab.study.results import Interval, resampled_interval
 
 # kind of forgetting -> (metric, where it is compared with: the base, stage one, or nothing; sign)
 OUTCOMES: dict[str, tuple[str, str, float]] = {
@@ -38,6 +39,7 @@ PREDICTORS: tuple[str, ...] = (
 FOLDS = 5
 RAZOR = "kl/forward-new"  # what "RL's Razor" (arXiv 2509.04259) names
 SKILL, BANDS = "instruction/both", 5
+FEWEST = 10  # trials of a band
 
 
 def table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -57,7 +59,7 @@ def table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
         row[SKILL] = t["metrics"].get(SKILL, np.nan)
         row |= {name: t["metrics"].get(name, np.nan) for name in PREDICTORS if "/" in name}
         rates = [stage["settings"]["learning_rate"] for stage in t["stages"]]
-        row["rate x steps"] = float(np.dot(rates, steps))
+        row["rate x steps"] = round(float(np.dot(rates, steps)), 9)  # 0.8 is 0.8, whatever the order of the stages
         for name, stored in (("share pushed down", "pushed_down"), ("base log-probability of the rows", "base_logp")):
             row[name] = float(np.average([stage.get(stored, np.nan) for stage in t["stages"]], weights=steps))
         stage_one = t["stages"][0].get("metrics", {}) if len(steps) > 1 else {}
@@ -96,32 +98,82 @@ def predictions(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def skill_bands(frame: pd.DataFrame) -> np.ndarray:
+    """The number of each trial's band of skill: ordered by `SKILL`, cut into `BANDS` bands of equal number."""
+    order = frame[SKILL].argsort(kind="stable").to_numpy()
+    bands = np.empty(len(frame), dtype=int)
+    bands[order] = np.arange(len(frame)) * BANDS // max(1, len(frame))
+    return bands
+
+
+def rate_bands(frame: pd.DataFrame) -> np.ndarray:
+    """The number of each trial's band of rate: trials with the same learning rate x steps."""
+    return np.unique(frame["rate x steps"], return_inverse=True)[1]
+
+
+Bands = Callable[[pd.DataFrame], np.ndarray]
+
+
 def at_equal_skill(frame: pd.DataFrame) -> pd.DataFrame:
-    """How well each predictor ranks what is forgotten among trials of about equal skill, over all methods.
+    """`at_equal` in `skill_bands`: does a predictor tell more than who learned more?"""
+    return at_equal(frame, skill_bands)
 
-    Trials are ordered by `SKILL` and cut into `BANDS` bands of equal number. Ranks are taken within a band, minus their
-    mean, over its number of trials; rho is the correlation of these ranks over all bands, which is Spearman's where
-    there is one band. The interval resamples groups, a method in a world each (`results.resampled_interval`).
 
-    Columns: outcome, predictor, trials, rho, low, high. NaN with fewer than ten trials of a band, or a constant.
+def at_equal_rate(frame: pd.DataFrame) -> pd.DataFrame:
+    """`at_equal` in `rate_bands`: does a predictor tell more than who was trained faster or longer?
+
+    This view was added after the others had been read. `rate x steps` itself is constant there: NaN.
+    """
+    return at_equal(frame, rate_bands)
+
+
+def at_equal(frame: pd.DataFrame, bands: Bands) -> pd.DataFrame:
+    """How well each predictor ranks what is forgotten among trials of one band, over all methods.
+
+    Ranks are taken within a band, minus their mean, over its number of trials; rho is the correlation of these ranks
+    over all bands, which is Spearman's where there is one band. The interval resamples groups, a method in a world each
+    (`results.resampled_interval`). Bands with fewer than ten trials are left out.
+
+    Columns: outcome, predictor, trials, rho, low, high. NaN without a band, or for a constant.
     """
     rows = []
     for outcome in OUTCOMES:
         for predictor in PREDICTORS:
-            own = frame[[SKILL, "group", predictor, outcome]].dropna().sort_values(SKILL, kind="stable")
-            band = np.arange(len(own)) * BANDS // max(1, len(own))
-            ranks = own[[predictor, outcome]].groupby(band).rank(pct=True)
-            x, y = (ranks - ranks.groupby(band).transform("mean")).to_numpy().T
-            found = {"outcome": outcome, "predictor": predictor, "trials": len(own)}
-            if len(own) < 10 * BANDS or np.ptp(x) == 0 or np.ptp(y) == 0:
+            (x, y), kept = ranks_within(frame, [predictor, outcome], bands)
+            found = {"outcome": outcome, "predictor": predictor, "trials": len(x)}
+            if len(x) == 0 or np.ptp(x) == 0 or np.ptp(y) == 0:
                 rows.append({**found, "rho": np.nan, "low": np.nan, "high": np.nan})
                 continue
-            rho = resampled_interval(partial(_correlation, x, y), own["group"].to_numpy())
+            rho = resampled_interval(partial(correlation, x, y), kept["group"].to_numpy())
             rows.append({**found, "rho": rho.mean, "low": rho.low, "high": rho.high})
     return pd.DataFrame(rows)
 
 
-def _correlation(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> float:
+def ahead(frame: pd.DataFrame, predictor: str, rival: str, outcome: str, bands: Bands) -> Interval:
+    """rho of one predictor minus rho of another, on the same trials and in the same bands; see `at_equal`.
+
+    Above 0: the first ranks better what is forgotten. Both are read in every resample, so what they share cancels.
+    """
+    (x, other, y), kept = ranks_within(frame, [predictor, rival, outcome], bands)
+    return resampled_interval(
+        lambda rows: correlation(x, y, rows) - correlation(other, y, rows), kept["group"].to_numpy()
+    )
+
+
+def ranks_within(frame: pd.DataFrame, names: list[str], bands: Bands) -> tuple[np.ndarray, pd.DataFrame]:
+    """Ranks of some columns within bands, minus their mean there: a row per column; and the trials they belong to.
+
+    Bands with fewer than `FEWEST` trials are left out, and so are trials with a missing value.
+    """
+    own = frame.dropna(subset=[*names, SKILL, "rate x steps"])
+    band = bands(own)
+    many = np.bincount(band, minlength=1)[band] >= FEWEST
+    own, band = own[many], band[many]
+    ranks = own[names].groupby(band).rank(pct=True)
+    return (ranks - ranks.groupby(band).transform("mean")).to_numpy().T, own
+
+
+def correlation(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> float:
     """Pearson's over some rows, NaN for a constant."""
     x, y = x[rows] - x[rows].mean(), y[rows] - y[rows].mean()
     size = float(np.sqrt((x @ x) * (y @ y)))
