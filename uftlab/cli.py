@@ -40,6 +40,11 @@ def _say(line: str, style: str = "") -> None:
     console.print(Text(line, style), soft_wrap=True)
 
 
+def _warn(line: str) -> None:
+    """A line beside what the command prints, which may be JSON."""
+    errors.print(Text(line), soft_wrap=True)
+
+
 def _fail(message: str, code: int = 2) -> NoReturn:
     errors.print(Text.assemble(("error:", "bold red"), f" {message}"), soft_wrap=True)
     raise typer.Exit(code)
@@ -124,13 +129,13 @@ def run(
     check_folder(folder)
     trials = list(dict.fromkeys(study.trial(name, seed, chosen) for seed in numbers for name in names))
     _run_with_progress(trials, folder, workers, _estimate(trials, profile), engine)
-    stored = [json.loads(t.path(folder).read_text()) for t in trials]
+    stored = [study.read_trial(t.path(folder)) for t in trials]
     untuned = dict.fromkeys(t["method"] for t in stored if not t.get("tuned", True))
     if untuned:
         listed = ", ".join(untuned)
         _say(f"not tuned, with the registry's defaults: {listed}. `uftlab sweep --methods NAME` tunes one.")
     frame = results.tidy(stored)
-    frame.to_csv(folder / "results.csv", index=False)
+    write_atomically(folder / "results.csv", frame.to_csv(index=False))
     write_atomically(
         folder / "summary.json",
         json.dumps(
@@ -223,7 +228,7 @@ def report(
     ] = None,
 ) -> None:
     """Write the HTML report of stored results again, without training anything."""
-    from uftlab.study.results import RESULTS, load, results_folder
+    from uftlab.study.results import RESULTS, load_study, results_folder
 
     folder = results_folder(study)
     shipped = folder.resolve().is_relative_to(RESULTS.resolve())
@@ -231,7 +236,7 @@ def report(
     if path.is_dir() or ((path.parent / "trials").is_dir() and path.parent.resolve() != folder.resolve()):
         remedy = "Name another file, such as build/report.html"
         raise InputError("--out", "be a file, and not lie in the results folder of another run", path, remedy)
-    _write_report(path, load(folder), folder)
+    _write_report(path, load_study(folder, _say), folder)
 
 
 @command(example="uftlab results --study class --only truth --json")
@@ -246,7 +251,7 @@ def results(
     from uftlab.study import comparisons
     from uftlab.study import results as stored
 
-    trials = stored.load(stored.results_folder(study))
+    trials = stored.load_study(stored.results_folder(study), _warn)
     if page is not None:
         from uftlab.reports.pages import write_page
 
@@ -337,7 +342,7 @@ def map(
     check_worlds(sorted({t.seed for t in trials}))
     check_folder(out)
     _run_with_progress(trials, out, workers, None, engine)
-    maps.table([read_trial(t.path(out)) for t in trials]).to_csv(out / "map.csv", index=False)
+    write_atomically(out / "map.csv", maps.table([read_trial(t.path(out)) for t in trials]).to_csv(index=False))
     _say(f"wrote {out / 'map.csv'}: {len(trials)} trials")
 
 

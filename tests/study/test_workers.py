@@ -11,6 +11,7 @@ from pathlib import Path
 import mortal
 import psutil
 import pytest
+from made_up import made_up
 from trials import trial_of
 
 from uftlab.errors import InputError
@@ -60,7 +61,7 @@ def in_process(monkeypatch):
     def quick(trials, folder):
         for trial in trials:
             ran.append(trial.method)
-            write_atomically(trial.path(folder), json.dumps({"schema": study.SCHEMA, "method": trial.method}))
+            write_atomically(trial.path(folder), json.dumps(made_up(trial.method, trial.seed)))
         return [json.loads(trial.path(folder).read_text()) for trial in trials]
 
     def install(cut=None):

@@ -25,12 +25,13 @@ from uftlab.engine.readers import StackReader, answers_of
 from uftlab.engine.stack import flatten
 from uftlab.evals.sizes import LIGHT
 from uftlab.evals.skills import Evaluator, measure
+from uftlab.errors import InputError
 from uftlab.files import write_atomically
 from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import frozen_copy, load_base, tiny_tokenizer
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Completion, Example, RememberingTokens
-from uftlab.study.trials import SCHEMA, Profile, Trial, is_done, plan_digest, read_trial
+from uftlab.study.trials import SCHEMA, Profile, Trial, is_done, plan_digest, read_trial, wrong_in
 from uftlab.training.methods import SAMPLING, Stage, data_kinds, is_tuned, method_named, plan
 from uftlab.training.reward_functions import world_reward
 from uftlab.training.stages import Job, Trained, layout, run, usual_device
@@ -189,6 +190,12 @@ def _run(trials: Sequence[Trial], folder: Path) -> None:
     seconds = (time.perf_counter() - started) / len(begun)
     for (own, metrics), said in zip(ended, samples, strict=True):
         result = _result(own, metrics, said, seconds)
+        wrong = wrong_in(result)
+        if wrong is not None:  # a run that diverged; no later reader shall meet it
+            remedy = "Lower its learning rate, or leave the method out; the other trials are kept"
+            raise InputError(
+                f"The trial {own.trial.method}, seed {own.trial.seed}: {wrong[0]}", "be sound", wrong[1], remedy
+            )
         write_atomically(own.trial.path(folder), json.dumps(_rounded(result), separators=(",", ":")))
 
 

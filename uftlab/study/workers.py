@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from uftlab.errors import InputError
+from uftlab.files import check_writable, remove_left
 from uftlab.objectives.objective import Objective
 from uftlab.objectives.registry import OBJECTIVES, SHIPPED
 from uftlab.study.cohort import run_cohort
@@ -127,18 +127,9 @@ def check_folder(folder: Path) -> None:
     Raises:
         InputError: before anything is trained.
     """
-    for parent in (folder, *folder.parents):
-        if parent.exists():
-            if not parent.is_dir():
-                raise InputError("The output folder", "not lie below a regular file", parent, "Choose another --out")
-            break
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # an existing folder may be read-only
-    except OSError as error:
-        raise InputError(
-            "The output folder", "be writable", f"{folder} ({error.strerror})", "Choose another --out"
-        ) from None
+    check_writable(folder)
+    for own in (folder, folder / "trials"):
+        remove_left(own)
     for path in sorted(folder.glob("trials/*.json")):
         read_trial(path)
 
