@@ -79,10 +79,10 @@ def test_a_new_file_has_the_rights_of_any_new_file(tmp_path):
 
 def test_a_full_disk_is_one_clear_error_and_the_old_file_stays(tmp_path):
     write_atomically(tmp_path / "a.csv", "old")
-    with pytest.raises(InputError, match=rf"The folder {tmp_path} must .*No space left.* a\.csv\. Free space"):
-        with atomically(tmp_path / "a.csv") as part:
-            part.write_text("half")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    said = rf"The folder {tmp_path} must .*No space left.* a\.csv\. Free space"
+    with pytest.raises(InputError, match=said), atomically(tmp_path / "a.csv") as part:
+        part.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"] and (tmp_path / "a.csv").read_text() == "old"
 
 
@@ -132,15 +132,18 @@ def test_no_other_process_reads_or_writes_the_settings_while_a_sweep_adds_its_ow
     monkeypatch.setattr(tuning, "second_round", lambda names, folder: [])
     monkeypatch.setattr(tuning, "_best", lambda trials, folder: (tuning.base_trials()[0], 1.0))
     monkeypatch.setattr(tuning, "read_trial", lambda path: made_up("sft", 0))
-    for name in ("tuned_table", "write_atomically"):
 
-        def watched(*args, function=getattr(tuning, name), name=name):
+    def watched(function):
+        def called(*args):
             with pytest.raises(Timeout):
                 locked(path).acquire(blocking=False)
-            seen.append(name)
+            seen.append(function.__name__)
             return function(*args)
 
-        monkeypatch.setattr(tuning, name, watched)
+        return called
+
+    for function in (tuning.tuned_table, tuning.write_atomically):
+        monkeypatch.setattr(tuning, function.__name__, watched(function))
     tuning.choose(["sft-full"], tmp_path)
     assert seen == ["tuned_table", "write_atomically"]
     assert set(json.loads(path.read_text())["settings"]) == {"uft", "sft-full"}

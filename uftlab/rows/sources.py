@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,7 +135,7 @@ def read_rows(path: Path) -> list[Any]:
         raise InputError("A data file", "end in .jsonl or .parquet", path.name, "Convert it")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}", "be readable", error, "Check its permissions, or download it again") from None
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"{path}", "be written in UTF-8", "UTF-16", "Save it as UTF-8")

@@ -23,9 +23,9 @@ from datasets import Dataset
 
 from uftlab.engine.readers import StackReader, answers_of
 from uftlab.engine.stack import flatten
+from uftlab.errors import InputError
 from uftlab.evals.sizes import LIGHT
 from uftlab.evals.skills import Evaluator, measure
-from uftlab.errors import InputError
 from uftlab.files import write_atomically
 from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import frozen_copy, load_base, tiny_tokenizer

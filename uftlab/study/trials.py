@@ -155,13 +155,15 @@ def _trial_file() -> Any:
     number = Annotated[float, Field(ge=-1e15, le=1e15)]  # NaN is refused too
     count = Annotated[int, Field(ge=0, lt=2**53)]
 
+    name = Annotated[str, Field(pattern=r"^[\w.+-]{1,100}$")]  # it becomes part of pages
+
     class Checked(BaseModel):
         model_config = ConfigDict(strict=True, extra="allow")
 
     class StageRecord(Checked):
         steps: count
         settings: dict[str, number]
-        metrics: dict[str, number] = {}
+        metrics: dict[str, number] = Field(default_factory=dict)
         demonstrations: number = 0
         base_logp: number = 0
         pushed_down: number = 0
@@ -172,10 +174,10 @@ def _trial_file() -> Any:
         step: count
 
     class TrialFile(Checked):
-        method: str
+        method: name
         seed: count
-        profile: str
-        split: str
+        profile: name
+        split: name
         dials: dict[str, number | bool]
         steps: count
         draw: count
@@ -189,7 +191,7 @@ def _trial_file() -> Any:
         stages: list[StageRecord]
         metrics: dict[str, number]
         curves: list[Point]
-        samples: list[dict[str, str]] = []
+        samples: list[dict[str, str]] = Field(default_factory=list)
         wall_seconds: number
         device: str
         versions: dict[str, str]

@@ -19,6 +19,8 @@ NOT_NEGATIVE = (
     "lora", "lora_dropout", "warmup", "weight_decay", "clip", "held_out", "evaluate_every", "save_every", "samples",
     "seed", "log_every",
 )  # fmt: skip
+MOST = {"steps": 1_000_000, "epochs": 10_000, "batch": 100_000, "seed": 2**32 - 1}  # the order is laid out beforehand
+MOST_OF_OTHERS = 1e9
 SHARES = ("lora_dropout", "warmup", "held_out")  # below 1
 
 
@@ -99,6 +101,9 @@ class TrainConfig:
             rule = "be above 0" if low else "be at least 0"
             if not math.isfinite(value) or value < 0 or (low and value == 0):
                 raise InputError(_option(own.name), f"be a finite number and {rule}", value, "Choose another")
+            most = MOST.get(own.name, MOST_OF_OTHERS)
+            if value > most:
+                raise InputError(_option(own.name), f"be at most {most:,.0f}", value, "Lower it")
             if own.name in SHARES and value >= 1:
                 raise InputError(_option(own.name), "be a share below 1", value, "Write 0.1 for a tenth")
         if self.precision not in PRECISIONS:
@@ -139,21 +144,49 @@ def read_config(path: Path | None, changes: Sequence[str] = (), **options: Any) 
     found: dict[str, Any] = {}
     if path is not None:
         try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError("--config", "be a YAML file", f"{path} ({reason})", "Correct it") from None
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError("--config", "be a YAML file", f"{path} ({error})", "Correct it") from None
+        found = _yaml(text, "--config", path) or {}
         if not isinstance(found, dict):
             raise InputError(str(path), "hold `name: value` lines", type(found).__name__, "See docs/train.md")
     for change in changes:
         name, mark, value = change.partition("=")
         if not mark:
             raise InputError("--set", "be name=value", change, "Write for instance --set batch=16")
-        _place(found, name.strip().split("."), yaml.safe_load(value), change)
+        _place(found, name.strip().split("."), _yaml(value, "--set", change), change)
     found |= {name: value for name, value in options.items() if value is not None}
     if "out" not in found:
         raise InputError("--out", "be given", "none", "Name a folder for the checkpoint")
     return TrainConfig(**{name: _typed(name, value, path) for name, value in found.items()}).checked()
+
+
+def _yaml(text: str, what: str, source: object) -> Any:
+    """The value of a text of YAML."""
+    try:
+        return yaml.load(text, _Plain)
+    except (ValueError, TypeError, RecursionError, AttributeError, LookupError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(what, "be YAML", f"{str(source)[:200]} ({reason[:200]})", "Correct it") from None
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without references, which can make a short text enormous, and without a name twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node; refuses one that refers to another."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, "a reference (*name) is not understood", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """A mapping; refuses a name that is there twice."""
+        names = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for name, (key, _) in zip(names, node.value, strict=True):
+            if isinstance(name, str) and names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is there twice", key.start_mark)
+        return super().construct_mapping(node, deep=deep)
 
 
 def _place(found: dict[str, Any], names: list[str], value: Any, change: str) -> None:

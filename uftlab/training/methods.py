@@ -465,7 +465,7 @@ def tuned_table(path: Path | None = None) -> dict[str, Any]:
         stored = read_json(path.read_bytes())
         _checked_table().model_validate(stored)
     except (OSError, ValueError) as error:
-        place = getattr(error, "errors", lambda: [])()[:1]  # of pydantic, whose message has many lines
+        place: Any = getattr(error, "errors", lambda: [])()[:1]  # of pydantic, whose message has many lines
         got = f"{'.'.join(map(str, place[0]['loc']))[:80]}: {place[0]['msg']}" if place else error
         remedy = "Take the file that ships with uftlab, or run `uftlab sweep` again"
         raise InputError(f"{path}", "be as `uftlab sweep` writes it", got, remedy) from None
@@ -484,7 +484,7 @@ def _checked_table() -> Any:
         model_config = ConfigDict(strict=True)
         rule: str = ""
         settings: dict[str, list[list[dict[str, number]]]]
-        worth: dict[str, list[number]] = {}
+        worth: dict[str, list[number]] = Field(default_factory=dict)
 
     return Table
 
