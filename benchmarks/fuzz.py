@@ -238,7 +238,8 @@ benchmarks: [a.jsonl]
 ODD_YAML = (
     "&a [*a]", "!!python/object/apply:os.system [ls]", "2020-99-99", "0x" + "f" * 5000, "1:60:60", ".inf", ".nan",
     "- a", "? a", "{a: 1, a: 2}", "{{}: 1}", "[" * 300 + "]" * 300, "1e999", "yes", "~", "!!binary x", "<<: 1", "'",
-    '"\\ud800"', "1" * 5000, "2001-12-15T02:59:43.1Z", "{<<: [1]}", "!!int a", "!!timestamp x", "!!set {a, b}", "!!float x", "=",
+    '"\\ud800"', "1" * 5000, "2001-12-15T02:59:43.1Z", "{<<: [1]}", "!!int a", "!!timestamp x", "!!set {a, b}",
+    "!!float x", "=",
 )  # fmt: skip
 
 
@@ -330,9 +331,9 @@ OPTIONS = {
 ARGUMENTS = {"map": "E1", "report": "class", "forgetting": "map", "merge": "tiny", "compare": "a"}
 ARGUMENT_VALUES = (
     "", ",", "-1", "0", "1", "1e12", "1000000000000", "nan", "inf", "-inf", "0,1", "0,,1", "a[/b]c", "\\[/b]",
-    "\x1b[2J", "uft", "base", "uft,base", "smoke", "class", "x" * 300, "/dev/null", "/dev/null/x", "/proc/x", ".", "a file/x",
-    "a file", "<script>", "\udcff", "тест", "٣", "1_0", "0x10", " ", "--", "stages.0.beta=.nan", "batch={", "E1",
-    "E9", "all", "tiny", "no/where", "ifeval", "kl", "10,1", "sweep", "map", "local", "fp32", "1.5",
+    "\x1b[2J", "uft", "base", "uft,base", "smoke", "class", "x" * 300, "/dev/null", "/dev/null/x", "/proc/x", ".",
+    "a file/x", "a file", "<script>", "\udcff", "тест", "٣", "1_0", "0x10", " ", "--", "stages.0.beta=.nan", "batch={",
+    "E1", "E9", "all", "tiny", "no/where", "ifeval", "kl", "10,1", "sweep", "map", "local", "fp32", "1.5",
 )  # fmt: skip
 
 
@@ -401,7 +402,7 @@ def trials(folder: Path, rng: random.Random) -> None:
 QUESTIONS = {"a": [1.0, 1.0], "b": [0.0, 2.0]}
 EVALUATION = {
     "schema": 1, "model": "m", "weights": "w", "reference": None, "method": "uft", "seed": 0,
-    "recipe": {"method": "uft"}, "settings": {"suites": ["ifeval"], "limit": None, "max_new_tokens": 9, "reference": None},
+    "recipe": {"method": "uft"}, "settings": {"suites": ["ifeval"], "limit": None, "max_new_tokens": 9},
     "sources": {"ifeval": "x"}, "versions": {"torch": "2"}, "device": "CPU", "seconds": {"ifeval": 1.0},
     "facts": {"reward": {"rows": 2, "beta": 0.1, "spread": 0.1, "low": -1.0, "high": 1.0, "inert": 0.5,
                          "rank correlation with the score": None}, "other": 1},
