@@ -31,7 +31,9 @@ STRONG = re.compile(r"\b(A?GPL|SSPL)|GNU (Affero )?General Public", re.I)  # a w
 SHORT = {  # what packages write in place of a short name
     "Apache Software License": "Apache-2.0", "Apache License 2.0": "Apache-2.0", "Apache 2.0": "Apache-2.0",
     "Apache": "Apache-2.0", "MIT License": "MIT", "BSD License": "BSD", "BSD": "BSD", "The MIT License": "MIT",
-    "ISC License (ISCL)": "ISC", "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0", "Apache License, Version 2.0": "Apache-2.0",
+    "ISC License (ISCL)": "ISC", "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+    "Apache License, Version 2.0": "Apache-2.0", "Apache 2.0 License": "Apache-2.0",
+    "The MIT License (MIT)": "MIT", "3-Clause BSD License": "BSD-3-Clause",
     "Python Software Foundation License": "PSF-2.0", "Apache-2.0 license": "Apache-2.0", "Apache 2": "Apache-2.0",
 }  # fmt: skip
 

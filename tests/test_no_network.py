@@ -12,10 +12,10 @@ import os, sys
 def watch(event, arguments):
     if event in ("socket.connect", "socket.sendto"):
         address = arguments[1]
-        if isinstance(address, tuple) and not (str(address[0]).startswith("127.") or address[0] in ("::1", "localhost")):
-            found = str(address)
-        else:
+        near = not isinstance(address, tuple) or str(address[0]).startswith("127.") or address[0] == "::1"
+        if near:
             return
+        found = str(address)
     elif event == "socket.getaddrinfo" and arguments[0] not in (None, "", "localhost", "127.0.0.1", "::1"):
         found = f"looks up {arguments[0]}"
     else:
