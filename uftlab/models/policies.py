@@ -120,7 +120,12 @@ def load_base(world_seed: int = 0) -> LlamaForCausalLM:
 
 @contextmanager
 def _without_progress_bar() -> Iterator[None]:
-    """No "Loading weights" within: it would stand between a command and its refusal. Downloads keep their bar."""
+    """No "Loading weights" within: it would stand between a command and its refusal. Downloads keep their bar.
+
+    Nor a table of weights that do not fit: `_loaded` refuses them in one line.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     shown, downloads = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     logging.disable_progress_bar()  # this and its contrary switch both
     if downloads:
@@ -128,6 +133,7 @@ def _without_progress_bar() -> Iterator[None]:
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
         if not downloads:

@@ -271,6 +271,9 @@ def compare(folders: Sequence[Path], baseline: Path) -> list[dict[str, Any]]:
                     "verdict": verdicts.pop() if len(verdicts) == 1 else "not settled",
                 }
             )
+    if not rows:
+        got = "seeds of one training alone"
+        raise InputError("A comparison", "have another method beside the baseline", got, "Name more folders")
     return rows
 
 

@@ -177,10 +177,10 @@ def _parquet(path: Path) -> list[Any]:
                 remedy = "Rename or drop one of them"
                 raise InputError(f"{path}", "have each column once", f"{', '.join(twice)} twice", remedy)
             return file.read().to_pylist()
-    except (OSError, pyarrow.ArrowException, ValueError) as error:
+    except (OSError, pyarrow.ArrowException, ValueError, ArithmeticError) as error:  # a date of the year 10,000
         if isinstance(error, InputError):
             raise
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = _first_line(error)
         raise InputError(f"{path}", "be a whole Parquet file", reason, "Write or download it again") from None
 
 

@@ -99,11 +99,11 @@ class TrainConfig:
                 continue
             low = own.name in POSITIVE
             rule = "be above 0" if low else "be at least 0"
-            if not math.isfinite(value) or value < 0 or (low and value == 0):
-                raise InputError(_option(own.name), f"be a finite number and {rule}", value, "Choose another")
+            if not -math.inf < value < math.inf or value < 0 or (low and value == 0):
+                raise InputError(_option(own.name), f"be a finite number and {rule}", str(value)[:40], "Choose another")
             most = MOST.get(own.name, MOST_OF_OTHERS)
             if value > most:
-                raise InputError(_option(own.name), f"be at most {most:,.0f}", value, "Lower it")
+                raise InputError(_option(own.name), f"be at most {most:,.0f}", str(value)[:40], "Lower it")
             if own.name in SHARES and value >= 1:
                 raise InputError(_option(own.name), "be a share below 1", value, "Write 0.1 for a tenth")
         if self.precision not in PRECISIONS:
@@ -114,7 +114,8 @@ class TrainConfig:
             )
         for number, stage in enumerate(self.stages, start=1):
             for name, value in stage.items():
-                if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                if not number or not -MOST_OF_OTHERS <= value <= MOST_OF_OTHERS:
                     raise InputError(f"Stage {number}: {name}", "be a finite number", value, "Correct it")
         if self.evaluate_every and not self.held_out:
             rule, remedy = "have rows to evaluate", "Add --held-out 0.05, which keeps a share of each table apart"
@@ -215,16 +216,18 @@ def _typed(name: str, value: Any, path: Path | None) -> Any:
     if value is None and "None" in kind:
         return None
     if kind.startswith("Sequence"):
-        if isinstance(value, list | tuple) and all(isinstance(own, Mapping | str) for own in value):
-            numbers = ({k: _number(v) for k, v in own.items()} if isinstance(own, Mapping) else own for own in value)
+        entry: Any = Mapping if "Mapping" in kind else str
+        if isinstance(value, list | tuple) and all(isinstance(own, entry) for own in value):
+            numbers = ({str(k): _number(v) for k, v in own.items()} if entry is Mapping else own for own in value)
             return tuple(numbers)
-        raise InputError(where, "be a list", repr(value), "Write it with `- ` before each entry")
+        of = "names with values" if entry is Mapping else "texts"
+        raise InputError(where, f"be a list of {of}", repr(value)[:200], "Write it with `- ` before each entry")
     wanted: Any = {"bool": bool, "int": int, "float": (int, float), "str": (str, Path)}[kind.split(" ")[0]]
     if kind.startswith(("float", "int")):
         value = _number(value)
         value = int(value) if kind.startswith("int") and isinstance(value, float) and value.is_integer() else value
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise InputError(where, f"be of the type {kind.split(' ')[0]}", repr(value), "Correct it")
+        raise InputError(where, f"be of the type {kind.split(' ')[0]}", repr(value)[:200], "Correct it")
     if kind.startswith("float"):
         return float(value)
     return str(value) if kind.startswith("str") else value
