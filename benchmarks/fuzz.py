@@ -20,6 +20,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -582,13 +583,17 @@ def main() -> None:
     """Run many inputs, and print the table and one example of each kind of failure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=5000, help="Inputs in all.")
+    parser.add_argument("--minutes", type=float, default=1e9, help="At most so long.")
     parser.add_argument("--seed", type=int, default=0, help="Of the first input.")
     parser.add_argument("--only", default="", help="Names of targets with commas; empty: all.")
     arguments = parser.parse_args()
     names = [name for name in TARGETS if not arguments.only or name in arguments.only.split(",")]
     found: dict[str, Counter[str]] = {name: Counter() for name in names}
     kinds: dict[str, tuple[int, str, int]] = {}
+    begun = time.monotonic()
     for number in range(arguments.count):
+        if time.monotonic() - begun > arguments.minutes * 60:
+            break
         name, seed = names[number % len(names)], arguments.seed + number // len(names)
         outcome, kind = one(name, seed)
         found[name][outcome] += 1

@@ -91,7 +91,7 @@ def of_pages(out: Path) -> dict[str, str]:
     return {path.name: str(path.read_text().rstrip().endswith("</html>")) for path in sorted(out.glob("*.html"))}
 
 
-METHODS = "base,sft,sft-then-dpo,uft"
+METHODS = "base,sft,uft"
 WORK = {
     "study": Work(("run", "--profile", "smoke", "--methods", METHODS, "--workers", "2", "--out", "OUT"), of_study),
     "map": Work(("map", "E3", "--worlds", "1", "--workers", "2", "--out", "OUT"), of_study),

@@ -89,7 +89,7 @@ def test_planted_text_of_an_evaluation_is_text_in_its_pages(tmp_path):
 @pytest.mark.parametrize("text", PLANTED)
 def test_text_in_markdown_stays_in_its_cell(text):
     shown = plain(text)
-    assert not set(shown) & set("<>|`\n\x1b") and "](" not in shown.replace("&#91;", "")
+    assert not set(shown) & set("<>|`[]\n\x1b")
 
 
 def test_what_is_said_does_not_steer_the_terminal_and_is_no_markup(monkeypatch):

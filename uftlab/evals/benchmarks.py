@@ -197,7 +197,12 @@ class Run:
         self.measures, self.seconds, self.facts = stored["measures"], stored["seconds"], stored["facts"]
         if (out / ANSWERS).exists():
             lines = (out / ANSWERS).read_text(encoding="utf-8").split("\n")
-            self.answers = [row for row in map(json.loads, filter(None, lines)) if row["suite"] in self.seconds]
+            try:
+                stored_answers = [json.loads(line) for line in lines if line]
+                self.answers = [row for row in stored_answers if row["suite"] in self.seconds]
+            except (ValueError, TypeError, KeyError) as error:
+                remedy = "Choose a new --out"
+                raise InputError(f"{out / ANSWERS}", "hold an answer in each line", error, remedy) from None
         self.say(f"goes on after {', '.join(self.seconds)}")
 
     def prepare(self) -> None:
@@ -542,7 +547,8 @@ def _training(model: str) -> dict[str, Any]:
 def recipe_of(training: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a training except its seed. Runs with equal recipes are seeds of one method."""
     kept = {name: training[name] for name in ("method", "model", "steps", "batch", "lora") if name in training}
-    stages = [stage for stage in training.get("stages", ()) if isinstance(stage, dict)]
+    told = training.get("stages", ())
+    stages = [stage for stage in told if isinstance(stage, dict)] if isinstance(told, list) else []
     if stages:
         kept["stages"] = [{name: s[name] for name in ("objective", "settings", "steps") if name in s} for s in stages]
     return kept

@@ -187,10 +187,11 @@ def _loaded(path: str) -> tuple[PreTrainedModel, str]:
         merged.requires_grad_(True)  # the library had frozen the base
         return merged, path if (Path(path) / "tokenizer_config.json").is_file() else home
     # pickled weights are refused: loading them runs code
-    model, found = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **SAFE, **_near(path),
         **_gguf(path, weights=True),
     )  # fmt: skip
+    model, found = loaded
     if lacking := sorted(found["missing_keys"]):
         got = f"no {lacking[0]}" + (f" and {len(lacking) - 1} others missing" if len(lacking) > 1 else "")
         raise InputError(f"The weights of {path}", "be all there", got, "Use another copy")

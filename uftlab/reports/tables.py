@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import itertools
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -111,7 +112,7 @@ def plain(text: object) -> str:
     '&lt;b&gt;&#124;'
     """
     shown = html.escape(" ".join(printable(str(text)).split()))
-    return shown.replace("|", "&#124;").replace("[", "&#91;").replace("`", "&#96;").replace("!&#91;", "&#33;&#91;")
+    return re.sub(r"[|`\[\]]", lambda found: f"&#{ord(found[0])};", shown)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
