@@ -27,4 +27,4 @@ class InputError(ValueError):
         return InputError(f"{where}: {what}", rule, got, remedy)
 
     def __reduce__(self) -> tuple:  # so that a worker process can send it back
-        return InputError, self.parts
+        return type(self), self.parts

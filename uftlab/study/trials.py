@@ -128,6 +128,10 @@ def read_trial(path: Path) -> dict[str, Any]:
     return stored
 
 
+class UnsoundError(InputError):
+    """A trial whose numbers cannot be right, such as one that diverged. It is not stored; others are not concerned."""
+
+
 def wrong_in(stored: dict[str, Any]) -> tuple[str, str] | None:
     """The first place of a trial whose value cannot be right, and what is wrong there; None for a sound trial.
 
