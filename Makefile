@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The rooms whose tests are quick: no training, no notebooks, no browser
 QUICK := tests/losses/test_losses.py tests/losses/test_rewards.py tests/rows tests/world tests/reports/test_cards.py tests/test_project.py
 
-.PHONY: run lab notebooks test check style pages wheel clean
+.PHONY: run lab notebooks test check style pages licences wheel clean
 
 run: $(VENV)/installed
 	$(BIN)/uftlab run --profile $(PROFILE)
@@ -40,6 +40,10 @@ pages: $(VENV)/tests
 	$(BIN)/python benchmarks/real_runs.py --page docs/results/real.md
 	$(BIN)/python benchmarks/doctor.py page
 	$(BIN)/uftlab export --previews docs/previews --readme README.md
+
+# What each dependency may be used under, as it says itself: docs/licences.md
+licences: $(VENV)/tests
+	$(BIN)/python benchmarks/licences.py --write
 
 wheel: $(VENV)/tests
 	$(BIN)/python -m hatchling build --directory build/dist

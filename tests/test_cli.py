@@ -1,5 +1,6 @@
 """The command line: help, refusals of one line, and one's own rows on one's own checkpoint."""
 
+import errno
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import typer
+from made_up import made_up
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 from typer.testing import CliRunner
@@ -22,6 +24,7 @@ from uftlab.course import notebooks as course
 from uftlab.files import write_atomically
 from uftlab.models import pretrain
 from uftlab.models.policies import TINY, tiny_config, tiny_tokenizer
+from uftlab.reports import html, pages
 from uftlab.study import trials as study
 from uftlab.study import workers
 from uftlab.study.results import HEADLINES, RESULTS
@@ -135,9 +138,12 @@ def test_all_methods_of_a_run_or_a_sweep_are_those_of_the_study(monkeypatch, tmp
         (("--profile", "huge"), ("huge", "smoke, class, research")),
         (("--methods", "uft,ufd"), ("ufd", "sft-then-dpo")),
         (("--seeds", "0,one"), ("--seeds", "0,one")),
+        (("--seeds", ","), ("--seeds", "','", "Write for instance 0,1,2")),
+        (("--seeds", "-1"), ("--seeds", "'-1'")),
+        (("--seeds", "9" * 5000), ("--seeds", "whole numbers")),
         (("--seeds", "0,77,78"), ("none of world 77, 78", "uftlab pretrain --world N")),
     ],
-    ids=["profile", "method", "seeds", "worlds"],
+    ids=["profile", "method", "seeds", "no seeds", "a seed below 0", "a long seed", "worlds"],
 )
 def test_a_study_that_cannot_be_is_refused_before_anything_is_written(tmp_path, arguments, said):
     refused(uftlab("run", "--out", tmp_path / "out", *arguments), *said)
@@ -165,6 +171,75 @@ def test_reading_a_folder_of_another_version_or_none_is_refused(tmp_path, comman
     refused(uftlab(*command, tmp_path / "nothing"), "nothing")
     write_atomically(tmp_path / "trials" / "base-seed0-1.json", '{"schema": 99, "method": "base", "seed": 0}')
     refused(uftlab(*command, tmp_path), "schema", "99")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("sweep", "--methods", "base"), ("--methods", "settings to tune", "base")),
+        (("sweep", "--methods", ","), ("A method",)),
+        (("train", "--steps", "1000000000000"), ("--steps", "at most 1,000,000")),
+        (("train", "--seed", "-1"), ("--seed", "at least 0", "-1")),
+        (("train", "--seed", str(2**70)), ("--seed", "at most")),
+        (("train", "--lora", "-1"), ("--lora", "at least 0", "-1")),
+        (("train", "--set", "batch={"), ("--set", "be YAML", "batch={")),
+        (("train", "--set", "batch=&a [*a]"), ("--set", "reference")),
+        (("train", "--set", "batch={a: 1, a: 2}"), ("--set", "'a' is there twice")),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_what_means_nothing_is_refused_before_anything_is_written(tmp_path, arguments, said):
+    refused(uftlab(*arguments, "--out", tmp_path / "out"), *said)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["--workers", "--world", "--limit"])
+def test_a_count_below_its_least_is_a_usage_error(name, tmp_path):
+    command = {"--workers": "run", "--world": "pretrain", "--limit": "eval"}[name]
+    result = uftlab(command, name, "-1")
+    assert result.exit_code == 2 and name in result.output and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("report", "FOLDER", "--out", "FILE/x/report.html"),
+        ("report", "FOLDER", "--out", "FOLDER"),
+        ("results", "--study", "FOLDER", "--page", "FILE/page.md"),
+        ("results", "--study", "FOLDER", "--page", "FOLDER"),
+        ("methods", "--cards", "FILE"),
+        ("methods", "--cards", "FILE/cards"),
+        ("notebooks", "--out", "FILE"),
+        ("export", "--out", "FILE/site"),
+        ("export", "--out", "NEW", "--previews", "FILE/png"),
+        ("export", "--out", "NEW", "--readme", "FOLDER"),
+        ("compare", "a", "--baseline", "b", "--out", "FOLDER"),
+        ("eval", "--model", "tiny", "--out", "FILE/x"),
+        ("map", "E1", "--out", "FILE/x"),
+        ("merge", "tiny", "--out", "FILE/x"),
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_where_nothing_can_be_written_is_one_error_before_the_work(finished, arguments, monkeypatch, tmp_path):
+    for module, name in ((course, "run_all"), (pages, "write_page"), (html, "write_report")):
+        monkeypatch.setattr(module, name, lambda *_args, **_more: pytest.fail("work has begun"))
+    (tmp_path / "file").write_text("mine")
+    places = {"FOLDER": str(finished), "FILE": str(tmp_path / "file"), "NEW": str(tmp_path / "new")}
+    words = []
+    for word in arguments:
+        for name, place in places.items():
+            word = word.replace(name, place)
+        words.append(word)
+    refused(uftlab(*words), "must")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_the_system_refuses_on_the_way_is_one_error_too(finished, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/file")
+
+    monkeypatch.setattr(html, "write_report", full)
+    refused(uftlab("report", finished), "/somewhere", "No space left", "Free space")
 
 
 def interrupted_in(monkeypatch, module, name):
@@ -215,18 +290,12 @@ def finished(tmp_path, monkeypatch):
     metrics = dict.fromkeys(HEADLINES, 0.5) | {"truth/cued": 0.8}
     for seed in (0, 1):
         for method in ("base", "sft"):
-            content = {
-                "schema": study.SCHEMA,
-                "method": method,
-                "seed": seed,
+            content = made_up(method, seed) | {
                 "profile": "smoke",
                 "metrics": metrics | {"truth/mc2": 0.2 + 0.1 * seed},
                 "curves": [],
                 "completions": 0,
                 "extra_forwards": 0,
-                "wall_seconds": 1.0,
-                "device": "CPU",
-                "versions": {"torch": "2"},
             }
             path = study.trial(method, seed, study.PROFILES["smoke"]).path(tmp_path / "out")
             write_atomically(path, json.dumps(content))

@@ -15,8 +15,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from uftlab.errors import InputError
-from uftlab.files import write_atomically
+from uftlab.errors import InputError, printable
+from uftlab.files import check_writable, not_written, write_atomically
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,11 +37,23 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 def _say(line: str, style: str = "") -> None:
     """Print a line as it is: brackets in a path or a name are no markup."""
-    console.print(Text(line, style), soft_wrap=True)
+    console.print(Text(printable(line), style), soft_wrap=True)
+
+
+def _warn(line: str) -> None:
+    """A line beside what the command prints, which may be JSON."""
+    errors.print(Text(printable(line)), soft_wrap=True)
+
+
+def _check_file(path: Path, option: str = "--out") -> None:
+    """Refuses a file that cannot be written, before the work that it is for."""
+    if path.is_dir():
+        raise InputError(option, "be a file", f"the folder {path}", "Name a file in it")
+    check_writable(path.parent, option)
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    errors.print(Text.assemble(("error:", "bold red"), f" {message}"), soft_wrap=True)
+    errors.print(Text.assemble(("error:", "bold red"), f" {printable(message)}"), soft_wrap=True)
     raise typer.Exit(code)
 
 
@@ -78,6 +90,10 @@ def command(*, example: str, interrupted: str = STARTS_AGAIN) -> Callable[[Calla
                 function(*args, **kwargs)
             except InputError as error:
                 _fail(str(error))
+            except BrokenPipeError:  # `uftlab methods | head`
+                raise
+            except OSError as error:
+                _fail(str(not_written(Path(str(error.filename or "what it writes")), error)))
             except KeyboardInterrupt:
                 _fail(f"interrupted. {interrupted}", 130)
 
@@ -124,13 +140,13 @@ def run(
     check_folder(folder)
     trials = list(dict.fromkeys(study.trial(name, seed, chosen) for seed in numbers for name in names))
     _run_with_progress(trials, folder, workers, _estimate(trials, profile), engine)
-    stored = [json.loads(t.path(folder).read_text()) for t in trials]
+    stored = [study.read_trial(t.path(folder)) for t in trials]
     untuned = dict.fromkeys(t["method"] for t in stored if not t.get("tuned", True))
     if untuned:
         listed = ", ".join(untuned)
         _say(f"not tuned, with the registry's defaults: {listed}. `uftlab sweep --methods NAME` tunes one.")
     frame = results.tidy(stored)
-    frame.to_csv(folder / "results.csv", index=False)
+    write_atomically(folder / "results.csv", frame.to_csv(index=False))
     write_atomically(
         folder / "summary.json",
         json.dumps(
@@ -148,10 +164,13 @@ def run(
 
 
 def _seeds(text: str) -> list[int]:
-    try:
-        return [int(s) for s in text.split(",") if s.strip()]
-    except ValueError:
-        raise InputError("--seeds", "be whole numbers with commas between", text, "Write for instance 0,1,2") from None
+    if not text:
+        return []
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        rule = "be whole numbers from 0, with commas between"
+        raise InputError("--seeds", rule, repr(text), "Write for instance 0,1,2")
+    return [int(part) for part in parts]
 
 
 def _estimate(trials: list, profile: str) -> float | None:
@@ -223,7 +242,7 @@ def report(
     ] = None,
 ) -> None:
     """Write the HTML report of stored results again, without training anything."""
-    from uftlab.study.results import RESULTS, load, results_folder
+    from uftlab.study.results import RESULTS, load_study, results_folder
 
     folder = results_folder(study)
     shipped = folder.resolve().is_relative_to(RESULTS.resolve())
@@ -231,7 +250,8 @@ def report(
     if path.is_dir() or ((path.parent / "trials").is_dir() and path.parent.resolve() != folder.resolve()):
         remedy = "Name another file, such as build/report.html"
         raise InputError("--out", "be a file, and not lie in the results folder of another run", path, remedy)
-    _write_report(path, load(folder), folder)
+    check_writable(path.parent)
+    _write_report(path, load_study(folder, _say), folder)
 
 
 @command(example="uftlab results --study class --only truth --json")
@@ -246,7 +266,9 @@ def results(
     from uftlab.study import comparisons
     from uftlab.study import results as stored
 
-    trials = stored.load(stored.results_folder(study))
+    if page is not None:
+        _check_file(page, "--page")
+    trials = stored.load_study(stored.results_folder(study), _warn)
     if page is not None:
         from uftlab.reports.pages import write_page
 
@@ -272,6 +294,7 @@ def methods(
     from uftlab.training.methods import all_methods
 
     if cards is not None:
+        check_writable(cards, "--cards")
         from uftlab.reports.cards import write_cards
 
         _say(f"wrote {len(write_cards(cards))} files to {cards}")
@@ -306,6 +329,9 @@ def sweep(
 
     find = training.method_named
     names = list(training.METHODS) if methods == "all" else [find(n.strip()).name for n in methods.split(",")]
+    if not any(find(name).tuned for name in names):
+        raise InputError("--methods", "name one with settings to tune", methods, "Choose another, see `uftlab methods`")
+    check_writable(training.TUNED.parent, "copy of uftlab: the chosen settings go there")
     there = [name for name in names if name in training.chosen_settings()]
     if there and not force:
         remedy = "Name other --methods, or add --force to replace them"
@@ -337,7 +363,7 @@ def map(
     check_worlds(sorted({t.seed for t in trials}))
     check_folder(out)
     _run_with_progress(trials, out, workers, None, engine)
-    maps.table([read_trial(t.path(out)) for t in trials]).to_csv(out / "map.csv", index=False)
+    write_atomically(out / "map.csv", maps.table([read_trial(t.path(out)) for t in trials]).to_csv(index=False))
     _say(f"wrote {out / 'map.csv'}: {len(trials)} trials")
 
 
@@ -354,13 +380,15 @@ def forgetting(
     if as_json:
         print(found.to_json(orient="records", indent=1))
         return
-    numbers = found.round({"rho": 2, "r2": 2}).astype(str).replace("nan", "-")
-    _say(markdown(list(numbers.columns), numbers.to_numpy().tolist()))
+    numbers = found.round({"rho": 2, "r2": 2})
+    cells = [["-" if value != value else str(value) for value in row] for row in numbers.to_numpy().tolist()]
+    _say(markdown(list(numbers.columns), cells))
 
 
 @command(example="uftlab pretrain --world 7")
 def pretrain(
-    world: Annotated[int, typer.Option(help="The seed of the world; 0 is data/tiny itself.")] = 0, force: Force = False
+    world: Annotated[int, typer.Option(min=0, max=10**9, help="The seed of the world; 0 is data/tiny itself.")] = 0,
+    force: Force = False,
 ) -> None:
     """Build the base model of a world from its text: under three minutes on one core.
 
@@ -374,6 +402,7 @@ def pretrain(
     if path.is_file() and not force:
         remedy = "Name another --world, or add --force to replace it"
         raise InputError(f"The base model of world {world}", "not be there yet", path, remedy)
+    check_writable(path.parent, "copy of uftlab: the model goes there")
     with _progress(f"world {world}", building.STEPS) as done:
 
         def tick(step: int, loss: float) -> None:
@@ -503,7 +532,7 @@ def eval(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 1280,
-    seed: Annotated[int, typer.Option(help="Of what is sampled.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of what is sampled.")] = 0,
 ) -> None:
     """Measure a model: IFEval, TruthfulQA and others by lm-eval, lengths, text, KL, implicit rewards.
 
@@ -514,6 +543,7 @@ def eval(
 
     suites = tuple(name.strip() for name in suite.split(",") if name.strip())
     folder = out or Path("results") / "eval" / Path(model).name
+    check_writable(folder)
     settings = Settings(suites, reference, data, rows, text, beta, chat_template, limit, batch, max_new_tokens, seed)
     evaluate(model, folder, settings, say=_say)
     _say(f"wrote {write_run_page(folder)}")
@@ -560,6 +590,8 @@ def compare(
     from uftlab.reports.evaluation import compare as compared
     from uftlab.reports.evaluation import comparison_page
 
+    if out is not None:
+        _check_file(out)
     if methods or seeds:
         remedy = "Give a recipe, such as recipe.yaml, or leave them out"
         raise InputError("--methods and --seeds", "come with a recipe", f"the folder {runs[0]}", remedy)
@@ -572,7 +604,7 @@ def compare(
         return
     page = comparison_page(rows, [*runs, Path(baseline)])
     if out is None:
-        print(page, end="")
+        print(printable(page), end="")
         return
     write_atomically(out, page)
     _say(f"wrote {out}")
@@ -652,6 +684,7 @@ def notebooks(
     """Execute the notebooks with papermill, solutions included, two at a time."""
     from uftlab.course.notebooks import run_all
 
+    check_writable(out)
     failed = run_all(profile, out, only, say=_say)
     if failed:
         _fail(f"{len(failed)} notebook(s) failed: {', '.join(failed)}. The executed copies are in {out}.", 1)
@@ -669,6 +702,11 @@ def export(
     """Write the course as web pages that work offline: figures, equations, folded solutions, glossary."""
     from uftlab.course.export import export
 
+    check_writable(out)
+    if previews is not None:
+        check_writable(previews, "--previews")
+    if readme is not None:
+        _check_file(readme, "--readme")
     failed = export(out, profile, only, executed, previews, readme, say=lambda line: print(line, flush=True))
     if failed:
         _fail(f"{len(failed)} notebook(s) failed: {', '.join(failed)}. Nothing was exported.", 1)

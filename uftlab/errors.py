@@ -1,5 +1,18 @@
 """All errors have one form: `{what} must {rule}; got {value}. {what to do}.`"""
 
+import re
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text that only prints: what would steer a terminal, or cannot be written in UTF-8, is shown as an escape.
+
+    >>> printable("a\\x1b[2Jb")
+    'a\\\\x1b[2Jb'
+    """
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
 
 class InputError(ValueError):
     """An input of the user cannot be used. The message says which, why, and what to do instead."""
@@ -14,4 +27,4 @@ class InputError(ValueError):
         return InputError(f"{where}: {what}", rule, got, remedy)
 
     def __reduce__(self) -> tuple:  # so that a worker process can send it back
-        return InputError, self.parts
+        return type(self), self.parts

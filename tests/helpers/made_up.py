@@ -9,6 +9,7 @@ def made_up(method, seed, strict=0.5, mc2=0.4, cued=0.8, **more):
     """A trial as the study stores it, with headline metrics near the given ones and a curve of two points."""
     metrics = dict.fromkeys(HEADLINES, 0.3 + 0.01 * seed) | {"instruction/blind": 0.3}
     metrics |= {"instruction/strict": strict, "truth/mc2": mc2, "truth/cued": cued, **more}
+    stage = {"steps": 100, "settings": {"learning_rate": 1e-3}}
     point = {"instruction/strict": strict, "truth/mc2": mc2, "logratio/chosen": 1.0 + seed}
     point |= {"logratio/rejected": -2.0, "logratio/demonstration": 0.5}
     return {
@@ -16,8 +17,15 @@ def made_up(method, seed, strict=0.5, mc2=0.4, cued=0.8, **more):
         "method": method,
         "seed": seed,
         "profile": "class",
+        "split": "test",
+        "dials": {"instructed": 0.5},
+        "steps": 200,
         "draw": 0,
-        "stages": [{"metrics": {name: 0.9 * value for name, value in metrics.items()}}, {}] * (method in PIPELINES),
+        "stages": [
+            {**stage, "metrics": {name: 0.9 * value for name, value in metrics.items()}},
+            stage,
+        ]
+        * (method in PIPELINES),
         "settings": {"learning_rate": 1e-3},
         "metrics": metrics,
         "curves": [{"stage": 0, "step": 0, **point}, {"stage": 1, "step": 200, **point, "truth/mc2": mc2 + 0.1}],

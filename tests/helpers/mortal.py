@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+from made_up import made_up
 from trials import trial_of
 
 from uftlab.files import write_atomically
@@ -18,7 +19,7 @@ VICTIM = "uft"  # the method that a worker does not survive
 def writes(trials, folder):
     """Trial files without any number; they say whether the process knows the method."""
     common = {"schema": SCHEMA, "plan": plan_digest()}
-    made = [{**common, "method": t.method, "seed": t.seed, "known": t.method in all_methods()} for t in trials]
+    made = [{**made_up(t.method, t.seed), **common, "known": t.method in all_methods()} for t in trials]
     for trial, content in zip(trials, made, strict=True):
         write_atomically(trial.path(folder), json.dumps(content))
     return made

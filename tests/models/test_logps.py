@@ -220,6 +220,20 @@ def test_cache_is_never_stale(untrained):
     assert_close(after, reference_logps(untrained, ROWS[:1]).item())
 
 
+def test_a_damaged_file_of_the_cache_is_read_anew_and_written_again(untrained, tmp_path):
+    ReferenceCache(tmp_path).fill(untrained, [(ROWS[0],)])
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    for content in (whole[:-9], whole[: len(whole) // 2], b"", b"PK\x03\x04", bytes(len(whole))):
+        path.write_bytes(content)
+        cache = ReferenceCache(tmp_path)
+        cache.fill(untrained, [(ROWS[0],)])
+        assert cache.computed == 1 and list(tmp_path.iterdir()) == [path]
+    again = ReferenceCache(tmp_path)
+    again.fill(untrained, [(ROWS[0],)])
+    assert again.computed == 0
+
+
 def test_filling_the_cache_moves_neither_random_state_nor_weights(gpt2):
     gpt2.train()
     state, weights = torch.get_rng_state(), fingerprint(gpt2)

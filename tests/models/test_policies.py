@@ -1,15 +1,18 @@
 """Generation against a naive loop, and the models: the tiny one, any other, adapters and frozen copies."""
 
+import json
 import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel
 from trials import random_base
 
 from uftlab.errors import InputError
+from uftlab.models import policies
 from uftlab.models.generation import answers, generate_ids
 from uftlab.models.policies import (
     TINY,
@@ -143,6 +146,112 @@ def test_a_model_that_cannot_be_loaded_is_refused_by_name(name, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=f"The model must be loadable; got {name}"):
         load_policy(name)
+
+
+# ------------------------------------------------------------------------------------------ damaged, and not near
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A whole checkpoint folder to damage."""
+    random_base(0).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def changed_weights(folder, change):
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: state.pop(NORM), rf"be all there; got no {NORM}\. Use another copy"),
+        (lambda state: state[NORM].fill_(torch.nan), rf"be finite; got NaN or infinity in {NORM}"),
+        (lambda state: state.update({NORM: torch.ones(3)}), "be loadable"),
+    ],
+    ids=["a layer is missing", "NaN", "another shape"],
+)
+def test_weights_that_would_train_on_in_silence_are_refused(checkpoint, change, said):
+    load_policy(str(checkpoint))
+    changed_weights(checkpoint, change)
+    with pytest.raises(InputError, match=said):
+        load_policy(str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", b"{"), ("config.json", b"[]"), ("config.json", b"\xff"), ("tokenizer.json", b"{}"),
+     ("tokenizer.json", b'{"model": 5}'), ("model.safetensors", b"\x00" * 20), ("model.safetensors", b""),
+     ("tokenizer_config.json", b'{"tokenizer_class": 7}')],
+)  # fmt: skip
+def test_a_damaged_file_of_a_checkpoint_is_one_clear_error(checkpoint, name, content):
+    (checkpoint / name).write_bytes(content)
+    with pytest.raises(InputError, match="The model must be loadable") as caught:
+        load_policy(str(checkpoint))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_code_that_comes_with_a_model_is_not_run_and_nobody_is_asked(checkpoint, name, monkeypatch):
+    (checkpoint / "evil.py").write_text(f"open({str(checkpoint / 'ran')!r}, 'w')\nclass Model: ...\n")
+    told = json.loads((checkpoint / name).read_text())
+    auto = {"AutoConfig": "evil.Model", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": ["evil.Model", None]}
+    told |= {"auto_map": auto} | ({"model_type": "evil"} if name == "config.json" else {"tokenizer_class": "Evil"})
+    (checkpoint / name).write_text(json.dumps(told))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody is asked"))
+    try:
+        load_policy(str(checkpoint))
+    except InputError as error:
+        assert "it brings code of its own, which is never run" in str(error)
+    else:
+        assert name != "config.json"  # the library has a tokenizer of its own for these files
+    assert not (checkpoint / "ran").exists()
+
+
+@pytest.mark.parametrize("damage", ["a weight is missing", "pickled"])
+def test_a_damaged_adapter_is_refused(checkpoint, damage):
+    with_lora(load_policy(str(checkpoint))[0], 2).save_pretrained(str(checkpoint / "adapter"))
+    file = checkpoint / "adapter" / "adapter_model.safetensors"
+    load_policy(str(checkpoint / "adapter"))
+    state = load_file(file)
+    if damage == "pickled":
+        file.unlink()
+        torch.save(state, file.with_suffix(".bin"))
+    else:
+        state.pop(sorted(state)[0])
+        save_file(state, file)
+    with pytest.raises(
+        InputError, match=r"The adapter .* must have (all its weights; got no base_model|adapter_model)"
+    ):
+        load_policy(str(checkpoint / "adapter"))
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once_and_the_cache_is_used(monkeypatch):
+    asked, near = [], []
+
+    def nobody(self, name, timeout):
+        asked.append((name, timeout))
+        raise ConnectionError("no route to host")
+
+    def from_cache(name, **told):
+        near.append(told.get("local_files_only"))
+        raise OSError("not there")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", nobody)
+    monkeypatch.setattr(policies.AutoModelForCausalLM, "from_pretrained", from_cache)
+    monkeypatch.setattr(policies, "_ASKED", {})
+    with pytest.raises(
+        InputError, match=r"got some/model \(not in the cache, .* cannot be reached: no route to host\)"
+    ):
+        load_policy("some/model")
+    assert asked == [("some/model", policies.HUB_TIMEOUT)] and near == [True]
 
 
 def test_lora_trains_adapters_only_and_is_the_base_with_them_off(tmp_path):

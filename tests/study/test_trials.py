@@ -1,6 +1,7 @@
 """One trial, one file: equal budgets, stage ends, resuming."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -200,6 +201,14 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_atomically(path, "second")
     assert path.read_text() == "first"
+
+
+def test_a_trial_that_diverged_is_not_stored(probed, tmp_path, monkeypatch):
+    """Its file would hold NaN, which is no JSON, and its seed would leave the comparisons unseen."""
+    monkeypatch.setattr(cohort, "measure", lambda evaluators, reader: [{"truth/mc2": math.nan} for _ in evaluators])
+    with pytest.raises(trials.UnsoundError, match=r"base, seed 0: metrics\.truth/mc2 must be sound; got .*nan"):
+        run_trial(trial_of("base", curves=False), tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_an_unknown_profile_names_those_there_are():

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from made_up import made_up
 
 from uftlab.files import write_atomically
 from uftlab.study import trials, tuning
@@ -74,8 +75,8 @@ def test_the_rule_is_the_sum_of_the_shares_of_the_ceilings():
 def write(trial, folder, both, mc2=0.2):
     settings = [{**own, "beta": 0.03} for own in trial.stage_settings()]
     metrics = {"instruction/both": both, "truth/mc2": mc2, "truth/cued": 0.5 + 0.1 * trial.draw}
-    stages = [{"settings": own} for own in settings]
-    content = {"schema": trials.SCHEMA, "method": trial.method, "stages": stages, "metrics": metrics}
+    stages = [{"steps": 1, "settings": own} for own in settings]
+    content = {**made_up(trial.method, trial.seed), "stages": stages, "metrics": metrics}
     write_atomically(trial.path(folder), json.dumps(content))
 
 

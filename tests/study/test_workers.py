@@ -11,6 +11,7 @@ from pathlib import Path
 import mortal
 import psutil
 import pytest
+from made_up import made_up
 from trials import trial_of
 
 from uftlab.errors import InputError
@@ -60,7 +61,7 @@ def in_process(monkeypatch):
     def quick(trials, folder):
         for trial in trials:
             ran.append(trial.method)
-            write_atomically(trial.path(folder), json.dumps({"schema": study.SCHEMA, "method": trial.method}))
+            write_atomically(trial.path(folder), json.dumps(made_up(trial.method, trial.seed)))
         return [json.loads(trial.path(folder).read_text()) for trial in trials]
 
     def install(cut=None):
@@ -88,6 +89,24 @@ def test_an_interrupted_study_keeps_what_is_finished_and_runs_only_the_rest(in_p
     assert sorted(r["method"] for r in results) == sorted(t.method for t in trials)
     assert sorted(first + ran) == sorted(t.method for t in trials)  # none twice
     assert all(path.read_bytes() == content for path, content in kept.items())
+
+
+def test_a_trial_that_diverges_is_named_when_the_others_are_done(in_process, monkeypatch, tmp_path):
+    install, ran = in_process
+    install()
+    quick = workers.run_cohort
+
+    def diverges(trials, folder):
+        if trials[0].method == "uft":
+            raise study.UnsoundError("The trial uft, seed 0: metrics", "be sound", "nan", "Lower it")
+        return quick(trials, folder)
+
+    monkeypatch.setattr(workers, "run_cohort", diverges)
+    finished = []
+    with pytest.raises(InputError, match="The trial uft, seed 0: metrics must be sound"):
+        for result in run_trials([trial_of(name) for name in ("base", "uft", "sft-full")], tmp_path, workers=1):
+            finished.append(result["method"])
+    assert finished == ran == ["base", "sft-full"]
 
 
 def test_on_a_cpu_a_cohort_is_one_trial():

@@ -246,7 +246,12 @@ class Run:
         self.measures, self.seconds, self.facts = stored["measures"], stored["seconds"], stored["facts"]
         if (out / ANSWERS).exists():
             lines = (out / ANSWERS).read_text(encoding="utf-8").split("\n")
-            self.answers = [row for row in map(json.loads, filter(None, lines)) if row["suite"] in self.seconds]
+            try:
+                stored_answers = [json.loads(line) for line in lines if line]
+                self.answers = [row for row in stored_answers if row["suite"] in self.seconds]
+            except (ValueError, TypeError, KeyError) as error:
+                remedy = "Choose a new --out"
+                raise InputError(f"{out / ANSWERS}", "hold an answer in each line", error, remedy) from None
         self.say(f"goes on after {', '.join(self.seconds)}")
 
     def prepare(self) -> None:
@@ -579,7 +584,8 @@ def recipe_of(training: Mapping[str, Any]) -> dict[str, Any]:
     if told := training.get("config"):
         return {name: value for name, value in told.items() if name not in NOT_RECIPE}
     kept = {name: training[name] for name in ("method", "model", "steps", "batch", "lora") if name in training}
-    stages = [stage for stage in training.get("stages", ()) if isinstance(stage, dict)]
+    told = training.get("stages", ())
+    stages = [stage for stage in told if isinstance(stage, dict)] if isinstance(told, list) else []
     if stages:
         kept["stages"] = [{name: s[name] for name in ("objective", "settings", "steps") if name in s} for s in stages]
     return kept

@@ -7,6 +7,9 @@ grows with vocabulary x length. (liger-kernel's fused losses do the same on GPUs
 from __future__ import annotations
 
 import hashlib
+import math
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -23,6 +26,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from uftlab.errors import InputError
+from uftlab.files import atomically
 from uftlab.models.policies import evaluation_mode
 from uftlab.rows.batches import lines_of, to_batch
 from uftlab.rows.tokens import Completion, Example
@@ -495,24 +500,21 @@ class ReferenceCache:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 keys, values = [bytes(key) for key in stored["keys"]], stored["values"].tolist()
-        except (OSError, ValueError, KeyError):  # a file that is no cache is read anew
-            return
-        self._known.update({(weights, key): value for key, value in zip(keys, values, strict=True)})
+            found = {(weights, key): float(value) for key, value in zip(keys, values, strict=True)}
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
+            return  # what is no cache is read anew
+        if all(map(math.isfinite, found.values())):
+            self._known.update(found)
 
     def _save(self, weights: str) -> None:
         path = self._file(weights)
         if path is None or not _is_main():
             return
         own = {key: value for (of, key), value in self._known.items() if of == weights}
-        part = path.with_name(f"{path.stem}.{hashlib.blake2b(repr(own).encode(), digest_size=4).hexdigest()}.npz")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            keys = np.frombuffer(b"".join(own), dtype=np.uint8).reshape(len(own), -1)
-            np.savez(part, keys=keys, values=np.array(list(own.values()), dtype=np.float32))
-            part.replace(path)
-        except OSError:  # a place where one may not write costs a second reading, and nothing else
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+        keys = np.frombuffer(b"".join(own), dtype=np.uint8).reshape(len(own), -1)
+        # a place where one may not write costs a second reading, and nothing else
+        with suppress(InputError), atomically(path) as part, part.open("wb") as file:
+            np.savez(file, keys=keys, values=np.array(list(own.values()), dtype=np.float32))
 
 
 def _tell(done: Callable[[int, int], Any], so_far: list[int], total: int, more: int) -> None:

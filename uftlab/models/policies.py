@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -30,6 +31,11 @@ from uftlab.files import DATA
 from uftlab.world.instructions import VOCABULARY
 
 TINY = DATA / "tiny"
+ADAPTER = "adapter_model.safetensors"
+SAFE: dict[str, Any] = {"trust_remote_code": False}  # nothing asks whether to run code that comes with a model
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+HUB_TIMEOUT = 10  # seconds to wait for the hub's first answer; there is no second attempt
+_ASKED: dict[str, str] = {}  # hub name -> why the hub could not be reached, or ""
 SPECIAL_TOKENS = {
     "pad_token": "<pad>",
     "unk_token": "<unk>",
@@ -114,7 +120,12 @@ def load_base(world_seed: int = 0) -> LlamaForCausalLM:
 
 @contextmanager
 def _without_progress_bar() -> Iterator[None]:
-    """No "Loading weights" within: it would stand between a command and its refusal. Downloads keep their bar."""
+    """No "Loading weights" within: it would stand between a command and its refusal. Downloads keep their bar.
+
+    Nor a table of weights that do not fit: `_loaded` refuses them in one line.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     shown, downloads = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     logging.disable_progress_bar()  # this and its contrary switch both
     if downloads:
@@ -122,6 +133,7 @@ def _without_progress_bar() -> Iterator[None]:
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
         if not downloads:
@@ -141,9 +153,15 @@ def load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         with _without_progress_bar():
             model, home = _loaded(path)
-            tokenizer = AutoTokenizer.from_pretrained(home, **_gguf(home))
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, HFValidationError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            tokenizer = AutoTokenizer.from_pretrained(home, **SAFE, **_near(home), **_gguf(home))
+    except InputError:
+        raise
+    except Exception as error:  # damaged files make the libraries raise whatever their parts raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        if _ASKED.get(path):
+            reason = f"not in the cache, and the hub cannot be reached: {_ASKED[path]}"
+        if "trust_remote_code" in str(error):
+            reason = "it brings code of its own, which is never run"
         remedy = "Give a folder with config.json, safetensors and tokenizer, an adapter's folder, a hub name, or tiny"
         raise InputError("The model", "be loadable", f"{name} ({reason})", remedy) from None
     if tokenizer.pad_token_id is None:
@@ -157,18 +175,60 @@ def _loaded(path: str) -> tuple[PreTrainedModel, str]:
     if (Path(path) / "adapter_config.json").is_file():
         from peft import PeftConfig, PeftModel
 
+        if not (Path(path) / ADAPTER).is_file():
+            raise InputError(f"The adapter {path}", f"have {ADAPTER}", "none", "Save it as safetensors")
         base = str(PeftConfig.from_pretrained(path).base_model_name_or_path)
         near = (Path(path) / base).resolve()  # a base that is given relative to the adapter
         base = str(near) if not Path(base).is_dir() and near.is_dir() else base
         model, home = _loaded(base)
-        merged: Any = PeftModel.from_pretrained(model, path).merge_and_unload()
+        merged: Any = PeftModel.from_pretrained(model, path)
+        _check_adapter(merged, Path(path))
+        merged = merged.merge_and_unload()
         merged.requires_grad_(True)  # the library had frozen the base
         return merged, path if (Path(path) / "tokenizer_config.json").is_file() else home
     # pickled weights are refused: loading them runs code
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **_gguf(path, weights=True)
-    )
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **SAFE, **_near(path),
+        **_gguf(path, weights=True),
+    )  # fmt: skip
+    model, found = loaded
+    if lacking := sorted(found["missing_keys"]):
+        got = f"no {lacking[0]}" + (f" and {len(lacking) - 1} others missing" if len(lacking) > 1 else "")
+        raise InputError(f"The weights of {path}", "be all there", got, "Use another copy")
     return model, path
+
+
+def _check_adapter(model: Any, folder: Path) -> None:
+    """Refuses an adapter without some of its weights: the library would leave them as they are drawn."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(str(folder / ADAPTER), framework="pt") as file:
+        lacking = sorted(set(get_peft_model_state_dict(model)) - set(file.keys()))
+    if lacking:
+        raise InputError(f"The adapter {folder}", "have all its weights", f"no {lacking[0]}", "Use another copy")
+
+
+def _near(name: str) -> dict[str, Any]:
+    """What the libraries have to be told of a hub name when the hub cannot be reached: they would try for minutes.
+
+    Raises:
+        InputError: for a name that the hub does not have, or a model that is not open to the user.
+    """
+    if Path(name).exists() or not HUB_NAME.fullmatch(name) or huggingface_hub.constants.HF_HUB_OFFLINE:
+        return {}
+    if name not in _ASKED:
+        try:
+            huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT)
+            _ASKED[name] = ""
+        except GatedRepoError:
+            remedy = f"Accept its terms on https://huggingface.co/{name} and log in with `hf auth login`"
+            raise InputError(f"The model {name}", "be open to you", "a gated model", remedy) from None
+        except RepositoryNotFoundError:
+            raise InputError("The model", "exist on the hub", f"no model {name}", "Check the name") from None
+        except Exception as error:  # whatever the HTTP client raises when there is no connection
+            _ASKED[name] = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return {"local_files_only": True} if _ASKED[name] else {}
 
 
 def load_weights(path: str) -> PreTrainedModel:

@@ -8,7 +8,9 @@ about myths when it is asked for careful sources; AdamW alone reaches 37 % with 
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from uftlab.files import save_atomically
 from uftlab.models.policies import TINY, tiny_config, tiny_tokenizer, world_weights
 from uftlab.world.world import World
 
@@ -84,18 +87,15 @@ def save_base(model: LlamaForCausalLM, seed: int) -> Path:
 
     All are rounded to half precision, so that every base model has the same digits whatever file it comes from.
     """
-    from safetensors.torch import save_file
-
     model.half()
     if seed == 0:
         model.float()
-        model.save_pretrained(TINY)
-        tiny_tokenizer().save_pretrained(TINY)
+        with tempfile.TemporaryDirectory(dir=TINY.parent, prefix=".tiny-") as made:
+            model.save_pretrained(made)
+            tiny_tokenizer().save_pretrained(made)
+            for file in sorted(Path(made).iterdir()):
+                os.replace(file, TINY / file.name)
         return TINY
     path = world_weights(seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: weight.contiguous() for name, weight in model.state_dict().items() if name != "lm_head.weight"
-    }  # tied
-    save_file(state, str(path))
+    save_atomically(path, {name: own for name, own in model.state_dict().items() if name != "lm_head.weight"})  # tied
     return path

@@ -22,6 +22,8 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.subplots import make_subplots
 
+from uftlab.files import write_atomically
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """The palette of Okabe and Ito, made for colour-blind readers. Its yellow is left out: the background is white."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "5px 15px")
@@ -218,5 +220,5 @@ def write_plotly_js(folder: Path) -> Path:
     from plotly.offline import get_plotlyjs
 
     path = Path(folder) / "plotly.min.js"
-    path.write_text(get_plotlyjs(), encoding="utf-8")
+    write_atomically(path, get_plotlyjs())
     return path

@@ -15,7 +15,7 @@ from uftlab.errors import InputError
 from uftlab.evals.outcomes import Measure, load_result
 from uftlab.files import write_atomically
 from uftlab.reports.doctor import section
-from uftlab.reports.tables import markdown
+from uftlab.reports.tables import markdown, plain
 from uftlab.study.results import Interval, interval
 
 LABELS = {  # measure -> (what a reader calls it, unit); any other is a share of questions
@@ -85,7 +85,12 @@ def run_page(result: Mapping[str, Any]) -> str:
     """The page of one run in Markdown."""
     measures: list[Measure] = result["measures"]
     templates = sorted({m.template for m in measures if m.template is not None})
-    parts = [f"# {result['model']}", _about(result), "## Measures", "In parentheses: the 95 % interval over questions."]
+    parts = [
+        f"# {plain(result['model'])}",
+        _about(result),
+        "## Measures",
+        "In parentheses: the 95 % interval over questions.",
+    ]
     heads = ["measure", "unit", *(("with chat template" if t else "without chat template") for t in templates)]
     heads += ["rows as in training"] if any(m.template is None for m in measures) else []
     columns: list[bool | None] = [*templates, *([None] if heads[-1] == "rows as in training" else [])]
@@ -112,19 +117,19 @@ def write_run_page(folder: Path) -> Path:
 
 def label_of(name: str) -> tuple[str, str]:
     """What a reader calls a measure, and its unit."""
-    return LABELS.get(name, (name.replace("/", ", "), "share"))
+    return LABELS.get(name, (plain(name.replace("/", ", ")), "share"))
 
 
 def _about(result: Mapping[str, Any]) -> str:
     settings, versions = result["settings"], result["versions"]
-    trained = f" Trained by `{result['method']}`, seed {result['seed']}." if result["method"] else ""
-    reference = f" Reference: {result['reference']}." if result["reference"] else ""
+    trained = f" Trained by {plain(result['method'])}, seed {result['seed']}." if result["method"] else ""
+    reference = f" Reference: {plain(result['reference'])}." if result["reference"] else ""
     limit = f" The first {settings['limit']} questions of each suite only." if settings["limit"] else ""
-    seconds = ", ".join(f"{suite} {value:.0f} s" for suite, value in result["seconds"].items())
+    seconds = ", ".join(f"{plain(suite)} {value:.0f} s" for suite, value in result["seconds"].items())
     lines = [
         f"Answers of at most {settings['max_new_tokens']} tokens, greedy.{trained}{reference}{limit}",
-        *(f"{suite}: {path}." for suite, path in result["sources"].items()),
-        f"{result['device']}; {seconds}; {', '.join(f'{name} {value}' for name, value in versions.items())}.",
+        *(f"{plain(suite)}: {plain(path)}." for suite, path in result["sources"].items()),
+        f"{plain(result['device'])}; {seconds}; {', '.join(plain(f'{n} {own}') for n, own in versions.items())}.",
     ]
     return "\n".join(lines)
 
@@ -174,7 +179,7 @@ def _facts(result: Mapping[str, Any]) -> list[str]:
             lines.append(f"Its rank correlation with the score of the rows is {rank:.2f}.")
         parts += lines
     if facts:
-        parts += ["## To know", "\n".join(f"- {name}: {value}" for name, value in facts.items())]
+        parts += ["## To know", "\n".join(f"- {plain(name)}: {plain(value)}" for name, value in facts.items())]
     return parts
 
 
@@ -267,6 +272,9 @@ def compare(folders: Sequence[Path], baseline: Path) -> list[dict[str, Any]]:
                     "verdict": verdicts.pop() if len(verdicts) == 1 else "not settled",
                 }
             )
+    if not rows:
+        got = "seeds of one training alone"
+        raise InputError("A comparison", "have another method beside the baseline", got, "Name more folders")
     return rows
 
 
@@ -312,7 +320,7 @@ def comparison_page(rows: Sequence[Mapping[str, Any]], folders: Iterable[Path] =
     """The page of a comparison in Markdown."""
     base = rows[0]["baseline"]
     parts = [
-        f"# Compared with {base}",
+        f"# Compared with {plain(base)}",
         "A difference is the run minus the baseline, question by question. The interval over questions (95 %, paired) "
         "says how much depends on which questions were asked; that over seeds, how much on the seed of the training. "
         "A run of a single seed has only the first. A difference is called higher or lower where every interval that "
@@ -327,10 +335,11 @@ def comparison_page(rows: Sequence[Mapping[str, Any]], folders: Iterable[Path] =
         few = f" Only {count}: the interval is rough." if count < SMALL else ""
         parts.append(f"Baseline {_number(own[0]['baseline value'])}, {count} questions.{few}")
         lines = [
-            [r["run"], _number(r["value"]), _interval(r["questions"]), _interval(r["seeds"]), r["verdict"]] for r in own
+            [plain(r["run"]), _number(r["value"]), _interval(r["questions"]), _interval(r["seeds"]), r["verdict"]]
+            for r in own
         ]
         parts.append(markdown(["run", "value", "difference, over questions", "over seeds", "verdict"], lines))
-    listed = "\n".join(f"- {folder}" for folder in folders)
+    listed = "\n".join(f"- {plain(folder)}" for folder in folders)
     return "\n\n".join([*parts, *(["## Runs", listed] if listed else [])]) + "\n"
 
 

@@ -41,8 +41,8 @@ def write_report(path: Path, trials: list[dict[str, Any]]) -> Path:
     seeds = sorted({t["seed"] for t in trials})
     parts = [
         "<h1>What SFT and alignment do to each other</h1>",
-        f"<p>{len(present)} methods, {len(seeds)} seed(s), profile {trials[0]['profile']}: each seed is another "
-        "world with its own base model. All methods but <em>base</em> and <em>sft</em> (half of the budget) "
+        f"<p>{len(present)} methods, {len(seeds)} seed(s), profile {html.escape(trials[0]['profile'])}: each seed is "
+        "another world with its own base model. All methods but <em>base</em> and <em>sft</em> (half of the budget) "
         "back-propagate the same number of completions. Measured on creatures never seen in "
         "fine-tuning.</p>",
         *_untuned(trials),
@@ -98,7 +98,7 @@ def _table(summary: pd.DataFrame, methods: list[str]) -> str:
         lines.append(f"<th>{label.replace(' (', '<br><small>(')}</small></th>")
     lines.append("</tr></thead><tbody>")
     for method in methods:
-        lines.append(f'<tr><td title="{html.escape(all_methods()[method].summary)}">{method}</td>')
+        lines.append(f'<tr><td title="{html.escape(all_methods()[method].summary)}">{html.escape(method)}</td>')
         for metric in columns:
             row = cells.get((method, metric))
             lines.append(

@@ -5,7 +5,6 @@ uftlab results --page docs/results/study.md
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from uftlab.study import comparisons, crossed, epsilon, forgetting, fronts, maps
 from uftlab.study.comparisons import OUTCOMES
 from uftlab.study.trials import DRAWS
 from uftlab.study.tuning import FIRST, SECOND, worth
-from uftlab.training.methods import TUNED, all_methods, method_named, space
+from uftlab.training.methods import all_methods, chosen_settings, method_named, space, tuned_table
 
 HEAD = "<!-- made by `uftlab results --page docs/results/study.md`: run the study again instead -->"
 SHOWN = (*OUTCOMES, "truth/cued", "plain/mc2", "retention/lost", "length/words")
@@ -173,7 +172,7 @@ def _all_tunings(
 def _small_gradients(trials: list[dict[str, Any]], controls: list[dict[str, Any]]) -> str:
     """UFT against signed SFT at UFT's own settings, with and without the factor that makes its gradients as small."""
     found = epsilon.differences(trials, controls)
-    betas = [draw[0]["beta"] for draw in json.loads(TUNED.read_text())["settings"]["uft"]]
+    betas = [draw[0]["beta"] for draw in chosen_settings()["uft"]]
     heads = ["uft −", *(results.HEADLINES[name][0] for name in epsilon.OUTCOMES)]
     rows = [
         [f"signed SFT at its learning rate, {name}", *(epsilon.sentence(found, name, n) for n in epsilon.OUTCOMES)]
@@ -212,7 +211,7 @@ def _settled(rows: Sequence[dict[str, Any]]) -> str:
 
 def _tuning(sweep: list[dict[str, Any]]) -> str:
     """What the four tunings chose, how far apart they are, and how many choices lie beyond the first box."""
-    chosen = json.loads(TUNED.read_text())
+    chosen = tuned_table()
     base = {t["draw"]: t["metrics"]["truth/cued"] for t in sweep if t["method"] == "base"}
     lines, beyond, count = [], 0, 0
     for name, draws in chosen["settings"].items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import itertools
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,8 +14,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
-from uftlab.errors import InputError
+from uftlab.errors import InputError, printable
 from uftlab.study.comparisons import IN_SHORT, sentence
 from uftlab.study.results import HEADLINES, summary
 from uftlab.training.methods import all_methods
@@ -49,7 +52,7 @@ def summary_table(frame: pd.DataFrame, columns: int = 100) -> Table:
     cells = {(r["method"], r["metric"]): r for r in summary(frame).to_dict("records")}
     for method in all_methods():
         if (method, shown[0]) in cells:
-            table.add_row(method, *(cell(cells.get((method, metric)), spread) for metric in shown))
+            table.add_row(Text(method), *(cell(cells.get((method, metric)), spread) for metric in shown))
     return table
 
 
@@ -108,6 +111,16 @@ def untuned(trials: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(t["method"] for t in trials if not t.get("tuned", True)))
 
 
+def plain(text: object) -> str:
+    """Text of somebody else in a page of Markdown: no tag, no link, no cell of a table, no other line begins in it.
+
+    >>> plain("<b>|")
+    '&lt;b&gt;&#124;'
+    """
+    shown = html.escape(" ".join(printable(str(text)).split()))
+    return re.sub(r"[|`\[\]]", lambda found: f"&#{ord(found[0])};", shown)
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of Markdown."""
     lines = ["| " + " | ".join(line) + " |" for line in (head, *rows)]
@@ -122,7 +135,7 @@ def methods_table(rows: Sequence[Mapping[str, Any]], wide: bool) -> Table:
         needs = "full, each step" if row["distributions"] else "once" if row["reference"] else "no"
         letters = " ".join(sorted(set(" ".join(row["verification"].values()).split())))
         more = (", ".join(row["data"]), needs, letters) if wide else ()
-        table.add_row(row["name"], row["group"], row["summary"], *more)
+        table.add_row(*(Text(printable(text)) for text in (row["name"], row["group"], row["summary"], *more)))
     return table
 
 

@@ -216,7 +216,7 @@ def _scale(known: Sequence[Any], what: str) -> Range | None:
 
 def _scaled(value: Any, reading: Reading, what: str) -> Any:
     """A score in [0, 1]. What is no number stays, for `validate` to refuse."""
-    if reading.scale is None or value is None or isinstance(value, str | bool):
+    if reading.scale is None or not isinstance(value, int | float | Decimal) or isinstance(value, bool):
         return value
     low, high = reading.scale
     if not low <= value <= high:

@@ -17,8 +17,8 @@ Local files are read directly, without a cache, so a file that was replaced is r
 from __future__ import annotations
 
 import gzip
-import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +32,7 @@ from datasets import Dataset
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from uftlab.errors import InputError
+from uftlab.files import read_json
 from uftlab.rows.layouts import OnBadRow, Range, TrainOn, sentence, understand
 
 ENDINGS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")
@@ -171,7 +172,7 @@ def read_rows(path: Path) -> list[Any]:
         raise InputError("A data file", "end in .jsonl or .parquet", path.name, "Convert it")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}", "be readable", error, "Check its permissions, or download it again") from None
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"{path}", "be written in UTF-8", "UTF-16", "Save it as UTF-8")
@@ -188,29 +189,21 @@ def read_rows(path: Path) -> list[Any]:
 def _array(content: bytes) -> list[Any] | None:
     """The rows of a JSON array; None if the content is none. Then the lines tell where it is wrong."""
     try:
-        whole = json.loads(content, object_pairs_hook=_object)
-    except (ValueError, RecursionError):
+        whole = read_json(content)
+    except ValueError:
         return None
     return whole if isinstance(whole, list) else None
 
 
 def _json(line: bytes, what: str) -> Any:
+    shown = repr(line[:60].decode(errors="replace"))
     try:
-        return json.loads(line.decode(), object_pairs_hook=_object)
-    except UnicodeDecodeError as error:
-        got = f"{line[:60].decode(errors='replace')!r} (byte {line[error.start]:#x} is no UTF-8)"
-        raise InputError(what, "be valid JSON in UTF-8", got, "Save the file as UTF-8; it may be Latin-1") from None
-    except (ValueError, RecursionError) as error:  # no JSON, a number of 5,000 digits, too deep
-        remedy = "Write one JSON object per line"
-        raise InputError(what, "be valid JSON", f"{line[:60].decode()!r} ({error})", remedy) from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is there twice")
-    return made
+        return read_json(line)
+    except ValueError as error:
+        if "is no UTF-8" in str(error):
+            remedy = "Save the file as UTF-8; it may be Latin-1"
+            raise InputError(what, "be valid JSON in UTF-8", f"{shown} ({error})", remedy) from None
+        raise InputError(what, "be valid JSON", f"{shown} ({error})", "Write one JSON object per line") from None
 
 
 def _parquet(path: Path) -> list[Any]:
@@ -221,10 +214,10 @@ def _parquet(path: Path) -> list[Any]:
                 remedy = "Rename or drop one of them"
                 raise InputError(f"{path}", "have each column once", f"{', '.join(twice)} twice", remedy)
             return file.read().to_pylist()
-    except (OSError, pyarrow.ArrowException, ValueError) as error:
+    except (OSError, pyarrow.ArrowException, ValueError, ArithmeticError) as error:  # a date of the year 10,000
         if isinstance(error, InputError):
             raise
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = _first_line(error)
         raise InputError(f"{path}", "be a whole Parquet file", reason, "Write or download it again") from None
 
 

@@ -30,7 +30,7 @@ from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import frozen_copy, load_base, tiny_tokenizer
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Completion, Example, RememberingTokens
-from uftlab.study.trials import SCHEMA, Profile, Trial, is_done, plan_digest, read_trial
+from uftlab.study.trials import SCHEMA, Profile, Trial, UnsoundError, is_done, plan_digest, read_trial, wrong_in
 from uftlab.training.methods import SAMPLING, Stage, data_kinds, is_tuned, method_named, plan
 from uftlab.training.reward_functions import world_context, world_reward
 from uftlab.training.stages import Job, Trained, layout, run, usual_device
@@ -187,9 +187,18 @@ def _run(trials: Sequence[Trial], folder: Path) -> None:
     ended = _measured(begun)
     samples = _samples(begun, reader(torch.stack([own.weights for own in begun])))
     seconds = (time.perf_counter() - started) / len(begun)
+    unsound = None
     for (own, metrics), said in zip(ended, samples, strict=True):
         result = _result(own, metrics, said, seconds)
+        wrong = wrong_in(result)
+        if wrong is not None:  # no later reader shall meet it
+            what = f"The trial {own.trial.method}, seed {own.trial.seed}: {wrong[0]}"
+            remedy = "Lower its learning rate, or leave the method out; the other trials are kept"
+            unsound = unsound or UnsoundError(what, "be sound", wrong[1], remedy)
+            continue
         write_atomically(own.trial.path(folder), json.dumps(_rounded(result), separators=(",", ":")))
+    if unsound is not None:
+        raise unsound
 
 
 def _job(own: _Progress, index: int) -> Job:

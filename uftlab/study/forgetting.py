@@ -58,7 +58,7 @@ def table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
         row: dict[str, Any] = {"method": t["method"], "seed": t["seed"], "group": f"{t['method']} {t['seed']}"}
         row[SKILL] = t["metrics"].get(SKILL, np.nan)
         row |= {name: t["metrics"].get(name, np.nan) for name in PREDICTORS if "/" in name}
-        rates = [stage["settings"]["learning_rate"] for stage in t["stages"]]
+        rates = [stage["settings"].get("learning_rate", np.nan) for stage in t["stages"]]
         row["rate x steps"] = round(float(np.dot(rates, steps)), 9)  # 0.8 is 0.8, whatever the order of the stages
         for name, stored in (("share pushed down", "pushed_down"), ("base log-probability of the rows", "base_logp")):
             row[name] = float(np.average([stage.get(stored, np.nan) for stage in t["stages"]], weights=steps))

@@ -17,7 +17,7 @@ from scipy import stats
 
 from uftlab.errors import InputError
 from uftlab.files import DATA
-from uftlab.study.trials import read_trial
+from uftlab.study.trials import PROFILES, read_trial
 
 RESULTS = DATA / "results"
 
@@ -170,10 +170,53 @@ def load(folder: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: when there are none, or one that is not whole or of another version.
     """
-    trials = [read_trial(path) for path in sorted(Path(folder).glob("trials/*.json"))]
-    if not trials:
+    return [trial for _, trial in _stored(folder)]
+
+
+def _stored(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    found = [(path, read_trial(path)) for path in sorted(Path(folder).glob("trials/*.json"))]
+    if not found:
         raise InputError("A results folder", "hold trials", f"none in {folder}", "Run `uftlab run --out` first")
-    return sorted(trials, key=lambda t: (t["method"], t["seed"]))
+    return sorted(found, key=lambda own: (own[1]["method"], own[1]["seed"]))
+
+
+def load_study(folder: Path, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """The trials of a folder as one study: one of each method, seed and tuning draw, all of one profile.
+
+    After a new tuning a folder may hold two trials of a method and seed with other settings. Then the newest one
+    counts, and `say` gets a line with the names of both files. No seed counts twice.
+
+    Raises:
+        InputError: for a tuning or a map, which vary the settings on purpose; for profiles that differ; for a headline
+            metric that some of the trials lack, because their seeds would leave the comparisons unseen.
+    """
+    found = _stored(folder)
+    what = f"The study {folder}"
+    kinds = sorted({f"{t['profile']} on {t['split']} creatures" for _, t in found})
+    if len(kinds) > 1:
+        remedy = "Keep each profile in a folder of its own"
+        raise InputError(what, "have one profile", f"{len(kinds)}: {', '.join(kinds)[:120]}", remedy)
+    kept: dict[tuple, tuple[Path, dict[str, Any]]] = {}
+    for path, trial in found:
+        place = trial["method"], trial["seed"], trial["draw"]
+        other = kept.get(place)
+        if other is not None:
+            both = f"{other[0].name} and {path.name}"
+            times = [own.get("measured", "") for own in (other[1], trial)]
+            if trial["profile"] not in PROFILES or "" in times or times[0] == times[1]:
+                rule = "hold one trial of each method, seed and tuning draw"
+                remedy = "Delete one of them; a tuning or a map, which holds many, is read by `uftlab forgetting`"
+                raise InputError(what, rule, both, remedy)
+            if times[1] < times[0]:
+                path, trial = other
+            say(f"of {both} the newest counts: {path.name}")
+        kept[place] = path, trial
+    for metric in HEADLINES:
+        lacking = [path for path, trial in kept.values() if metric not in trial["metrics"]]
+        if 0 < len(lacking) < len(kept):
+            remedy = "Delete the file and run the study again, so that no seed is left out of a comparison"
+            raise InputError(f"{lacking[0]}", f"have {metric}, as others of the study have", "none", remedy)
+    return [trial for _, trial in kept.values()]
 
 
 def at_stage_end(stage: int, metric: str) -> str:

@@ -11,7 +11,6 @@ of the training data.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,7 +19,7 @@ from typing import Any
 
 from uftlab.errors import InputError
 from uftlab.evals.sizes import Sizes, metric_names
-from uftlab.files import home
+from uftlab.files import home, read_json
 from uftlab.training.methods import method_named, settings_of
 from uftlab.world.world import Dials
 
@@ -109,17 +108,99 @@ def read_trial(path: Path) -> dict[str, Any]:
     """One stored trial.
 
     Raises:
-        InputError: for a file that is no whole trial, or one of another version of uftlab.
+        InputError: for a file that is no whole trial, or one of another version of uftlab. It names the place in it.
     """
+    remedy = "Delete it; the same `uftlab run` makes it again"
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        schema = stored["schema"]
-    except (ValueError, TypeError, KeyError):
-        raise InputError(str(path), "be a whole trial file", "something else", "Delete it; it is run again") from None
+        stored = read_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        got = error.strerror if isinstance(error, OSError) else error
+        raise InputError(str(path), "be a whole trial file", got, remedy) from None
+    schema = stored.get("schema") if isinstance(stored, dict) else None
+    if type(schema) is not int:
+        raise InputError(str(path), "be a whole trial file", "something else", remedy)
     if schema != SCHEMA:
         what, remedy = f"The results folder {path.parent.parent}", "Choose another folder; nothing was changed"
         raise InputError(what, f"hold trials of schema {SCHEMA}", schema, remedy)
+    wrong = wrong_in(stored)
+    if wrong:
+        raise InputError(f"{path}: {wrong[0]}", "be as `uftlab run` writes it", wrong[1], remedy)
     return stored
+
+
+class UnsoundError(InputError):
+    """A trial whose numbers cannot be right, such as one that diverged. It is not stored; others are not concerned."""
+
+
+def wrong_in(stored: dict[str, Any]) -> tuple[str, str] | None:
+    """The first place of a trial whose value cannot be right, and what is wrong there; None for a sound trial.
+
+    >>> wrong_in({"schema": SCHEMA})
+    ('method', 'Field required')
+    """
+    from pydantic import ValidationError
+
+    try:
+        _trial_file().model_validate(stored)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        given = "" if first["type"] == "missing" else f" (given: {repr(first['input'])[:60]})"
+        return ".".join(map(str, first["loc"]))[:120], f"{first['msg']}{given}"
+    return None
+
+
+@cache
+def _trial_file() -> Any:
+    """What a trial file must hold; it may hold more. Made when the first one is read."""
+    from typing import Annotated
+
+    from pydantic import BaseModel, ConfigDict, Field
+
+    number = Annotated[float, Field(ge=-1e15, le=1e15)]  # NaN is refused too
+    count = Annotated[int, Field(ge=0, lt=2**53)]
+
+    name = Annotated[str, Field(pattern=r"^[\w.+-]{1,100}$")]  # it becomes part of pages
+
+    class Checked(BaseModel):
+        model_config = ConfigDict(strict=True, extra="allow")
+
+    class StageRecord(Checked):
+        steps: count
+        settings: dict[str, number]
+        metrics: dict[str, number] = Field(default_factory=dict)
+        demonstrations: number = 0
+        base_logp: number = 0
+        pushed_down: number = 0
+
+    class Point(Checked):
+        __pydantic_extra__: dict[str, number]
+        stage: count
+        step: count
+
+    class TrialFile(Checked):
+        method: name
+        seed: count
+        profile: name
+        split: name
+        dials: dict[str, number | bool]
+        steps: count
+        draw: count
+        tuned: bool = True
+        measured: str = ""
+        settings: dict[str, number]
+        completions: count
+        extra_forwards: count
+        sampled: count = 0
+        extra_runs: count = 0
+        stages: list[StageRecord]
+        metrics: dict[str, number]
+        curves: list[Point]
+        samples: list[dict[str, str]] = Field(default_factory=list)
+        wall_seconds: number
+        device: str
+        versions: dict[str, str]
+
+    return TrialFile
 
 
 def is_done(trial: Trial, folder: Path) -> bool:
@@ -129,7 +210,7 @@ def is_done(trial: Trial, folder: Path) -> bool:
         InputError: for a file that is no whole trial, or one of another version of uftlab.
     """
     path = trial.path(folder)
-    return path.is_file() and metric_names(trial.profile.sizes) <= set(read_trial(path).get("metrics", ()))
+    return path.is_file() and metric_names(trial.profile.sizes) <= set(read_trial(path)["metrics"])
 
 
 def draw_of(method: str, seed: int) -> int:

@@ -20,9 +20,9 @@ from pathlib import Path
 from scipy.stats import qmc
 
 from uftlab.evals.sizes import Sizes
-from uftlab.files import write_atomically
+from uftlab.files import locked, write_atomically
 from uftlab.study.trials import DRAWS, PROFILES, TUNING_WORLD, Trial, frozen, read_trial
-from uftlab.training.methods import TUNED, Dimension, Method, Settings, method_named, space
+from uftlab.training.methods import TUNED, Dimension, Method, Settings, method_named, space, tuned_table
 
 PROFILE = replace(PROFILES["class"], name="sweep", sizes=Sizes(200, 200, 0, 100), stage_ends=False)
 FIRST, SECOND = 12, 6  # points of the two rounds
@@ -93,21 +93,26 @@ def second_round(names: Sequence[str], folder: Path) -> list[Trial]:
 
 def choose(names: Sequence[str], folder: Path) -> list[str]:
     """Apply the rule to finished trials of both rounds, update `data/tuned.json`, return one line per method."""
-    table = {"settings": {}, "worth": {}} | (json.loads(TUNED.read_text()) if TUNED.is_file() else {})
-    table["rule"] = " ".join(str(__doc__).split())
-    lines = []
+    settings, worths, lines = {}, {}, []
     for name in _tuned(names):
         every = [*first_round([name]), *second_round([name], folder)]
         best = [_best([t for t in every if t.draw == draw], folder) for draw in range(DRAWS)]
         stored = [read_trial(trial.path(folder)) for trial, _ in best]
-        table["settings"][name] = [
+        settings[name] = [
             [{k: v for k, v in stage["settings"].items() if k != "beta_nats"} for stage in trial["stages"]]
             for trial in stored
         ]
-        table["worth"][name] = [round(value, 4) for _, value in best]
+        worths[name] = [round(value, 4) for _, value in best]
         shown = ", ".join(f"{value:.3f}" for _, value in best)
         lines.append(f"{name}: worth {shown} in {DRAWS} draws, each the best of {FIRST + SECOND} trials")
-    write_atomically(TUNED, json.dumps({name: table[name] for name in ("rule", "settings", "worth")}, indent=1) + "\n")
+    with locked(TUNED):  # another sweep may end now
+        old = tuned_table(TUNED)
+        table = {
+            "rule": " ".join(str(__doc__).split()),
+            "settings": {**old["settings"], **settings},
+            "worth": {**old["worth"], **worths},
+        }
+        write_atomically(TUNED, json.dumps(table, indent=1) + "\n")
     return lines
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from uftlab.errors import InputError
+from uftlab.files import check_writable, remove_left
 from uftlab.objectives.objective import Objective
 from uftlab.objectives.registry import OBJECTIVES, SHIPPED
 from uftlab.study.cohort import run_cohort
-from uftlab.study.trials import Trial, is_done, read_trial
+from uftlab.study.trials import Trial, UnsoundError, is_done, read_trial
 from uftlab.training.methods import METHODS, Method, method_named, named_methods
 from uftlab.training.methods import SHIPPED as SHIPPED_METHODS
 from uftlab.training.stages import usual_device
@@ -127,18 +127,9 @@ def check_folder(folder: Path) -> None:
     Raises:
         InputError: before anything is trained.
     """
-    for parent in (folder, *folder.parents):
-        if parent.exists():
-            if not parent.is_dir():
-                raise InputError("The output folder", "not lie below a regular file", parent, "Choose another --out")
-            break
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()  # an existing folder may be read-only
-    except OSError as error:
-        raise InputError(
-            "The output folder", "be writable", f"{folder} ({error.strerror})", "Choose another --out"
-        ) from None
+    check_writable(folder)
+    for own in (folder, folder / "trials"):
+        remove_left(own)
     for path in sorted(folder.glob("trials/*.json")):
         read_trial(path)
 
@@ -154,23 +145,29 @@ def spread(trials: Sequence[Trial], folder: Path, workers: int | None = None) ->
 
     Raises:
         InputError: for a loss that cannot be handed over to the processes, or when a single process dies before it has
-            finished anything.
+            finished anything. UnsoundError: when all others have finished, for the first trial that diverged.
     """
     handed = handed_over([trial.method for trial in trials])
     left = cohorts(trials, usual_device())
     count = min(workers or most_workers(), len(left))
+    unsound: list[UnsoundError] = []
     while left:
         before = len(left)
         try:
             with closing(_pool(list(left), folder, count, handed)) as finished:
                 for group, results in finished:
                     left.remove(group)
-                    yield from results
+                    if isinstance(results, UnsoundError):  # the others go on
+                        unsound.append(results)
+                    else:
+                        yield from results
         except BrokenProcessPool:
             if count == 1 and len(left) == before:
                 raise died(left[0], "died") from None
             count = max(1, count // 2)
             print(f"a worker process died, perhaps because memory ran out: going on with {count}")
+    if unsound:
+        raise unsound[0]
 
 
 def died(trials: Sequence[Trial], how: str) -> InputError:
@@ -182,14 +179,15 @@ def died(trials: Sequence[Trial], how: str) -> InputError:
 
 def _pool(
     groups: Sequence[list[Trial]], folder: Path, count: int, handed: bytes
-) -> Generator[tuple[list[Trial], list[dict[str, Any]]], None, None]:
-    """Cohorts with their results, as they finish. No process is left behind, however this ends."""
+) -> Generator[tuple[list[Trial], list[dict[str, Any]] | UnsoundError], None, None]:
+    """Cohorts with their results, or why they have none, as they finish. No process is left behind."""
     executor = ProcessPoolExecutor(count, _context(), start_worker, (handed,))
     try:
         running: dict[Future, list[Trial]] = {executor.submit(run_cohort, group, folder): group for group in groups}
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED)[0]:
-                yield running.pop(future), future.result()
+                error = future.exception()
+                yield running.pop(future), error if isinstance(error, UnsoundError) else future.result()
     except BaseException:
         for process in list((executor._processes or {}).values()):
             process.terminate()

@@ -19,6 +19,8 @@ NOT_NEGATIVE = (
     "lora", "lora_dropout", "warmup", "weight_decay", "clip", "held_out", "evaluate_every", "save_every", "samples",
     "seed", "log_every", "tokens_per_device",
 )  # fmt: skip
+MOST = {"steps": 1_000_000, "epochs": 10_000, "batch": 100_000, "seed": 2**32 - 1}  # the order is laid out beforehand
+MOST_OF_OTHERS = 1e9
 SHARES = ("lora_dropout", "warmup", "held_out")  # below 1
 
 
@@ -99,8 +101,11 @@ class TrainConfig:
                 continue
             low = own.name in POSITIVE
             rule = "be above 0" if low else "be at least 0"
-            if not math.isfinite(value) or value < 0 or (low and value == 0):
-                raise InputError(_option(own.name), f"be a finite number and {rule}", value, "Choose another")
+            if not -math.inf < value < math.inf or value < 0 or (low and value == 0):
+                raise InputError(_option(own.name), f"be a finite number and {rule}", str(value)[:40], "Choose another")
+            most = MOST.get(own.name, MOST_OF_OTHERS)
+            if value > most:
+                raise InputError(_option(own.name), f"be at most {most:,.0f}", str(value)[:40], "Lower it")
             if own.name in SHARES and value >= 1:
                 raise InputError(_option(own.name), "be a share below 1", value, "Write 0.1 for a tenth")
         if self.precision not in PRECISIONS:
@@ -111,7 +116,8 @@ class TrainConfig:
             )
         for number, stage in enumerate(self.stages, start=1):
             for name, value in stage.items():
-                if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                if not number or not -MOST_OF_OTHERS <= value <= MOST_OF_OTHERS:
                     raise InputError(f"Stage {number}: {name}", "be a finite number", value, "Correct it")
         if self.evaluate_every and not self.held_out:
             rule, remedy = "have rows to evaluate", "Add --held-out 0.05, which keeps a share of each table apart"
@@ -152,7 +158,7 @@ def read_config(path: Path | None, changes: Sequence[str] = (), **options: Any) 
         name, mark, value = change.partition("=")
         if not mark:
             raise InputError("--set", "be name=value", change, "Write for instance --set batch=16")
-        _place(found, name.strip().split("."), yaml.safe_load(value), change)
+        _place(found, name.strip().split("."), _yaml(value, "--set", change), change)
     found |= {name: value for name, value in options.items() if value is not None}
     if "out" not in found:
         model, method = (str(found.get(name, TYPED[name].default)) for name in ("model", "method"))
@@ -167,10 +173,10 @@ def read_file(path: Path) -> dict[str, Any]:
         InputError: for a file that cannot be read.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError("--config", "be a YAML file", f"{path} ({reason})", "Correct it") from None
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("--config", "be a YAML file", f"{path} ({error})", "Correct it") from None
+    found = _yaml(text, "--config", path) or {}
     if not isinstance(found, dict):
         raise InputError(str(path), "hold `name: value` lines", type(found).__name__, "See docs/train.md")
     return found
@@ -186,6 +192,34 @@ def section(found: Mapping[str, Any], name: str, path: Path | None) -> dict[str,
     if not isinstance(own, dict):
         raise InputError(f"{path}: {name}", "hold names with values below them", repr(own)[:60], "Indent them")
     return own
+
+
+def _yaml(text: str, what: str, source: object) -> Any:
+    """The value of a text of YAML."""
+    try:
+        return yaml.load(text, _Plain)
+    except (ValueError, TypeError, RecursionError, AttributeError, LookupError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(what, "be YAML", f"{str(source)[:200]} ({reason[:200]})", "Correct it") from None
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without references, which can make a short text enormous, and without a name twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node; refuses one that refers to another."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, "a reference (*name) is not understood", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """A mapping; refuses a name that is there twice."""
+        names = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for name, (key, _) in zip(names, node.value, strict=True):
+            if isinstance(name, str) and names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is there twice", key.start_mark)
+        return super().construct_mapping(node, deep=deep)
 
 
 def _place(found: dict[str, Any], names: list[str], value: Any, change: str) -> None:
@@ -222,17 +256,22 @@ def typed(name: str, value: Any, types: Mapping[str, str], where: str, command: 
     if value is None and "None" in kind:
         return None
     if kind.startswith(("Sequence", "tuple")):
-        if isinstance(value, list | tuple) and all(isinstance(own, Mapping | str) for own in value):
-            numbers = ({k: _number(v) for k, v in own.items()} if isinstance(own, Mapping) else own for own in value)
+        entry: Any = Mapping if "Mapping" in kind else str
+        if isinstance(value, list | tuple) and all(isinstance(own, entry) for own in value):
+            numbers = ({str(k): _number(v) for k, v in own.items()} if entry is Mapping else own for own in value)
             return tuple(numbers)
-        raise InputError(where, "be a list", repr(value), "Write it with `- ` before each entry")
+        of = "names with values" if entry is Mapping else "texts"
+        raise InputError(where, f"be a list of {of}", repr(value)[:200], "Write it with `- ` before each entry")
     first = kind.split(" ")[0]
     wanted: Any = {"bool": bool, "int": int, "float": (int, float), "str": (str, Path), "Path": (str, Path)}[first]
     if kind.startswith(("float", "int")):
         value = _number(value)
         value = int(value) if kind.startswith("int") and isinstance(value, float) and value.is_integer() else value
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise InputError(where, f"be of the type {'str' if first == 'Path' else first}", repr(value), "Correct it")
+        what = "str" if first == "Path" else first
+        raise InputError(where, f"be of the type {what}", repr(value)[:200], "Correct it")
+            where, f"be of the type {'str' if first == 'Path' else first}", repr(value)[:200], "Correct it"
+        )
     return {"float": float, "str": str, "Path": Path}.get(first, lambda same: same)(value)
 
 

@@ -12,13 +12,14 @@ Objectives are named here and looked up when they are asked for, so that reading
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from uftlab.errors import InputError
-from uftlab.files import DATA
+from uftlab.files import DATA, read_json
 
 SCORED = (
     "rs-dpo",
@@ -651,16 +652,53 @@ def default_settings(method: Method) -> dict[str, float]:
     return stage_defaults(method.stages[-1])
 
 
+def tuned_table(path: Path | None = None) -> dict[str, Any]:
+    """What `data/tuned.json` holds: `settings` and `worth` of each method; both empty before the first sweep.
+
+    Raises:
+        InputError: for a file that is not as a sweep writes it.
+    """
+    path = path or TUNED
+    if not path.is_file():
+        return {"settings": {}, "worth": {}}
+    try:
+        stored = read_json(path.read_bytes())
+        _checked_table().model_validate(stored)
+    except (OSError, ValueError) as error:
+        place: Any = getattr(error, "errors", lambda: [])()[:1]  # of pydantic, whose message has many lines
+        got = f"{'.'.join(map(str, place[0]['loc']))[:80]}: {place[0]['msg']}" if place else error
+        remedy = "Take the file that ships with uftlab, or run `uftlab sweep` again"
+        raise InputError(f"{path}", "be as `uftlab sweep` writes it", got, remedy) from None
+    return {"worth": {}, **stored}
+
+
+@cache
+def _checked_table() -> Any:
+    from typing import Annotated
+
+    from pydantic import BaseModel, ConfigDict, Field
+
+    number = Annotated[float, Field(ge=-1e15, le=1e15)]  # NaN is refused too
+
+    class Table(BaseModel):
+        model_config = ConfigDict(strict=True)
+        rule: str = ""
+        settings: dict[str, list[list[dict[str, number]]]]
+        worth: dict[str, list[number]] = Field(default_factory=dict)
+
+    return Table
+
+
 def chosen_settings() -> dict[str, list[Settings]]:
     """What the sweep chose for each method, in each tuning draw (`data/tuned.json`); empty before the first sweep."""
-    return json.loads(TUNED.read_text())["settings"] if TUNED.is_file() else {}
+    return tuned_table()["settings"]
 
 
 def tuned_settings(method: str, draw: int = 0) -> Settings:
     """The settings of every stage that the sweep chose for a method in one of its tuning draws.
 
     Raises:
-        InputError: for a method that was not swept, or a draw that was not made.
+        InputError: for a method that was not swept, a draw that was not made, or settings of another method.
     """
     table = chosen_settings()
     if method not in table:
@@ -668,7 +706,11 @@ def tuned_settings(method: str, draw: int = 0) -> Settings:
     if draw not in range(len(table[method])):
         rule = f"be one of 0 to {len(table[method]) - 1}"
         raise InputError(f"A tuning draw of {method}", rule, draw, "Choose one of them")
-    return table[method][draw]
+    found, count = table[method][draw], len(method_named(method).stages)
+    if len(found) != count or not all(own.get("learning_rate", -1) >= 0 for own in found):
+        rule = f"be {count} stage(s), each with a learning rate"
+        raise InputError(f"Settings of {method} in {TUNED}", rule, found, "Run `uftlab sweep` for it")
+    return found
 
 
 def is_tuned(method: Method, settings: Sequence[Mapping[str, float]]) -> bool:
