@@ -270,8 +270,6 @@ def typed(name: str, value: Any, types: Mapping[str, str], where: str, command: 
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         what = "str" if first == "Path" else first
         raise InputError(where, f"be of the type {what}", repr(value)[:200], "Correct it")
-            where, f"be of the type {'str' if first == 'Path' else first}", repr(value)[:200], "Correct it"
-        )
     return {"float": float, "str": str, "Path": Path}.get(first, lambda same: same)(value)
 
 
