@@ -66,13 +66,15 @@ def beside_the_paper() -> pd.DataFrame:
         (
             "a control was missing",
             "no plain mixture, no replay",
-            f"no signed SFT: its truth differs from UFT's by {signed.mean:+.3f} [{signed.low:+.3f}, {signed.high:+.3f}]",
+            "no signed SFT: its truth differs from UFT's by "
+            f"{signed.mean:+.3f} [{signed.low:+.3f}, {signed.high:+.3f}]",
             "take away the part that gets the credit",
         ),
         (
             "a score without the skill",
-            "an average that IFEval carries",
-            f"a base that distrusts itself tells {distrust:.3f} of the truth, UFT {found(2, 'uft, stored, truth').mean:.3f}",
+            "no policy without skill was measured",
+            f"a base that distrusts itself tells {distrust:.3f} of the truth, "
+            f"UFT {found(2, 'uft, stored, truth').mean:.3f}",
             "run a policy without any skill",
         ),
         (
@@ -100,8 +102,8 @@ def beside_the_paper() -> pd.DataFrame:
             "count the comparisons",
         ),
         (
-            "another question than the title",
-            "the gain is feedback, the title says forgetting",
+            "another question than the text's",
+            "the text says forgetting, most of the gain is feedback",
             "no rated prompt carried an instruction",
             "lay the data side by side",
         ),

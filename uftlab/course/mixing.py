@@ -158,9 +158,7 @@ def floor() -> float:
     return float(maps.of_experiment(frame(), "E1").groupby("seed")["instruction/blind"].first().mean())
 
 
-def picture(
-    metric: str, first_rate: float, rate: float, nats: float, instructed: float, on_target: bool
-) -> go.Figure:
+def picture(metric: str, first_rate: float, rate: float, nats: float, instructed: float, on_target: bool) -> go.Figure:
     """One place of the map: the order of training (left) and six methods (right), at the same last rate."""
     name, better = plain_name(metric), "" if HEADLINES[metric][2] else ", less is better"
     fig = theme.panels(
@@ -217,11 +215,12 @@ def words(metric: str, first_rate: float, rate: float, nats: float, instructed: 
     place = {"first_rate": first_rate, "rate": rate, "nats": nats}
     orders = {order: of_order(metric, order, "UNA", **place) for order in ORDERS}
     methods = {name: _methods(metric)[name, instructed, on_target, rate] for name in maps.SIX}
-    best = [_best(metric)(own, key=lambda name: own[name].mean()) for own in (orders, methods)]  # noqa: B023
+    best = [_best(metric)(own, key=lambda name: own[name].mean()) for own in (orders, methods)]
     gain = interval(orders["mixed"] - orders["SFT first"])
     moves = list(_moves(metric, **place).items())
     return (
-        f"With UNA the best order is {best[0]} ({orders[best[0]].mean():.2f}). Mixed minus SFT first: {in_words(gain)}, "
+        f"With UNA the best order is {best[0]} ({orders[best[0]].mean():.2f}). "
+        f"Mixed minus SFT first: {in_words(gain)}, "
         f"{'not settled' if gain.verdict == 'not settled' else gain.verdict}. Best method: {best[1]} "
         f"({methods[best[1]].mean():.2f}). What moves “SFT first” most here: {moves[0][0]} ({moves[0][1]:.2f}), then "
         f"{moves[1][0]} ({moves[1][1]:.2f})."

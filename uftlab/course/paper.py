@@ -252,6 +252,18 @@ def words(task: str, minus: str, together: float, spread: float) -> str:
     )
 
 
+def same_rates() -> pd.DataFrame:
+    """SFT and UFT on demonstrations at the same learning rates: the mean over four beta, and the best of them."""
+    sft, uft = table("sft rates"), table("uft grid")
+    own = uft.groupby(level="learning rate").agg(["mean", "max"])
+    rows = [
+        (board, f"{rate:.0e}", sft.loc[rate, board], *own.loc[rate, board])
+        for board in ("new", "old")
+        for rate in own.index[::-1]
+    ]
+    return pd.DataFrame(rows, columns=["leaderboard", "learning rate", "SFT", "UFT, mean of 4 β", "UFT, best β"])
+
+
 # ------------------------------------------------------------------------------ where a gain comes from
 
 

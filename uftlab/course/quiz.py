@@ -103,7 +103,7 @@ def quiz(headless: bool = False) -> ipywidgets.VBox | Folded:
         headless: True gives the questions with answers that the reader can unfold.
 
     Returns:
-        A box with the attributes `boxes` (one for each question) and `score` (the line). With `headless` a piece of HTML.
+        A box with the attributes `boxes` (one for each question) and `score` (the line); headless, HTML.
     """
     boxes = []
     for number, q in enumerate(QUESTIONS, start=1):

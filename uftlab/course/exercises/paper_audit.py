@@ -10,7 +10,7 @@ from uftlab.losses.family import una_squared_error_loss
 from uftlab.losses.rewards import implicit_reward, implicit_score
 
 FORGOTTEN = Exercise(
-    praise="So most of the advantage is not forgetting: SFT never had it. That is arithmetic on the paper's own tables.",
+    praise="15 % on IFEval, half on TruthfulQA. The rest SFT never had, so nobody could forget it.",
     right=lambda sft, pipeline, mixture: (sft - pipeline) / (mixture - pipeline),
     mistakes=(
         Mistake(
