@@ -35,20 +35,21 @@ def test_rows_and_shares_of_a_mixture():
 
 
 def test_a_table_is_a_copy():
-    paper.table("new").loc["SFT", "ifeval"] = 0.0
+    mine = paper.table("new")
+    mine.loc["SFT", "ifeval"] = 0.0
     assert paper.table("new").loc["SFT", "ifeval"] == 29.5
 
 
 def test_the_noise_of_a_difference_by_hand():
     """50 and 50 of 100 questions: variance 25 + 25, half width 1.96 * sqrt(50) = 13.86."""
-    found = paper.difference(50, 50, 100)
+    found = paper.difference(50.0, 50.0, 100)
     assert found.high == pytest.approx(13.859, abs=1e-3) and found.verdict == "not settled" and found.p == 1
-    assert paper.difference(50, 50, 100, together=0.5).high == pytest.approx(13.859 / 2**0.5, abs=1e-3)
-    assert paper.difference(50, 50, 100, seed_spread=5).high == pytest.approx(13.859 * 2**0.5, abs=1e-3)
+    assert paper.difference(50.0, 50.0, 100, together=0.5).high == pytest.approx(13.859 / 2**0.5, abs=1e-3)
+    assert paper.difference(50.0, 50.0, 100, seed_spread=5.0).high == pytest.approx(13.859 * 2**0.5, abs=1e-3)
 
 
 def test_two_models_that_agree_on_every_question_have_no_noise():
-    assert paper.difference(40, 40, 100, together=1.0) == Interval(0, 0, 0, 1, 1.0)
+    assert paper.difference(40.0, 40.0, 100, together=1.0) == Interval(0, 0, 0, 1, 1.0)
 
 
 def test_the_explorer_draws_every_model_but_one_and_says_what_is_clear():
