@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
+from typing import Any
 
 import ipywidgets
 import numpy as np
@@ -201,8 +202,13 @@ def _best(metric: str) -> Callable:
 
 def _moves(metric: str, first_rate: float, rate: float, nats: float) -> dict[str, float]:
     """How far SFT first with UNA moves if one thing alone is changed: best minus worst of its values here."""
-    here = {"order": "SFT first", "loss": "UNA", "first_rate": first_rate, "rate": rate, "nats": nats}
-    values = {"order": ORDERS, "loss": ("UNA", "DPO"), "first_rate": maps.RATES, "rate": maps.RATES}
+    here: dict[str, Any] = {"order": "SFT first", "loss": "UNA", "first_rate": first_rate, "rate": rate, "nats": nats}
+    values: dict[str, Sequence[Any]] = {
+        "order": ORDERS,
+        "loss": ("UNA", "DPO"),
+        "first_rate": maps.RATES,
+        "rate": maps.RATES,
+    }
     spread = {}
     for factor, options in values.items():
         means = [of_order(metric, **{**here, factor: value}).mean() for value in options]

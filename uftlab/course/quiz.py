@@ -105,7 +105,7 @@ def quiz(headless: bool = False) -> ipywidgets.VBox | Folded:
     Returns:
         A box with the attributes `boxes` (one for each question) and `score` (the line); headless, HTML.
     """
-    boxes = []
+    boxes: list[Any] = []  # boxes, or HTML where headless
     for number, q in enumerate(QUESTIONS, start=1):
         because = f"{q.because} (Notebook {q.notebook}.)"
         boxes.append(predict(f"{number}. {q.asked}", list(q.options), q.answer, because, headless))

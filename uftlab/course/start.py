@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
@@ -57,7 +58,7 @@ def _link(number: str) -> str:
     return f'<a href="{found[0].name}">{found[0].stem}</a>' if found else ""
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> Folded:
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Folded:
     left = 'style="text-align: left; font-size: 16px"'
     head = "".join(f"<th {left}>{name}</th>" for name in heads)
     body = "".join("<tr>" + "".join(f"<td {left}>{cell}</td>" for cell in row) + "</tr>" for row in rows)
