@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 import driver  # noqa: E402
 
-from uftlab.course.notebooks import Explorer, explorer_of, notebook_paths  # noqa: E402
+from uftlab.course.notebooks import Explorer, explorer_of, explorer_paths  # noqa: E402
 from uftlab.plots import widgets  # noqa: E402
 
 KERNEL_LIMIT, PAINT_LIMIT = 100.0, 400.0  # milliseconds
@@ -79,17 +79,17 @@ def main() -> None:
     options.add_argument("--presses", type=int, default=20, help="key presses in the browser")
     chosen = options.parse_args()
     rows = []
-    for path in notebook_paths(chosen.only):
+    for path in explorer_paths(chosen.only):
         times = kernel_times(explorer_of(path, profile=chosen.profile), max(50, chosen.moves))
         p95 = statistics.quantiles(times, n=20)[-1]
         row = {"notebook": path.stem, "moves": len(times), "kernel_p95_ms": p95}
         rows.append(row | {"kernel_ratio": p95 / KERNEL_LIMIT})
     if driver.chromium():
         with tempfile.TemporaryDirectory() as folder, driver.browser() as browser:
-            for path in notebook_paths(chosen.only):
+            for path in explorer_paths(chosen.only):
                 driver.copy_notebook(path, Path(folder), chosen.profile)
             with driver.lab(folder) as address:
-                for row, path in zip(rows, notebook_paths(chosen.only), strict=True):
+                for row, path in zip(rows, explorer_paths(chosen.only), strict=True):
                     page = browser.new_page(viewport={"width": 1280, "height": 720})
                     driver.run_notebook(page, address, path.stem)
                     painted = paint_times(page, explorer_of(path, profile=chosen.profile), chosen.presses)

@@ -8,11 +8,11 @@ from pathlib import Path
 import driver
 import pytest
 
-from uftlab.course.notebooks import NOTEBOOKS, explorer_of, notebook_paths
+from uftlab.course.notebooks import NOTEBOOKS, explorer_of, explorer_paths
 
-SLOW = {"03_tiny_world", "04_forgetting"}  # their explorers are made of the same parts
+SLOW = {"03_tiny_world", "04_forgetting", "06_mixing"}  # their explorers are made of the same parts
 WITHOUT = "01_implicit_reward"  # its page has an impatient anywidget, and JupyterLab has no plotly there
-NAMES = [path.stem for path in notebook_paths() if path.stem not in SLOW]
+NAMES = [path.stem for path in explorer_paths() if path.stem not in SLOW]
 PAINTED = Path(__file__).parent.parent / "build" / "key-to-paint.json"
 
 pytestmark = pytest.mark.skipif(

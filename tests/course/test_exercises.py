@@ -41,11 +41,15 @@ def desk(request):
     return scope, [cells[name + part].source for part in ("", "-answer", "-check")]
 
 
+def test_only_the_start_has_no_exercises():
+    assert [path.stem for path in notebook_paths() if not exercises_of(path)] == ["00_start"]
+
+
 def on_desk(values):
     return pytest.mark.parametrize("desk", [p.values for p in values], ids=[p.id for p in values], indirect=True)
 
 
-@pytest.mark.parametrize("path", notebook_paths(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [p for p in notebook_paths() if exercises_of(p)], ids=lambda path: path.stem)
 def test_every_notebook_has_two_exercises_with_hint_and_solution(path):
     assert len(exercises_of(path)) >= 2
     for name in exercises_of(path):

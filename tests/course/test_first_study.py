@@ -54,6 +54,15 @@ def test_distrust_begins_at_the_base_and_reaches_the_trained_method_at_one_nat()
     assert table.loc[1.0, "truth"] >= first_study.found(2, "uft, stored, truth").mean
 
 
+def test_the_faults_beside_the_papers_are_those_of_the_audit():
+    table = first_study.beside_the_paper().set_index("fault")["our first study"]
+    assert len(table) == 7
+    assert "-0.000 [-0.003, +0.003]" in table["a control was missing"]
+    assert "0.430" in table["a score without the skill"] and "0.429" in table["a score without the skill"]
+    assert "0.896" in table["the wrong headline metric"] and "17 of 23" in table["unequal care"]
+    assert "9 of 13" in table["many comparisons"] and "6 together" in table["many comparisons"]
+
+
 def test_the_sentences_carry_holms_correction():
     found = first_study.sentences()
     assert len(found) == 13 and list(found["holm"]) == pytest.approx(holm(list(found["p"])), rel=1e-3)

@@ -51,6 +51,15 @@ def notebook_paths(only: str = "") -> list[Path]:
     return found
 
 
+def explorer_paths(only: str = "") -> list[Path]:
+    """The notebooks that have an explorer. 00 has none.
+
+    Raises:
+        InputError: when the name of no notebook starts with `only`.
+    """
+    return [path for path in notebook_paths(only) if "widgets.explore(" in path.read_text(encoding="utf-8")]
+
+
 @dataclass(frozen=True)
 class Contents:
     """What the first cell of a notebook says, each part as one line of Markdown. Missing parts are empty."""
