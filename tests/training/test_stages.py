@@ -129,8 +129,8 @@ def test_arguments_of_the_trainer_are_heard_whatever_could_train_the_stage(table
 def test_the_policy_is_on_its_device_before_it_is_read_or_copied(stage, tables, monkeypatch):
     events, policy = [], random_base(0)
     monkeypatch.setattr(type(policy), "to", lambda self, *args: events.append("moved") or self)
-    fill, copied, step = ReferenceCache.fill, copy.deepcopy, ObjectiveTrainer.training_step
-    monkeypatch.setattr(ReferenceCache, "fill", lambda *args: events.append("read") or fill(*args))
+    reader, copied, step = ReferenceCache.reader, copy.deepcopy, ObjectiveTrainer.training_step
+    monkeypatch.setattr(ReferenceCache, "reader", lambda *args: events.append("read") or reader(*args))
     monkeypatch.setattr(ObjectiveTrainer, "training_step", lambda *args, **kwargs: events.append("step") or step(*args))
 
     def watched(thing, *args):

@@ -57,7 +57,7 @@ def explorer_paths(only: str = "") -> list[Path]:
     Raises:
         InputError: when the name of no notebook starts with `only`.
     """
-    return [path for path in notebook_paths(only) if "widgets.explore(" in path.read_text(encoding="utf-8")]
+    return [path for path in notebook_paths(only) if re.search(r"\bexplorer?\(", path.read_text(encoding="utf-8"))]
 
 
 @dataclass(frozen=True)
