@@ -37,6 +37,8 @@ pages: $(VENV)/tests
 	$(BIN)/uftlab methods --cards docs/methods
 	$(BIN)/uftlab results --page docs/results/study.md
 	$(BIN)/uftlab results --study pipelines --page docs/pipelines.md
+	$(BIN)/python -m uftlab.reports.questions docs/questions
+	$(BIN)/python benchmarks/trl_parity.py --page docs/trl.md
 	$(BIN)/python benchmarks/real_runs.py --page docs/results/real.md
 	$(BIN)/python benchmarks/doctor.py page
 	$(BIN)/uftlab export --previews docs/previews --readme README.md

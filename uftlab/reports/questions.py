@@ -46,6 +46,7 @@ def question_page(question: Question, stored: Rows, sweep: Rows, matched: Rows) 
             learning rate of another method.
     """
     frame, rows = of_question(question, stored), tested(question, stored)
+    at_equal = at_equal_skill(question, sweep)
     methods = ["base", *question.methods]
     worlds = frame["seed"].nunique()
     parts = [
@@ -76,10 +77,14 @@ def question_page(question: Question, stored: Rows, sweep: Rows, matched: Rows) 
         ]
     parts += [
         "## At equal skill",
-        f"Over the trials of tuning: what is kept at equal {LABELS[question.skill][0]}, read off between the two "
-        "neighbours of a level in each tuning world. Levels are the quartiles over all trials. In brackets: worlds "
-        "in which both methods reach the level. Exploratory.",
-        levels_table(at_equal_skill(question, sweep), LABELS),
+        f"Over the trials of tuning: what is kept at equal {LABELS[question.skill][0]}, in each tuning world. Levels "
+        "are the quartiles over the trials that have more of it than the base. In brackets: worlds in which both "
+        "methods reach the level. Exploratory; both tables are one family.",
+        "*Between neighbours*: read off between the two trials next to a level. Trials that learned little and trials "
+        "that were trained too fast pass the same levels, so it jumps.",
+        levels_table([row for row in at_equal if row["reading"] == "between neighbours"], LABELS),
+        "*At best*: of the trials with at least so much, the one that keeps most. All methods have equally many trials.",
+        levels_table([row for row in at_equal if row["reading"] == "at best"], LABELS),
         "## What this does not show",
         "\n".join(f"- {line}" for line in (*LIMITS, *MORE_LIMITS[question.name])),
     ]
@@ -135,6 +140,14 @@ def _on_policy(rows: Rows) -> list[str]:
         else:
             lines.append(f"**{name}** is not settled to keep more or less.")
     every = ("instruction/both", *kept)
+    found = _found(rows)
+    learned = [
+        f"{name} learns {'more' if row['verdict'] == 'higher' else 'less'} than {minus}"
+        for contrasts in factors.values()
+        for name, minus in (contrast.split(" minus ") for contrast in contrasts)
+        if (row := found.get((f"{name} minus {minus}", "instruction/both"))) and row["verdict"] != "not settled"
+    ]
+    lines.append(f"**Learned** (followed and correct): {'; '.join(learned) or 'nothing is settled'}.")
     return [*lines, *(_told(rows, contrast, every) for contrasts in factors.values() for contrast in contrasts)]
 
 

@@ -289,7 +289,8 @@ def best_kept(
     for (method, seed), own in table.groupby(["method", "seed"], sort=False):
         for level in at:
             there = own.loc[own[skill] >= level, list(outcomes)]
-            values = {o: there[o].min() if HEADLINES[o][2] is False else there[o].max() for o in outcomes}
+            less = [o for o in outcomes if o in HEADLINES and HEADLINES[o][2] is False]  # less of it is better
+            values = {o: there[o].min() if o in less else there[o].max() for o in outcomes}
             rows.append({"method": method, "seed": seed, skill: level, **values})
     return pd.DataFrame(rows, columns=["method", "seed", skill, *outcomes])
 

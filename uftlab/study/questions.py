@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from uftlab.errors import InputError
-from uftlab.study.comparisons import at_levels, contrast, corrected, matched_skill
+from uftlab.study.comparisons import at_levels, best_kept, contrast, corrected, matched_skill
 from uftlab.study.results import HEADLINES, RESULTS, tidy
 from uftlab.study.trials import DRAWS, PROFILES, Trial, frozen, trial
 from uftlab.training.methods import tuned_settings
@@ -164,16 +164,18 @@ def at_matched_rates(
 
 
 def at_equal_skill(question: Question, sweep: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The tests of a question at equal skill, over the trials of tuning (`comparisons.at_levels`).
+    """The tests of a question at equal skill, over the trials of tuning, in both readings of `comparisons.at_levels`.
 
-    The levels are the quartiles of the skill over all trials of its methods.
+    The levels are the quartiles of the skill over the trials that have more of it than the base.
     """
-    table = pd.DataFrame(
-        [{"method": t["method"], "seed": t["seed"], **t["metrics"]} for t in sweep if t["method"] in question.methods]
-    )
-    levels = [float(f"{table[question.skill].quantile(q):.2g}") for q in (0.25, 0.5, 0.75)]
+    rows = [{"method": t["method"], "seed": t["seed"], **t["metrics"]} for t in sweep]
+    table = pd.DataFrame([row for row in rows if row["method"] in question.methods])
+    base = pd.DataFrame([row for row in rows if row["method"] == "base"])[question.skill].mean()
+    learned = table.loc[table[question.skill] > base, question.skill]
+    levels = [float(f"{learned.quantile(q):.2g}") for q in (0.25, 0.5, 0.75)]
     kept = [name for name in question.outcomes if name != question.skill]
-    readings = {"between neighbours": matched_skill(table, levels, kept, question.skill)}
+    given = levels, kept, question.skill
+    readings = {"between neighbours": matched_skill(table, *given), "at best": best_kept(table, *given)}
     return at_levels(readings, kept, question.skill, question.tests)
 
 
