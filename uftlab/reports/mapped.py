@@ -182,13 +182,6 @@ def predicted(frame: pd.DataFrame) -> str:
             numbers = [row[kind, where] for where in ("across methods", "within methods") for kind in ("rho", "r2")]
             told = ["–" if pd.isna(n) else f"{n:.2f}" for n in numbers]
             lines.append([outcome, str(predictor), *told, _correlation(skill.loc[(outcome, predictor)])])
-    told_of = []
-    for outcome in forgetting.OUTCOMES:
-        own = skill.loc[outcome].dropna(subset="rho")
-        if len(own) and forgetting.RAZOR in own.index:
-            best = own["rho"].abs().idxmax()
-            named = f"{best} has {_correlation(own.loc[best])}"
-            told_of.append(f"- {outcome}: {named}, {forgetting.RAZOR} {_correlation(own.loc[forgetting.RAZOR])}.")
     heads = ["forgotten", "predictor", "ρ across", "R² across", "ρ within methods", "R² within methods"]
     heads.append("ρ at equal skill, 95 % interval")
     return (
@@ -200,8 +193,23 @@ def predicted(frame: pd.DataFrame) -> str:
         "are not in: no KL was measured there."
         f"\n\n{markdown(heads, lines)}\n\n"
         '"RL\'s Razor" (arXiv 2509.04259) names forward KL on the new task. At equal skill, the largest ρ and its own:'
-        "\n\n" + "\n".join(told_of)
+        f"\n\n{_razor(skill)}\n\n"
+        "At equal rate it is another picture. The same within bands of rate × steps, so that a predictor gets no "
+        "credit for telling who was trained faster or longer. This view was added after the others had been read:"
+        f"\n\n{_razor(forgetting.at_equal_rate(frame).set_index(['outcome', 'predictor']))}"
     )
+
+
+def _razor(found: pd.DataFrame) -> str:
+    """For each kind of forgetting the predictor with the largest correlation, and the Razor's."""
+    told = []
+    for outcome in forgetting.OUTCOMES:
+        own = found.loc[outcome].dropna(subset="rho")
+        if len(own) and forgetting.RAZOR in own.index:
+            best = own["rho"].abs().idxmax()
+            named = f"{best} has {_correlation(own.loc[best])}"
+            told.append(f"- {outcome}: {named}, {forgetting.RAZOR} {_correlation(own.loc[forgetting.RAZOR])}.")
+    return "\n".join(told)
 
 
 def _correlation(row: pd.Series) -> str:

@@ -83,7 +83,7 @@ def question_page(question: Question, stored: Rows, sweep: Rows, matched: Rows) 
         "*Between neighbours*: read off between the two trials next to a level. Trials that learned little and trials "
         "that were trained too fast pass the same levels, so it jumps.",
         levels_table([row for row in at_equal if row["reading"] == "between neighbours"], LABELS),
-        "*At best*: of the trials with at least so much, the one that keeps most. All methods have equally many trials.",
+        "*At best*: of the trials with at least so much, the one that keeps most. All have equally many trials.",
         levels_table([row for row in at_equal if row["reading"] == "at best"], LABELS),
         "## What this does not show",
         "\n".join(f"- {line}" for line in (*LIMITS, *MORE_LIMITS[question.name])),

@@ -214,7 +214,10 @@ def _tuning(sweep: list[dict[str, Any]]) -> str:
     chosen = tuned_table()
     base = {t["draw"]: t["metrics"]["truth/cued"] for t in sweep if t["method"] == "base"}
     lines, beyond, count = [], 0, 0
+    swept = {t["method"] for t in sweep}  # what was tuned later is not of this study
     for name, draws in chosen["settings"].items():
+        if name not in swept:
+            continue
         dimensions = [
             (i, d) for i, own in enumerate(space(method_named(name))) for d in own if d.name == "learning_rate"
         ]
