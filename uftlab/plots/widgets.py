@@ -122,7 +122,7 @@ class _Names(anywidget.AnyWidget):
     }
     function keep_fitting(notebook) {
       let waiting = null;
-      const soon = () => { clearTimeout(waiting); waiting = setTimeout(() => fit(notebook), 300); };
+      const soon = () => { waiting ??= setTimeout(() => { waiting = null; fit(notebook); }, 300); };
       new ResizeObserver(soon).observe(notebook);
       new MutationObserver(soon).observe(notebook, { subtree: true, childList: true });
       return soon;
