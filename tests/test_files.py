@@ -118,6 +118,7 @@ def test_json_is_read_strictly(text, said):
 def test_json_as_it_should_be_is_read_as_ever():
     text = json.dumps({"a": [1, 2.5, None, True, "x\ud83d\ude00"], "b": {}})
     assert read_json(text.encode()) == json.loads(text)
+    assert read_json(b"[Infinity]", nan=True) == [float("inf")]
 
 
 # ------------------------------------------------------------------------------------------ two at once

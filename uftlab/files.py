@@ -212,14 +212,17 @@ def save_atomically(path: Path, tensors: Mapping[str, "torch.Tensor"], metadata:
         part.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
 
-def read_json(content: bytes) -> Any:
+def read_json(content: bytes, *, nan: bool = False) -> Any:
     """The value of a JSON text, read strictly: UTF-8, no key twice in an object, no NaN or infinity.
+
+    Args:
+        nan: take NaN and infinity, which some writers of tables put in JSON.
 
     Raises:
         ValueError: saying what is wrong, in one line. So it is for numbers of thousands of digits and deep nesting.
     """
     try:
-        return json.loads(content.decode(), object_pairs_hook=_object, parse_constant=_no_number)
+        return json.loads(content.decode(), object_pairs_hook=_object, parse_constant=float if nan else _no_number)
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {content[error.start]:#x} at {error.start} is no UTF-8") from None
     except RecursionError:

@@ -546,7 +546,12 @@ def stored(
         "method": method,
         "seed": seed,
         "recipe": recipe_of({"method": method, "stages": [{"objective": "o", "settings": {"beta": beta}}]}),
-        "settings": {"max_new_tokens": most, "suites": ["ifeval"]},
+        "settings": {"max_new_tokens": most, "suites": ["ifeval"], "limit": None},
+        "sources": {},
+        "versions": {},
+        "device": "CPU",
+        "seconds": {"ifeval": 1.0},
+        "facts": {},
         "measures": [
             {
                 "name": own.name,

@@ -189,7 +189,7 @@ def read_rows(path: Path) -> list[Any]:
 def _array(content: bytes) -> list[Any] | None:
     """The rows of a JSON array; None if the content is none. Then the lines tell where it is wrong."""
     try:
-        whole = read_json(content)
+        whole = read_json(content, nan=True)
     except ValueError:
         return None
     return whole if isinstance(whole, list) else None
@@ -198,7 +198,7 @@ def _array(content: bytes) -> list[Any] | None:
 def _json(line: bytes, what: str) -> Any:
     shown = repr(line[:60].decode(errors="replace"))
     try:
-        return read_json(line)
+        return read_json(line, nan=True)  # a column that nobody reads may have NaN
     except ValueError as error:
         if "is no UTF-8" in str(error):
             remedy = "Save the file as UTF-8; it may be Latin-1"
