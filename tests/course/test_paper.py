@@ -49,7 +49,7 @@ def test_the_noise_of_a_difference_by_hand():
 
 
 def test_two_models_that_agree_on_every_question_have_no_noise():
-    assert paper.difference(40.0, 40.0, 100, together=1.0) == Interval(0, 0, 0, 1, 1.0)
+    assert paper.difference(40.0, 40.0, 100, together=1.0) == Interval(0.0, 0.0, 0.0, 1, 1.0)
 
 
 def test_the_explorer_draws_every_model_but_one_and_says_what_is_clear():

@@ -31,7 +31,7 @@ def found(point: int, what: str) -> Interval:
         raise InputError("A line of the audit", f"be one of those of point {point}", what, f"Have: {list(rows)}")
     mean, *limits = rows[what]
     low, high = limits or (None, None)
-    return Interval(mean, low, high, own["worlds"])
+    return Interval(float(mean), low, high, own["worlds"])
 
 
 def distrust() -> pd.DataFrame:
