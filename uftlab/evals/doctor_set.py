@@ -181,8 +181,8 @@ def _words(own: Mapping[str, int]) -> str:
     recall, alarms = own["found"] / max(1, own["faulty"]), own["false alarms"] / max(1, own["healthy"])
     return (
         f"{own['found']} of {own['faulty']} planted faults are found ({recall:.1%}); {own['false alarms']} of "
-        f"{own['healthy']} healthy runs have a false alarm ({alarms:.1%}), {own['serious false alarms']} a serious one. "
-        f"{own['true findings']} of the healthy runs have a finding that their weights bear out."
+        f"{own['healthy']} healthy runs have a false alarm ({alarms:.1%}), {own['serious false alarms']} a serious "
+        f"one. {own['true findings']} of the healthy runs have a finding that their weights bear out."
     )
 
 

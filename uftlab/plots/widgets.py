@@ -388,7 +388,7 @@ def doctor(reports: Mapping[str, Report], headless: bool = False) -> ipywidgets.
     if not reports:
         raise InputError("Runs to show", "be at least one", "none", "Name a run")
     if headless:
-        parts = []
+        parts: list[str] = []
         for name, own in reports.items():
             summary = f"<summary><b>{html.escape(name)}</b></summary>"
             parts.append(f"<details{'' if parts else ' open'}>{summary}{_findings(own)}</details>")
