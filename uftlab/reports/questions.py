@@ -161,8 +161,10 @@ def _entropy(rows: Rows) -> list[str]:
     else:
         text = {1: "EAFT keeps more old text than SFT", -1: "EAFT loses more old text than SFT"}
         belief = {1: "EAFT tells more truth on myths than SFT", -1: "EAFT keeps more myths than SFT"}
+        row = _found(rows)[contrasts[0], "truth/myths"]
+        alike = "EAFT and SFT are alike in truth on myths" if verdict(row) == "alike" else ""
         lines.append(f"**{text.get(keeps[0], 'That EAFT keeps old text is not settled')}.**")
-        lines.append(f"**{belief.get(myths[0], 'That EAFT keeps myths is not settled')}.**")
+        lines.append(f"**{belief.get(myths[0], alike or 'That EAFT keeps myths is not settled')}.**")
         if keeps[0] > 0 and keeps[1] < 1:
             lines.append(
                 "Against the same weights at other tokens it is not settled: the entropy need not be the reason."
