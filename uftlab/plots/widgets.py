@@ -68,7 +68,7 @@ The second line of `WAIT` appears after ten seconds. No script is needed for tha
 
 WAIT = (
     '<div class="uftlab-wait">The figure is being drawn.'
-    '<div class="uftlab-again"><b>It should be here by now. Run this cell again.</b></div></div>'
+    '<div class="uftlab-again"><b>If it does not come, run this cell again.</b></div></div>'
 )
 
 
@@ -268,7 +268,7 @@ class _Figure(anywidget.AnyWidget):
         const src = URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
         const onload = () => dispatchEvent(new Event("uftlab-plotly"));
         document.head.append(Object.assign(document.createElement("script"), { src, onload }));
-      });
+      }, gone);
       if (!window.Plotly) kernel.send({ wanted: "plotly.js" });
       while (!window.Plotly && !gone.aborted) await pause(100);
       return window.Plotly;
@@ -292,6 +292,7 @@ class _Figure(anywidget.AnyWidget):
           const scale = Math.min(most / height, room / NARROWEST, 1);
           const width = room / scale, fits = [width, height * scale].join();
           if (text === shown && fits === size) return;
+          if (!shown) plot.replaceChildren();
           card.style.height = `${height * scale}px`;
           plot.style.transform = scale < 1 ? `scale(${scale})` : "";
           if (text === shown) await Plotly.relayout(plot, { width });
@@ -310,7 +311,7 @@ class _Figure(anywidget.AnyWidget):
         sizes.observe(card);
         addEventListener("resize", again, { signal: gone });
         gone.addEventListener("abort", () => {
-          kernel.off("change:figure", again, gone);
+          kernel.off(null, null, gone);
           sizes.disconnect();
           last.then(() => Plotly.purge(plot));
         });
