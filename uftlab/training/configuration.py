@@ -100,10 +100,10 @@ class TrainConfig:
             low = own.name in POSITIVE
             rule = "be above 0" if low else "be at least 0"
             if not -math.inf < value < math.inf or value < 0 or (low and value == 0):
-                raise InputError(_option(own.name), f"be a finite number and {rule}", str(value)[:40], "Choose another")
+                raise InputError(_option(own.name), f"be a finite number and {rule}", _shown(value), "Choose another")
             most = MOST.get(own.name, MOST_OF_OTHERS)
             if value > most:
-                raise InputError(_option(own.name), f"be at most {most:,.0f}", str(value)[:40], "Lower it")
+                raise InputError(_option(own.name), f"be at most {most:,.0f}", _shown(value), "Lower it")
             if own.name in SHARES and value >= 1:
                 raise InputError(_option(own.name), "be a share below 1", value, "Write 0.1 for a tenth")
         if self.precision not in PRECISIONS:
@@ -116,7 +116,7 @@ class TrainConfig:
             for name, value in stage.items():
                 number = isinstance(value, int | float) and not isinstance(value, bool)
                 if not number or not -MOST_OF_OTHERS <= value <= MOST_OF_OTHERS:
-                    raise InputError(f"Stage {number}: {name}", "be a finite number", value, "Correct it")
+                    raise InputError(f"Stage {number}: {name}", "be a finite number", _shown(value), "Correct it")
         if self.evaluate_every and not self.held_out:
             rule, remedy = "have rows to evaluate", "Add --held-out 0.05, which keeps a share of each table apart"
             raise InputError("--evaluate-every", rule, "no --held-out", remedy)
@@ -125,6 +125,14 @@ class TrainConfig:
     def asdict(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return {**asdict(self), "stages": [dict(own) for own in self.stages], "benchmarks": list(self.benchmarks)}
+
+
+def _shown(value: Any) -> str:
+    """A value in an error message, in short."""
+    try:
+        return repr(value)[:200]
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def _option(name: str) -> str:
@@ -221,13 +229,13 @@ def _typed(name: str, value: Any, path: Path | None) -> Any:
             numbers = ({str(k): _number(v) for k, v in own.items()} if entry is Mapping else own for own in value)
             return tuple(numbers)
         of = "names with values" if entry is Mapping else "texts"
-        raise InputError(where, f"be a list of {of}", repr(value)[:200], "Write it with `- ` before each entry")
+        raise InputError(where, f"be a list of {of}", _shown(value), "Write it with `- ` before each entry")
     wanted: Any = {"bool": bool, "int": int, "float": (int, float), "str": (str, Path)}[kind.split(" ")[0]]
     if kind.startswith(("float", "int")):
         value = _number(value)
         value = int(value) if kind.startswith("int") and isinstance(value, float) and value.is_integer() else value
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise InputError(where, f"be of the type {kind.split(' ')[0]}", repr(value)[:200], "Correct it")
+        raise InputError(where, f"be of the type {kind.split(' ')[0]}", _shown(value), "Correct it")
     if kind.startswith("float"):
         return float(value)
     return str(value) if kind.startswith("str") else value
