@@ -102,10 +102,10 @@ class TrainConfig:
             low = own.name in POSITIVE
             rule = "be above 0" if low else "be at least 0"
             if not -math.inf < value < math.inf or value < 0 or (low and value == 0):
-                raise InputError(_option(own.name), f"be a finite number and {rule}", str(value)[:40], "Choose another")
+                raise InputError(_option(own.name), f"be a finite number and {rule}", _shown(value), "Choose another")
             most = MOST.get(own.name, MOST_OF_OTHERS)
             if value > most:
-                raise InputError(_option(own.name), f"be at most {most:,.0f}", str(value)[:40], "Lower it")
+                raise InputError(_option(own.name), f"be at most {most:,.0f}", _shown(value), "Lower it")
             if own.name in SHARES and value >= 1:
                 raise InputError(_option(own.name), "be a share below 1", value, "Write 0.1 for a tenth")
         if self.precision not in PRECISIONS:
@@ -118,7 +118,7 @@ class TrainConfig:
             for name, value in stage.items():
                 number = isinstance(value, int | float) and not isinstance(value, bool)
                 if not number or not -MOST_OF_OTHERS <= value <= MOST_OF_OTHERS:
-                    raise InputError(f"Stage {number}: {name}", "be a finite number", value, "Correct it")
+                    raise InputError(f"Stage {number}: {name}", "be a finite number", _shown(value), "Correct it")
         if self.evaluate_every and not self.held_out:
             rule, remedy = "have rows to evaluate", "Add --held-out 0.05, which keeps a share of each table apart"
             raise InputError("--evaluate-every", rule, "no --held-out", remedy)
@@ -127,6 +127,14 @@ class TrainConfig:
     def asdict(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return {**asdict(self), "stages": [dict(own) for own in self.stages], "benchmarks": list(self.benchmarks)}
+
+
+def _shown(value: Any) -> str:
+    """A value in an error message, in short."""
+    try:
+        return repr(value)[:200]
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def _option(name: str) -> str:
@@ -261,7 +269,7 @@ def typed(name: str, value: Any, types: Mapping[str, str], where: str, command: 
             numbers = ({str(k): _number(v) for k, v in own.items()} if entry is Mapping else own for own in value)
             return tuple(numbers)
         of = "names with values" if entry is Mapping else "texts"
-        raise InputError(where, f"be a list of {of}", repr(value)[:200], "Write it with `- ` before each entry")
+        raise InputError(where, f"be a list of {of}", _shown(value), "Write it with `- ` before each entry")
     first = kind.split(" ")[0]
     wanted: Any = {"bool": bool, "int": int, "float": (int, float), "str": (str, Path), "Path": (str, Path)}[first]
     if kind.startswith(("float", "int")):
@@ -269,7 +277,7 @@ def typed(name: str, value: Any, types: Mapping[str, str], where: str, command: 
         value = int(value) if kind.startswith("int") and isinstance(value, float) and value.is_integer() else value
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         what = "str" if first == "Path" else first
-        raise InputError(where, f"be of the type {what}", repr(value)[:200], "Correct it")
+        raise InputError(where, f"be of the type {what}", _shown(value), "Correct it")
     return {"float": float, "str": str, "Path": Path}.get(first, lambda same: same)(value)
 
 
