@@ -180,7 +180,7 @@ def test_figures_stay_when_the_window_changes_its_height_alone(running):
     page, _, _ = running
     page.wait_for_function(f"() => Math.min(...({HEIGHTS})()) > 400")  # it was narrow in the test before
     before = page.evaluate(HEIGHTS)
-    assert len(before) > 2
+    assert before
     page.set_viewport_size({"width": 1280, "height": 900})
     page.wait_for_timeout(1500)  # longer than JupyterLab waits before it resizes
     after = page.evaluate(HEIGHTS)

@@ -11,6 +11,7 @@ from real_runs import BASE, SIZES, Run, Stored, chosen, contrasts, count, keyed,
 from uftlab.errors import InputError
 from uftlab.evals.outcomes import Measure
 from uftlab.models.policies import TINY
+from uftlab.training import configuration
 from uftlab.world.world import World, pairs
 
 SMALL = replace(
@@ -256,7 +257,8 @@ def test_a_cut_run_goes_on_and_minutes_are_kept(made, tmp_path, monkeypatch):
     assert len(begun) == len(set(begun)) == 6  # equal costs: the matched rates stay
 
 
-def test_a_run_that_diverges_is_kept_as_such_and_never_chosen(made, tmp_path):
+def test_a_run_that_diverges_is_kept_as_such_and_never_chosen(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(configuration, "MOST_OF_OTHERS", 1e39)  # a rate that nobody could ask for
     wild = Run("uft", (1e38,), 0)
     record, questions = real_runs.one(wild, made)
     assert "finite" in record["diverged"] and questions == {}

@@ -24,7 +24,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from uftlab.course import export
 from uftlab.course import notebooks as course
-from uftlab.course.notebooks import NOTEBOOKS, contents, copy_course, lab_command, notebook_paths, run_all
+from uftlab.course.notebooks import NOTEBOOKS, contents, copy_course, has_explorer, lab_command, notebook_paths, run_all
 from uftlab.course.server import Connection
 from uftlab.errors import InputError
 from uftlab.plots import theme
@@ -193,10 +193,10 @@ def test_copies_that_cannot_be_shown_are_refused(problem, tmp_path):
 def test_the_preview_is_of_the_explorer(executed):
     for name in NAMES:
         notebook = export._read(executed, name)
-        explored = [c for c in notebook.cells if "widgets.explore(" in c.source]
+        explored = [c for c in notebook.cells if c.cell_type == "code" and has_explorer(c.source)]
         if name == "00_start":  # its only figure
             assert not explored
-            explored = notebook.cells
+            explored = [c for c in notebook.cells if c.cell_type == "code"]
         figures = [o.data.get(theme.MIMETYPE) for cell in explored for o in cell.outputs if "data" in o]
         assert export.main_figure(notebook) in figures
 

@@ -8,7 +8,7 @@ import torch
 from trials import TINY, WeightProbe, random_base, trial_of
 
 from uftlab.losses.rewards import cross_entropy_gate, squared_error_gate
-from uftlab.reports import study
+from uftlab.reports import mapped
 from uftlab.study import cohort, gate
 from uftlab.study.gate import reward_share
 from uftlab.study.trials import frozen
@@ -63,7 +63,7 @@ def test_a_trial_is_read_on_its_way_and_the_table_and_page_hold_what_was_read(ti
         sum(points["feedback", s]["share"] for s in (2, 4, 6, 8)) / 4
     )
     assert (found.loc[1e-3].filter(like="share") < found.loc[10.0].filter(like="share")).all()
-    page = "\n".join(study._of_the_gradient({"world": 0, "rows": 24, "runs": runs}))
+    page = "\n".join(mapped._of_the_gradient({"world": 0, "rows": 24, "runs": runs}))
     shown = [f"{100 * last[f'feedback: share{when}']:.2g} %" for when in ("", ", on average")]
     assert f"| {' | '.join(shown)} |" in page
-    assert study._of_the_gradient(None) == []
+    assert mapped._of_the_gradient(None) == []

@@ -21,7 +21,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
-from uftlab.course.notebooks import NOTEBOOKS, contents, notebook_paths, run_all, write_tables
+from uftlab.course.notebooks import NOTEBOOKS, contents, has_explorer, notebook_paths, run_all, write_tables
 from uftlab.errors import InputError
 from uftlab.files import write_atomically
 from uftlab.plots import theme
@@ -225,13 +225,13 @@ def write_site(executed: Path, out: Path, only: str = "") -> list[Path]:
 
 
 def main_figure(notebook: NotebookNode) -> dict[str, Any]:
-    """The figure of an executed notebook for its preview: the figure of `widgets.explore`, else the first one.
+    """The figure of an executed notebook for its preview: that of its explorer, else the first one.
 
     Raises:
         InputError: for a notebook without figures.
     """
     found = [
-        ("widgets.explore(" in cell.source, output.data[theme.MIMETYPE])
+        (has_explorer(cell.source), output.data[theme.MIMETYPE])
         for cell in notebook.cells
         for output in cell.get("outputs", [])
         if theme.MIMETYPE in output.get("data", {})

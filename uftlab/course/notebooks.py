@@ -57,7 +57,12 @@ def explorer_paths(only: str = "") -> list[Path]:
     Raises:
         InputError: when the name of no notebook starts with `only`.
     """
-    return [path for path in notebook_paths(only) if re.search(r"\bexplorer?\(", path.read_text(encoding="utf-8"))]
+    return [path for path in notebook_paths(only) if has_explorer(path.read_text(encoding="utf-8"))]
+
+
+def has_explorer(source: str) -> bool:
+    """Whether the code of a cell, or a whole notebook, shows an explorer: `widgets.explore` or one of the course's."""
+    return re.search(r"\bexplorer?\(", source) is not None
 
 
 @dataclass(frozen=True)

@@ -483,7 +483,8 @@ def doctor(reports: Mapping[str, Report], headless: bool = False) -> ipywidgets.
     follow()
     chosen.observe(follow, names="value")
     grid = ipywidgets.VBox([_row(chosen)])
-    box = _box(ipywidgets.HTML(STYLE), grid, spoken, shown, _Names(layout={"display": "none"}))
+    parts = [ipywidgets.HTML(STYLE), grid, spoken, shown, _Names(layout={"display": "none"})]
+    box = ipywidgets.VBox(parts).add_class("uftlab")
     box.chosen, box.spoken, box.shown = chosen, spoken, shown
     return box
 

@@ -116,8 +116,8 @@ class TrainConfig:
             )
         for number, stage in enumerate(self.stages, start=1):
             for name, value in stage.items():
-                number = isinstance(value, int | float) and not isinstance(value, bool)
-                if not number or not -MOST_OF_OTHERS <= value <= MOST_OF_OTHERS:
+                numeric = isinstance(value, int | float) and not isinstance(value, bool)
+                if not numeric or not -MOST_OF_OTHERS <= value <= MOST_OF_OTHERS:
                     raise InputError(f"Stage {number}: {name}", "be a finite number", _shown(value), "Correct it")
         if self.evaluate_every and not self.held_out:
             rule, remedy = "have rows to evaluate", "Add --held-out 0.05, which keeps a share of each table apart"
