@@ -201,7 +201,7 @@ def test_resume_of_a_finished_run_or_of_nothing_is_refused(tmp_path, files):
 
 def test_a_run_that_diverges_stops_and_saves_nothing_as_if_it_were_good(tmp_path, files):
     with pytest.raises(DivergedError, match=r"must be finite; got nan.*Lower the learning rate"):
-        train(tmp_path / "out", files, method="sft-full", learning_rate=1e9, steps=6, warmup=0.0)
+        train(tmp_path / "out", files, method="sft-full", learning_rate=1e30, steps=6, warmup=0.0)
     assert json.loads((tmp_path / "out" / "training.json").read_text())["state"] == "unfinished"
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
@@ -264,7 +264,7 @@ def test_a_run_without_a_folder_has_one_named_after_model_and_method():
         ("out: a\nbatch: many", (), "batch must be of the type int; got 'many'"),
         ("out: a\nmerge: 1", (), "merge must be of the type bool"),
         ("- a", (), "must hold `name: value` lines"),
-        ("out: [", (), "--config must be YAML"),
+        ("out: [", (), "--config must be a YAML file"),
         ("out: a", ("batch",), "--set must be name=value"),
         ("out: a", ("stages.x.beta=1",), "--set must name an option"),
         ("out: a\nlearning_rate: .nan", (), "--learning-rate must be a finite number"),

@@ -20,7 +20,7 @@ NOT_NEGATIVE = (
     "seed", "log_every", "tokens_per_device",
 )  # fmt: skip
 MOST = {"steps": 1_000_000, "epochs": 10_000, "batch": 100_000, "seed": 2**32 - 1}  # the order is laid out beforehand
-MOST_OF_OTHERS = 1e9
+MOST_OF_OTHERS = 1e9  # whole numbers
 SHARES = ("lora_dropout", "warmup", "held_out")  # below 1
 
 
@@ -103,7 +103,7 @@ class TrainConfig:
             rule = "be above 0" if low else "be at least 0"
             if not -math.inf < value < math.inf or value < 0 or (low and value == 0):
                 raise InputError(_option(own.name), f"be a finite number and {rule}", _shown(value), "Choose another")
-            most = MOST.get(own.name, MOST_OF_OTHERS)
+            most = MOST.get(own.name, MOST_OF_OTHERS if isinstance(value, int) else math.inf)
             if value > most:
                 raise InputError(_option(own.name), f"be at most {most:,.0f}", _shown(value), "Lower it")
             if own.name in SHARES and value >= 1:
@@ -166,7 +166,7 @@ def read_config(path: Path | None, changes: Sequence[str] = (), **options: Any) 
         name, mark, value = change.partition("=")
         if not mark:
             raise InputError("--set", "be name=value", change, "Write for instance --set batch=16")
-        _place(found, name.strip().split("."), _yaml(value, "--set", change), change)
+        _place(found, name.strip().split("."), _yaml(value, "--set", "be YAML", change), change)
     found |= {name: value for name, value in options.items() if value is not None}
     if "out" not in found:
         model, method = (str(found.get(name, TYPED[name].default)) for name in ("model", "method"))
@@ -184,7 +184,7 @@ def read_file(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("--config", "be a YAML file", f"{path} ({error})", "Correct it") from None
-    found = _yaml(text, "--config", path) or {}
+    found = _yaml(text, "--config", "be a YAML file", path) or {}
     if not isinstance(found, dict):
         raise InputError(str(path), "hold `name: value` lines", type(found).__name__, "See docs/train.md")
     return found
@@ -202,13 +202,13 @@ def section(found: Mapping[str, Any], name: str, path: Path | None) -> dict[str,
     return own
 
 
-def _yaml(text: str, what: str, source: object) -> Any:
+def _yaml(text: str, what: str, rule: str, source: object) -> Any:
     """The value of a text of YAML."""
     try:
         return yaml.load(text, _Plain)
     except (ValueError, TypeError, RecursionError, AttributeError, LookupError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(what, "be YAML", f"{str(source)[:200]} ({reason[:200]})", "Correct it") from None
+        raise InputError(what, rule, f"{str(source)[:200]} ({reason[:200]})", "Correct it") from None
 
 
 class _Plain(yaml.SafeLoader):
@@ -278,7 +278,10 @@ def typed(name: str, value: Any, types: Mapping[str, str], where: str, command: 
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         what = "str" if first == "Path" else first
         raise InputError(where, f"be of the type {what}", _shown(value), "Correct it")
-    return {"float": float, "str": str, "Path": Path}.get(first, lambda same: same)(value)
+    try:
+        return {"float": float, "str": str, "Path": Path}.get(first, lambda same: same)(value)
+    except OverflowError:
+        raise InputError(where, "be a finite number", _shown(value), "Correct it") from None
 
 
 def _number(value: Any) -> Any:
