@@ -246,8 +246,8 @@ class _Figure(anywidget.AnyWidget):
     plotly.js is taken from the page, if a figure has brought it already. Otherwise the kernel sends it, once per page.
     It is no part of the state of a widget, so a saved notebook does not contain it.
 
-    The figure is drawn at its own height, and at least 620 pixels wide. Then it is made smaller as a whole, so that it
-    fits into its place and leaves 300 pixels of the height of the window to everything else.
+    The figure is drawn when it is on the screen or near, at its own height and at least 620 pixels wide. Then it is
+    made smaller as a whole, so that it fits into its place and leaves 300 pixels of the window's height to the rest.
     """
 
     drawn = traitlets.Unicode().tag(sync=True)
@@ -286,7 +286,8 @@ class _Figure(anywidget.AnyWidget):
         let [shown, size] = ["", ""];
         const draw = async () => {
           const [text, room] = [kernel.get("figure"), card.clientWidth];
-          if (gone.aborted || !room) return;  // it is drawn when it is seen
+          // plotly.js measures wrongly in a cell that the browser skips: traces would not fit their axes
+          if (gone.aborted || !room || !card.checkVisibility({ contentVisibilityAuto: true })) return;
           const { data, layout } = JSON.parse(text);
           const [height, most] = [layout.height ?? 500, Math.max(LOWEST, innerHeight - ELSE)];
           const scale = Math.min(most / height, room / NARROWEST, 1);
@@ -309,10 +310,13 @@ class _Figure(anywidget.AnyWidget):
         kernel.on("change:figure", again, gone);
         const sizes = new ResizeObserver(again);
         sizes.observe(card);
+        const seen = new IntersectionObserver(again, { rootMargin: "300px" });
+        seen.observe(card);
         addEventListener("resize", again, { signal: gone });
         gone.addEventListener("abort", () => {
           kernel.off(null, null, gone);
           sizes.disconnect();
+          seen.disconnect();
           last.then(() => Plotly.purge(plot));
         });
         again();
