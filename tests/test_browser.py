@@ -83,8 +83,6 @@ DRAWN = "() => [...document.querySelectorAll('.plotly-graph-div')].every((f) => 
 def test_controls_are_named_and_the_first_picture_is_the_functions(running):
     page, explorer, _ = running
     values = {name: control.value for name, control in explorer.controls.items()}
-    for width in (1270, 1280):  # a figure in a cell that the browser skipped may have old sizes until it is laid out
-        page.set_viewport_size({"width": width, "height": 720})
     driver.wait_until_drawn(page, explorer.picture(**values), explorer.words(**values))
     wrong = driver.drawing(explorer.picture(**values))
     wrong["data"][0]["y"] = wrong["data"][0]["y"][1:]  # so that this comparison is known to find what differs
