@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -190,6 +191,17 @@ def _check(members: Sequence[Member]) -> None:
         raise InputError("The members of a population", "train equally many steps", steps, "Train them apart")
 
 
+def _penalty(members: Sequence[Member], device: torch.device) -> Callable[[Tensor], Tensor] | None:
+    """What each member pays for how far its weights have moved; None where nobody pays."""
+    pulls = torch.tensor([member.l2 for member in members], device=device)
+    if not pulls.any():
+        return None
+    if all(member.fisher is None for member in members):
+        return partial(l2_to_start, strength=pulls)
+    own = [torch.ones_like(member.start) if member.fisher is None else member.fisher for member in members]
+    return partial(ewc_to_start, fisher=torch.stack([fisher.to(device) for fisher in own]), strength=pulls)
+
+
 def learning_rates(steps: int) -> list[float]:
     """Factor on the learning rate at each step: the schedule of `uftlab.engine.trainer.training_arguments`."""
     arguments = training_arguments("unused")
@@ -326,15 +338,7 @@ class _Stack:
         self.weights = self.start.clone().requires_grad_()
         self.compared = any(group.objective.distributions for group in self.groups)
         self.rates = torch.tensor([[member.settings["learning_rate"]] for member in self.members], device=device)
-        pulls = [member.l2 for member in self.members]
-        self.pulls = torch.tensor(pulls, device=device) if any(pulls) else None
-        fishers = [member.fisher for member in self.members]
-        self.fisher = None
-        if any(own is not None for own in fishers):
-            whole = [
-                torch.ones_like(member.start) if member.fisher is None else member.fisher for member in self.members
-            ]
-            self.fisher = torch.stack([own.to(device) for own in whole])
+        self.penalty = _penalty(self.members, device)
         never = self.steps + 1
         refresh = [member.refresh or never for member in self.members]
         self.refresh = torch.tensor(refresh, device=device)[:, None] if min(refresh) < never else None
@@ -358,10 +362,8 @@ class _Stack:
         policy = logits(Weights.of(self.weights, self.layout), batch, self.layout)
         logps = token_logps(policy, batch)
         losses = torch.cat([group.losses(logps, batch, policy, reference) for group in self.groups])
-        if self.pulls is not None:
-            moved = self.weights - self.start
-            pull = (moved, self.pulls) if self.fisher is None else (moved, self.fisher, self.pulls)
-            losses = losses + (l2_to_start(*pull) if self.fisher is None else ewc_to_start(*pull))
+        if self.penalty is not None:
+            losses = losses + self.penalty(self.weights - self.start)
         (grad,) = torch.autograd.grad(losses.sum(), self.weights)
         self.adam.step(self.weights, grad, self.rates * self.factor[self.clock])
         self.losses.index_copy_(0, self.clock, losses.detach()[None])
