@@ -309,10 +309,8 @@ def token_reading(
     ids, mask, plain = batch["completion_ids"], batch["completion_mask"], bare(model)
     if not has_plain_head(plain):
         logits = completion_logits(model, batch)
-        entropies = (
-            torch.where(mask, token_entropy(logits, top), 0.0) if top else torch.zeros(mask.shape).to(mask.device)
-        )
-        return gather_logps(logits, ids, mask), entropies
+        entropies = token_entropy(logits, top) if top else torch.zeros(mask.shape, device=mask.device)
+        return gather_logps(logits, ids, mask), torch.where(mask, entropies, 0.0)
     head: Any = output_layer(plain)
     found = torch.zeros(*mask.shape, 2, device=mask.device)
     for group in batch["groups"]:

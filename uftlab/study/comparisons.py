@@ -285,11 +285,11 @@ def best_kept(
     where less is better; NaN where no trial gets there. The best of many is better than that of few: `table` should
     have equally many trials of each method.
     """
+    less = [o for o in outcomes if o in HEADLINES and HEADLINES[o][2] is False]  # less of it is better
     rows = []
     for (method, seed), own in table.groupby(["method", "seed"], sort=False):
         for level in at:
             there = own.loc[own[skill] >= level, list(outcomes)]
-            less = [o for o in outcomes if o in HEADLINES and HEADLINES[o][2] is False]  # less of it is better
             values = {o: there[o].min() if o in less else there[o].max() for o in outcomes}
             rows.append({"method": method, "seed": seed, skill: level, **values})
     return pd.DataFrame(rows, columns=["method", "seed", skill, *outcomes])

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from uftlab.losses import decayed_share
+from uftlab.models.generation import texts
 from uftlab.rows.tokens import Completion, Example
 from uftlab.training.online import Rollouts, learn_from_samples, seed_of, with_advantages
 from uftlab.training.recipes import FedTrainer, Record, Task, feed_steps, history_of
@@ -111,14 +112,14 @@ def luffy(task: Task) -> Record:
     """
     size = int(task.option("completions")) + 1
     rollouts, shown, settings = Rollouts(task, task.batch // size * (size - 1)), _shown(task), task.resolved([])
-    rng, tokenizer = random.Random(f"uftlab luffy {task.seed}"), task.tokens.tokenizer
+    rng = random.Random(f"uftlab luffy {task.seed}")
     prompts = {task.tokens.prompt(prompt): prompt for prompt in task.tables["demonstrations"]["prompt"]}
 
     def feed(trainer: FedTrainer, step: int) -> list[Example]:
         drawn = rollouts.answers(rollouts.per_step, seed_of(task, step))
         chosen = [rng.choice(shown[group[0].prompt_ids]) for group in _groups(rollouts, drawn)]
-        texts = [str(tokenizer.decode(list(c.completion_ids), skip_special_tokens=True)).strip() for c in chosen]
-        scores = rollouts.reward([prompts[c.prompt_ids] for c in chosen], texts)
+        said = texts(task.tokens.tokenizer, [c.completion_ids for c in chosen])
+        scores = rollouts.reward([prompts[c.prompt_ids] for c in chosen], said)
         rows: list[Completion] = []
         own = iter(rollouts.rollout_logps(drawn))
         for group, row, score in zip(_groups(rollouts, drawn), chosen, scores, strict=True):

@@ -21,6 +21,7 @@ from datasets import Dataset
 from uftlab.engine.readers import reader_of
 from uftlab.errors import InputError
 from uftlab.losses import leave_one_out
+from uftlab.models.generation import texts
 from uftlab.models.logps import read_logps, reference_logps
 from uftlab.rows.tokens import Completion, Example, Tokens, interleave
 from uftlab.training.methods import Stage, tables_of
@@ -57,10 +58,10 @@ def sample(
     ids = [tokens.prompt(prompt) for prompt in prompts]
     asked = ids if context is None else [tokens.prompt(context(prompt)) for prompt in prompts]
     made = reader_of(policy, tokens.tokenizer).generate([asked], longest, seed)[0]
-    texts = [str(tokens.tokenizer.decode(list(row), skip_special_tokens=True)).strip() for row in made]
-    scores = reward(prompts, texts)
+    said = texts(tokens.tokenizer, made)
+    scores = reward(prompts, said)
     rows = [Completion(x, y, "scored", float(s)) for x, y, s in zip(ids, made, scores, strict=True)]
-    return [Sample(*parts) for parts in zip(prompts, texts, rows, strict=True)]
+    return [Sample(*parts) for parts in zip(prompts, said, rows, strict=True)]
 
 
 def reward_of(task: Task) -> tuple[Reward, int]:

@@ -178,18 +178,9 @@ def run(
         else:
             watching = (Quiet(),) if callbacks is None else callbacks
             made[number] = _trained_alone(
-                job,
-                tokens,
-                batch,
-                max_length,
-                progress,
-                watching,
-                arguments,
-                folder,
-                held_out or {},
-                dropout,
-                tokens_per_device,
-            )
+                job, progress, watching, arguments, folder, tokens=tokens, batch=batch, max_length=max_length,
+                held_out=held_out or {}, dropout=dropout, tokens_per_device=tokens_per_device,
+            )  # fmt: skip
     for numbers in stacks.values():
         together = [jobs[number] for number in numbers]
         trained = _trained_together(together, tokens, device or usual_device(), batch, max_length, progress)
@@ -299,18 +290,17 @@ class _Watch(TrainerCallback):
 
 def _trained_alone(
     job: Job,
-    tokens: Tokens,
-    batch: int,
-    max_length: int | None,
     progress: Progress | None,
     callbacks: Sequence[TrainerCallback],
     arguments: Mapping[str, Any],
     folder: Path | None,
-    held_out: Mapping[str, Dataset],
-    dropout: bool,
-    tokens_per_device: int,
+    **given: Any,
 ) -> Trained:
-    """A job by `ObjectiveTrainer`. The random state depends on the job's seed alone."""
+    """A job by `ObjectiveTrainer`. The random state depends on the job's seed alone.
+
+    Args:
+        given: what else its `Task` is told.
+    """
     tiny = isinstance(job.start, Tensor)
     watch = _Watch(job.snapshots_at if tiny else (), progress)
     wanted = {"logging_steps": max(1, job.steps // 20), **arguments}
@@ -323,9 +313,9 @@ def _trained_alone(
         _move(policy, training_arguments(saved, **wanted))
         record = RECIPES[job.stage.recipe](
             Task(
-                policy, job.stage, job.tables, tokens, job.settings, job.steps, job.seed, saved, batch, max_length,
-                (watch, *callbacks), job.reward, job.references, wanted, tiny, held_out, dropout, job.context,
-                tokens_per_device,
+                policy, job.stage, job.tables, settings=job.settings, steps=job.steps, seed=job.seed, folder=saved,
+                callbacks=(watch, *callbacks), reward=job.reward, references=job.references, arguments=wanted,
+                whole=tiny, context=job.context, **given,
             )
         )  # fmt: skip
     return Trained(record, {**watch.kept, job.steps: flatten(policy.state_dict(), layout())} if tiny else {})
