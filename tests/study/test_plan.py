@@ -1,12 +1,11 @@
 """The plan of the study is older than its results, and they were made under it."""
 
 import re
-import shutil
-import subprocess
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+from history import committed
 
 from uftlab.files import PACKAGE
 from uftlab.study import comparisons, maps, results, tuning
@@ -29,16 +28,7 @@ def test_every_trial_was_made_under_the_plan_as_it_stands(stored):
 
 
 def test_the_plan_was_committed_before_the_first_result(stored):
-    """In a checkout with its history; a shallow one does not know when the plan was committed."""
-    git = shutil.which("git")
-    if git is None or not (ROOT / ".git").exists():
-        pytest.skip("no git history")
-    told = subprocess.run([git, "-C", ROOT, "log", "--format=%aI", "--", PLAN], capture_output=True, text=True)
-    shallow = subprocess.run([git, "-C", ROOT, "rev-parse", "--is-shallow-repository"], capture_output=True, text=True)
-    if told.returncode or not told.stdout.strip() or shallow.stdout.strip() == "true":
-        pytest.skip("no git history")
-    committed = datetime.fromisoformat(told.stdout.split()[0])  # its last change; the author date survives a rebase
-    assert committed < min(datetime.fromisoformat(t["measured"]) for t in stored)
+    assert committed(PLAN) < min(datetime.fromisoformat(t["measured"]) for t in stored)
 
 
 def test_no_confirmatory_world_was_tuned_in_or_mapped():

@@ -1,11 +1,10 @@
 """The three questions: the plan is older than their trials, the code does what it says, answers follow verdicts."""
 
 import re
-import shutil
-import subprocess
 from datetime import datetime
 
 import pytest
+from history import committed
 
 from uftlab.errors import InputError
 from uftlab.files import PACKAGE
@@ -119,16 +118,8 @@ def stored():
 
 
 def test_the_plan_was_committed_before_the_first_trial_of_tuning(stored):
-    git = shutil.which("git")
-    if git is None or not (ROOT / ".git").exists():
-        pytest.skip("no git history")
-    told = subprocess.run([git, "-C", ROOT, "log", "--format=%aI", "--", PLAN], capture_output=True, text=True)
-    shallow = subprocess.run([git, "-C", ROOT, "rev-parse", "--is-shallow-repository"], capture_output=True, text=True)
-    if told.returncode or not told.stdout.strip() or shallow.stdout.strip() == "true":
-        pytest.skip("no git history")
-    committed = datetime.fromisoformat(told.stdout.split()[0])
     first = min(datetime.fromisoformat(t["measured"]) for t in (*stored, *results.load(questions.SWEEP)))
-    assert committed < first
+    assert committed(PLAN) < first
 
 
 def test_every_stored_page_is_made_from_the_trials(stored, tmp_path):
