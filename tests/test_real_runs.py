@@ -5,8 +5,10 @@ import random
 from dataclasses import asdict, replace
 
 import pytest
+import real_page
 import real_runs
-from real_runs import BASE, SIZES, Run, Stored, chosen, contrasts, count, keyed, matched, pattern, planned
+from real_page import Stored, contrasts, pattern
+from real_runs import BASE, SIZES, Run, chosen, count, keyed, matched, planned
 
 from uftlab.errors import InputError
 from uftlab.evals.outcomes import Measure
@@ -79,7 +81,7 @@ def test_the_mean_of_ifevals_four_is_their_mean():
             ("inst_strict", 1.0, 1 / 3, 3.0), ("inst_loose", 1.0, 1.0, 3.0),
         )
     ]  # fmt: skip
-    found = real_runs.mean_of_four(four)
+    found = real_page.mean_of_four(four)
     assert [m.mean for m in four] == pytest.approx([0.5, 1.0, 0.5, 1.0])
     assert found.mean == pytest.approx(0.75)
     assert found.questions["a"][0] == pytest.approx((1 + 1 + 0.5 + 0.5) / 4)
@@ -113,13 +115,13 @@ def result(**levels):
     ],
 )
 def test_the_verdict_needs_all_contrasts_over_seeds_and_questions(levels, verdict):
-    found = contrasts(result(**levels), real_runs.PATTERN, "matched")
+    found = contrasts(result(**levels), real_page.PATTERN, "matched")
     assert len(found) == (3 if len(levels) == 4 else 1)
     assert pattern(found) == verdict
 
 
 def test_a_contrast_is_paired_by_seed():
-    (found,) = contrasts(result(uft=0.8, **{"sft-full": 0.5}), real_runs.PATTERN, "matched")
+    (found,) = contrasts(result(uft=0.8, **{"sft-full": 0.5}), real_page.PATTERN, "matched")
     assert found.seeds.seeds == 3 and found.questions.seeds == len(IDS)
     assert found.seeds.mean == pytest.approx(found.questions.mean) and found.seeds.mean == pytest.approx(0.3, abs=0.02)
 
@@ -128,18 +130,18 @@ def test_a_contrast_is_paired_by_seed():
 
 
 def test_the_committed_page_is_what_the_stored_results_say():
-    assert real_runs.PAGE.read_text(encoding="utf-8") == real_runs.page()
+    assert real_runs.PAGE.read_text(encoding="utf-8") == real_page.page()
 
 
 def test_the_page_says_that_the_model_was_aligned_and_what_a_smoke_is_worth():
-    text = real_runs.page()
+    text = real_page.page()
     assert "already aligned" in text and "Nothing about methods follows" in text
     tables = [block for block in text.split("\n\n") if block.startswith("| method | already aligned")]
     assert len(tables) >= 2 and all("| yes |" in line for block in tables for line in block.splitlines()[2:])
 
 
 def test_the_committed_smoke_has_all_runs():
-    stored = real_runs.read(real_runs.STORE / "smoke.json")
+    stored = real_page.read(real_runs.STORE / "smoke.json")
     assert count(stored.size, keyed(stored.result)) == (0, 0)
     assert stored.result["model"] in real_runs.ALIGNED and len(stored.size.seeds) >= 3
 
@@ -235,8 +237,8 @@ def test_everything_is_run_once_and_what_is_stored_is_not_run_again(made, tmp_pa
     with pytest.raises(InputError, match="have results of this run; got another weights"):
         real_runs.run_all(other, tmp_path / "out", say=lines.append)
 
-    monkeypatch.setattr(real_runs, "SIZES", {"smoke": size})
-    text = real_runs.page(tmp_path / "out")
+    monkeypatch.setattr(real_page, "SIZES", {"smoke": size})
+    text = real_page.page(tmp_path / "out")
     assert "uft against sft-then-dpo" in text and "| uft | not known | 0.001 | 1 |" in text
     assert "(1 of its 3 contrasts)" in text and "1 among the prompts of the feedback" in text
 
