@@ -16,13 +16,14 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from doctor_cases import OVER_OPTIMISED, Case, cases
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, set_seed
 
 from uftlab.engine.readers import StackReader, answers_of
@@ -30,8 +31,9 @@ from uftlab.engine.stack import flatten
 from uftlab.evals.doctor_set import STORED, found, labelled, page, summary
 from uftlab.files import write_atomically
 from uftlab.models.generation import answers
-from uftlab.models.logps import ReferenceCache, read_logps
+from uftlab.models.logps import read_logps
 from uftlab.models.policies import frozen_copy, load_base, tiny_tokenizer
+from uftlab.models.references import ReferenceCache
 from uftlab.objectives.objective import Rows
 from uftlab.objectives.registry import objective_named
 from uftlab.rows.table import from_rows
@@ -47,165 +49,6 @@ PROBED = 32  # pairs, held-out pairs and demonstrations of which the weights are
 ASKED = 16  # prompts that are answered, for the length
 POINTS = 5  # along a run
 TOGETHER = 12  # cases that are trained between two stores
-
-PAIR_LOSSES = ("dpo", "cdpo", "una-pair", "rpo", "dpop", "bco", "ipo")
-SCORE_LOSSES = ("una-score", "una-binary", "una-binary-cross-entropy", "una-score-cross-entropy", "uft", "kto")
-TARGETED = ("una-score", "una-binary", "una-score-cross-entropy", "uft", "una-binary-absolute-error", "apo-zero")
-SQUARED = ("una-score", "una-binary", "uft", "una-binary-absolute-error", "una-score-absolute-error", "apo-zero")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One run of the set.
-
-    Args:
-        fault: the name of the planted diagnosis; "" for a healthy run.
-        loss: a registered objective; `uft` is una-score with half demonstrations.
-        table: how the rows are spoilt (`rows_of`).
-        start: "base", or "sft" for a policy that was first trained on what the pairs chose.
-        reference: "start", or which log-probabilities stand in its place (`Spoilt`).
-        logged: "" or "without beta": rewards are logged as log-ratios.
-    """
-
-    fault: str
-    model: str
-    number: int
-    loss: str
-    settings: tuple[tuple[str, float], ...]
-    steps: int = 60
-    world: int = 1
-    table: str = "plain"
-    rows: int = 320
-    start: str = "base"
-    reference: str = "start"
-    logged: str = ""
-
-    @property
-    def name(self) -> str:
-        """Unique, and never changed: its digest decides whether the run is held back."""
-        return f"{self.fault.replace(' ', '-') or 'healthy'}/{self.model}/{self.number:02d}-{self.loss}"
-
-    @property
-    def stage(self) -> Stage:
-        """What is trained."""
-        name = "una-score" if self.loss == "uft" else self.loss
-        kinds = objective_named(name).kinds
-        if self.loss == "uft" or self.loss == "sft-plus-dpo":
-            return Stage(name, 0.5)
-        return Stage(name, 1.0 if kinds == ("demonstration",) else 0.0)
-
-
-# ------------------------------------------------------------------------------------------ the list
-
-
-def healthy(count: int, model: str) -> Iterator[Case]:
-    """Sane settings of many losses; they vary in loss, rate, beta, steps, world, rows and start."""
-    rng = random.Random(f"healthy {model}")
-    losses = (*PAIR_LOSSES, *SCORE_LOSSES, "sft", "sft-plus-dpo", "kl-sft", "orpo", "simpo", "apo-zero", "kto")
-    for number in range(count):
-        loss = losses[number % len(losses)]
-        settings: dict[str, float] = {"learning_rate": rng.choice([4e-4, 7e-4, 1e-3])}
-        if loss in ("sft", "kl-sft", "sft-plus-dpo", "orpo"):
-            settings["learning_rate"] *= 2
-        if "beta" in objective_named("una-score" if loss == "uft" else loss).settings and loss != "simpo":
-            settings["beta_nats"] = rng.choice([2.0, 3.0, 4.0] if loss in TARGETED else [1.0, 2.0, 3.0])
-            settings["beta_nats"] *= 0.25 if loss == "ipo" else 1
-        if loss == "simpo":
-            settings["learning_rate"] = 3e-4
-        steps, world = rng.choice([30, 40, 60]), rng.randrange(1, 9 if model == "tiny" else 4)
-        yield Case("", model, number, loss, tuple(settings.items()), steps, world, rows=rng.choice([240, 320, 480]))
-
-
-def planted(model: str, each: int) -> Iterator[Case]:
-    """Each fault in `each` ways: other losses, settings, tables, worlds and lengths."""
-    for fault, ways in WAYS.items():
-        rng = random.Random(f"{fault} {model}")
-        for number in range(each):
-            way = dict(ways[number % len(ways)])
-            losses = way.pop("losses")
-            settings = {name: rng.choice(values) for name, values in way.pop("settings").items()}
-            loss = losses[(number // len(ways) + number) % len(losses)]
-            if not objective_named("una-score" if loss == "uft" else loss).reference:
-                settings.pop("beta_nats", None)  # it is measured in nats of the reference
-            steps = rng.choice(way.pop("steps", [30, 40, 60]))
-            world = rng.randrange(1, 9 if model == "tiny" else 4)
-            rows = rng.choice(way.pop("rows", [240, 320]))
-            yield Case(fault, model, number, loss, tuple(settings.items()), steps, world, rows=rows, **way)
-
-
-def way(losses: str | Sequence[str], rates: list[float], betas: Sequence[float] = (), **more: Any) -> dict[str, Any]:
-    """One way to plant a fault: losses take turns, the rest is drawn. Betas are in nats of the reference."""
-    settings = {"learning_rate": rates, **({"beta_nats": list(betas)} if betas else {})}
-    return {"losses": losses.split() if isinstance(losses, str) else losses, "settings": settings, **more}
-
-
-USUAL = [4e-4, 7e-4, 1e-3]
-WAYS: dict[str, list[dict[str, Any]]] = {
-    "likelihood displacement": [
-        way("dpo una-pair cdpo", [0.001, 0.002], [1, 2], table="near"),
-        way("dpo cdpo una-pair", [0.002, 0.003], [0.5, 1], start="sft"),
-        way("simpo", [0.001, 0.002], table="near"),
-        way("una-binary-cross-entropy kto", [0.001, 0.002], [1, 2], table="near"),
-    ],
-    "ceiling out of reach": [
-        way(TARGETED, USUAL, [0.1, 0.2]),
-        way(TARGETED, USUAL, [0.3, 0.5]),
-    ],
-    "closed gate": [
-        way(SQUARED, [0.001, 0.002], [40, 60]),
-        way(SQUARED, [0.002, 0.004], [20, 30]),
-    ],
-    "inert reward": [
-        way("dpo una-score uft kto cdpo", USUAL, [0.0001, 0.001]),
-        way("una-binary una-pair una-score-cross-entropy uft rpo", USUAL, [0.003, 0.01]),
-    ],
-    "saturated reward": [
-        way("dpo una-pair rpo", [0.002], [20, 40], rows=[16, 32], steps=[50, 60]),
-        way("dpo una-pair una-binary-cross-entropy", [0.001, 0.002], [10, 20], table="easy"),
-    ],
-    "dead KTO baseline": [
-        way("kto", USUAL, [1, 2], reference="baseline too high"),
-        way("kto", [0.001, 0.002], [1, 2], table="mostly bad"),
-    ],
-    "accuracy at chance": [
-        way("dpo cdpo una-pair rpo ipo simpo", USUAL, [1, 2], table="shuffled", rows=[960]),
-        way("dpo sft-plus-dpo dpop bco", USUAL, [1, 2], table="shuffled", rows=[960]),
-    ],
-    "stale reference": [
-        way("dpo una-score kto cdpo", USUAL, [1, 2, 3], start="sft", reference="base"),
-        way("una-pair uft rpo una-binary", USUAL, [1, 2, 3], reference="other world"),
-    ],
-    "length drift": [
-        way("dpo una-pair cdpo kto una-score", [0.001, 0.002], [1, 2], table="long", steps=[50, 60]),
-        way("dpo rpo sft-plus-dpo", [0.001, 0.002], [0.5, 1], table="long", steps=[50, 60]),
-    ],
-    "loss that cannot fall": [
-        way("dpo una-score sft kto uft orpo", [1e-09, 1e-08], [1, 2]),
-        way("dpo una-pair cdpo", USUAL, [1, 2], table="identical"),
-        way("dpo una-binary sft-plus-dpo sft", [1e-07, 3e-07], [1, 2]),
-    ],
-    "divergence": [
-        way("dpo sft uft kto simpo", [0.1, 0.3], [1, 2]),
-        way("una-score rpo orpo ipo sft-plus-dpo", [0.05, 1.0], [1, 2]),
-    ],
-    "reward scale without beta": [
-        way("dpo cdpo una-pair rpo", [0.0007, 0.001], [0.5, 1, 2], logged="without beta"),
-        way("kto una-score uft una-binary", [0.0007, 0.001], [1, 2], logged="without beta"),
-    ],
-    "overfitting of pairs": [
-        way("dpo cdpo una-pair", [0.001, 0.002], [2, 3], rows=[16, 24], steps=[50, 60]),
-        way("dpo bco una-pair", [0.002], [2, 3], rows=[32, 48], table="shuffled", steps=[60]),
-    ],
-}  # fmt: skip
-OVER_OPTIMISED = [  # world, beta, pairs of the reward model, learning rate
-    (1, 0.0, 64, 2e-3), (2, 0.0, 32, 2e-3), (3, 0.0, 16, 3e-3), (4, 0.0, 64, 3e-3), (5, 0.0, 32, 3e-3),
-    (9, 0.001, 64, 2e-3), (10, 0.001, 32, 3e-3),
-]  # fmt: skip
-
-
-def cases() -> list[Case]:
-    """All but the runs with a reward model."""
-    return [*healthy(80, "tiny"), *healthy(20, "gpt2"), *planted("tiny", 10), *planted("gpt2", 2)]
 
 
 # ------------------------------------------------------------------------------------------ rows
