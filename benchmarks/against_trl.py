@@ -47,8 +47,8 @@ from uftlab.engine.population import Member, train
 from uftlab.engine.stack import Layout, Weights, flatten, logits, token_logps
 from uftlab.engine.trainer import Quiet
 from uftlab.errors import InputError
-from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import load_base, tiny_config, tiny_tokenizer
+from uftlab.models.references import ReferenceCache
 from uftlab.objectives.registry import objective_named
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Example, Tokens, interleave

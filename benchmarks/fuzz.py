@@ -431,19 +431,20 @@ def evaluations(folder: Path, rng: random.Random) -> None:
 def settings(folder: Path, rng: random.Random) -> None:
     """tuned.json changed: what a study runs with."""
     from uftlab.study.trials import PROFILES, trial
-    from uftlab.training import methods
+    from uftlab.training import catalogue, methods
+    from uftlab.training import settings as training
 
-    stored = json.loads(methods.TUNED.read_text())
+    stored = json.loads(training.TUNED.read_text())
     kept = {name: stored["settings"][name] for name in ("uft", "sft-then-dpo")}
     changed: Any = {"rule": "x", "settings": kept, "worth": {}}
     for _ in range(rng.randrange(1, 4)):
         changed = mutated(changed, rng)
     path = folder / "tuned.json"
     written(path, json_text(changed, rng), rng, 0.2)
-    with mock.patch.object(methods, "TUNED", path):
+    with mock.patch.object(training, "TUNED", path):
         for name in ("uft", "sft-then-dpo", "sdpo", "dpo"):
             made = trial(name, rng.randrange(8), PROFILES["smoke"])
-            methods.plan(methods.method_named(name), 8, made.stage_settings())
+            methods.plan(catalogue.method_named(name), 8, made.stage_settings())
 
 
 def _checkpoint() -> Path:

@@ -45,15 +45,17 @@ from uftlab.engine.population import Member, train
 from uftlab.engine.stack import flatten
 from uftlab.engine.trainer import ObjectiveTrainer, Quiet
 from uftlab.models.generation import generate_ids
-from uftlab.models.logps import ReferenceCache, read_logps
+from uftlab.models.logps import read_logps
 from uftlab.models.policies import TINY, frozen_copy, load_base, load_policy, with_lora
+from uftlab.models.references import ReferenceCache
 from uftlab.objectives.registry import OBJECTIVES, ON_SAMPLES, objective_named
 from uftlab.rows.table import load_rows
 from uftlab.rows.tokens import Completion, Example, RememberingTokens, Tokens
 from uftlab.study.cohort import materials, reader, tokens
 from uftlab.study.trials import PROFILES, Profile, read_trial, trial
 from uftlab.study.workers import run_trials
-from uftlab.training.methods import METHODS, Stage, method_named
+from uftlab.training.catalogue import METHODS, method_named
+from uftlab.training.methods import Stage
 from uftlab.training.recipes import fit, history_of, prepare, sources
 from uftlab.training.stages import layout, refer
 

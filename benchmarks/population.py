@@ -33,7 +33,7 @@ from uftlab.evals.skills import measure
 from uftlab.models.policies import frozen_copy, load_base
 from uftlab.study import cohort
 from uftlab.study.trials import PROFILES, Profile
-from uftlab.training.methods import method_named
+from uftlab.training.catalogue import method_named
 from uftlab.training.recipes import StageData, fit, prepare
 from uftlab.training.stages import layout, refer, usual_device
 

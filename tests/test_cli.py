@@ -28,8 +28,10 @@ from uftlab.reports import html, pages
 from uftlab.study import trials as study
 from uftlab.study import workers
 from uftlab.study.results import HEADLINES, RESULTS
-from uftlab.training import checkpoint, methods
-from uftlab.training.methods import METHODS, all_methods
+from uftlab.training import checkpoint
+from uftlab.training import settings as training
+from uftlab.training.catalogue import METHODS, all_methods
+from uftlab.training.methods import default_settings
 from uftlab.world.world import World, pairs
 
 COMMANDS = typer.main.get_command(app).commands
@@ -285,7 +287,7 @@ def test_ctrl_c_in_a_study_says_how_to_go_on(tmp_path, monkeypatch):
 def finished(tmp_path, monkeypatch):
     """A folder with stored trials of base and sft on two seeds of the smoke profile, which no run has to train."""
     tuned = {"settings": {"sft": [[{"learning_rate": 1e-3}]] * 4}}
-    monkeypatch.setattr(methods, "TUNED", write(tmp_path / "tuned.json", [tuned]))
+    monkeypatch.setattr(training, "TUNED", write(tmp_path / "tuned.json", [tuned]))
     monkeypatch.setattr(study, "metric_names", lambda sizes: set(HEADLINES))
     metrics = dict.fromkeys(HEADLINES, 0.5) | {"truth/cued": 0.8}
     for seed in (0, 1):
@@ -439,7 +441,7 @@ def test_train_writes_a_checkpoint_that_reloads_with_other_weights(name, rows, t
     assert all(torch.isfinite(w).all() for w in after.values())
     assert AutoTokenizer.from_pretrained(out).get_vocab() == tiny_tokenizer().get_vocab()
     record = json.loads((out / "training.json").read_text())
-    chosen = methods.tuned_settings("uft")[0]["beta"]
+    chosen = training.tuned_settings("uft")[0]["beta"]
     beta = chosen if name in ("tiny", "llama") else 0.1  # the tiny world's tuned one, or the loss's own
     assert record["method"] == "uft" and record["stages"][0]["settings"] == {"learning_rate": 0.01, "beta": beta}
 
@@ -453,19 +455,19 @@ def test_without_settings_the_tiny_model_learns_with_those_of_its_world(rows, tm
     second = result.output.splitlines()[1]
     assert second == "sft-full on tiny: what you did not set is what the sweep chose for the tiny world"
     record = json.loads((out / "training.json").read_text())["stages"][0]
-    assert [record["settings"]] == methods.tuned_settings("sft-full")
+    assert [record["settings"]] == training.tuned_settings("sft-full")
     losses = [entry["loss"] for entry in record["history"] if "loss" in entry]
     assert losses[-1] < 0.5 * losses[0]
 
 
 def test_another_model_has_the_defaults_of_the_loss_and_one_learning_rate(rows, gpt2, tmp_path):
     files = ("--demonstrations", rows[0], "--feedback", rows[1], "--steps", "2", "--batch", "4")
-    for lora, rate in ((0, methods.LEARNING_RATE_ALL_WEIGHTS), (2, methods.LEARNING_RATE_LORA)):
+    for lora, rate in ((0, training.LEARNING_RATE_ALL_WEIGHTS), (2, training.LEARNING_RATE_LORA)):
         out = tmp_path / f"out{lora}"
         result = uftlab("train", "--model", gpt2, *files, "--lora", lora, "--out", out)
         assert result.exit_code == 0 and f"with learning rate {rate:g}, not tuned" in result.output
         assert json.loads((out / "training.json").read_text())["stages"][0]["settings"] == {
-            **methods.default_settings(METHODS["uft"]),
+            **default_settings(METHODS["uft"]),
             "learning_rate": rate,
         }
 

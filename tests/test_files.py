@@ -164,10 +164,10 @@ def test_a_damaged_table_of_settings_is_refused_with_its_name(tmp_path, text):
 
 
 def test_settings_of_another_number_of_stages_are_refused(tmp_path, monkeypatch):
-    from uftlab.training import methods
+    from uftlab.training import settings as training
 
-    monkeypatch.setattr(methods, "TUNED", tmp_path / "tuned.json")
-    methods.TUNED.write_text('{"settings": {"uft": [[]], "sft-full": [[{"beta": 1}]]}}')
+    monkeypatch.setattr(training, "TUNED", tmp_path / "tuned.json")
+    training.TUNED.write_text('{"settings": {"uft": [[]], "sft-full": [[{"beta": 1}]]}}')
     for name in ("uft", "sft-full"):
         with pytest.raises(InputError, match=rf"Settings of {name} in .* must be 1 stage\(s\), each with a learning"):
-            methods.tuned_settings(name)
+            training.tuned_settings(name)

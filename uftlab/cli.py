@@ -130,7 +130,7 @@ def run(
     from uftlab.study import comparisons, results
     from uftlab.study import trials as study
     from uftlab.study.workers import check_folder
-    from uftlab.training.methods import METHODS, method_named
+    from uftlab.training.catalogue import METHODS, method_named
 
     chosen = study.profile_named(profile)
     names = list(METHODS) if methods == "all" else [method_named(n.strip()).name for n in methods.split(",")]
@@ -291,7 +291,7 @@ def methods(
 ) -> None:
     """The methods: what they are, what rows they eat, what they need, where they come from."""
     from uftlab.reports.tables import methods_table
-    from uftlab.training.methods import all_methods
+    from uftlab.training.catalogue import all_methods
 
     if cards is not None:
         check_writable(cards, "--cards")
@@ -325,10 +325,11 @@ def sweep(
     with the settings of the stored results. Methods that are in there are refused without --force.
     """
     from uftlab.study import tuning
-    from uftlab.training import methods as training
+    from uftlab.training import catalogue
+    from uftlab.training import settings as training
 
-    find = training.method_named
-    names = list(training.METHODS) if methods == "all" else [find(n.strip()).name for n in methods.split(",")]
+    find = catalogue.method_named
+    names = list(catalogue.METHODS) if methods == "all" else [find(n.strip()).name for n in methods.split(",")]
     if not any(find(name).tuned for name in names):
         raise InputError("--methods", "name one with settings to tune", methods, "Choose another, see `uftlab methods`")
     check_writable(training.TUNED.parent, "copy of uftlab: the chosen settings go there")

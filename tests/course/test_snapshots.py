@@ -11,9 +11,10 @@ from uftlab.course.held_out import held_out, logratios_of_text, tokenised
 from uftlab.course.snapshots import Run
 from uftlab.errors import InputError
 from uftlab.evals.sizes import Sizes
-from uftlab.models.logps import reference_logps
+from uftlab.models.references import reference_logps
 from uftlab.study.trials import PROFILES
-from uftlab.training.methods import method_named, settings_of
+from uftlab.training.catalogue import method_named
+from uftlab.training.settings import settings_of
 from uftlab.world.world import World
 
 TINY = replace(PROFILES["smoke"], steps=4, demonstrations=24, prompts=12, sizes=Sizes(6, 8, 0, 5))

@@ -15,8 +15,8 @@ from uftlab.engine.stack import Layout, flatten, unflatten
 from uftlab.engine.trainer import HeldTrainer, ObjectiveTrainer, Quiet, RenewedTrainer, training_arguments
 from uftlab.errors import InputError
 from uftlab.losses import ewc_to_start, l2_to_start
-from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import tiny_config, with_lora
+from uftlab.models.references import ReferenceCache
 from uftlab.objectives.registry import OBJECTIVES
 from uftlab.rows.tokens import interleave
 

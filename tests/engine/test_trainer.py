@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from uftlab.engine.trainer import HeldTrainer, ObjectiveTrainer, training_arguments
 from uftlab.errors import InputError
 from uftlab.losses import l2_to_start
-from uftlab.models.logps import ReferenceCache, completion_logps
+from uftlab.models.logps import completion_logps
+from uftlab.models.references import ReferenceCache
 from uftlab.objectives.registry import OBJECTIVES
 from uftlab.rows.batches import to_batch
 from uftlab.rows.table import as_labels, from_rows

@@ -10,8 +10,9 @@ from torch.testing import assert_close
 from uftlab import losses
 from uftlab.engine.trainer import ObjectiveTrainer, training_arguments
 from uftlab.errors import InputError
-from uftlab.models.logps import ReferenceCache, gather_logps, token_logps
+from uftlab.models.logps import gather_logps, token_logps
 from uftlab.models.policies import with_lora
+from uftlab.models.references import ReferenceCache
 from uftlab.objectives.registry import OBJECTIVES
 from uftlab.rows.batches import to_batch
 from uftlab.rows.table import as_labels, from_rows

@@ -2,7 +2,7 @@
 
 from uftlab.study import trials
 from uftlab.study.results import HEADLINES, PIPELINES
-from uftlab.training.methods import METHODS
+from uftlab.training.catalogue import METHODS
 
 
 def made_up(method, seed, strict=0.5, mc2=0.4, cued=0.8, **more):

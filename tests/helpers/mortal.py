@@ -11,7 +11,7 @@ from uftlab.files import write_atomically
 from uftlab.study import workers
 from uftlab.study.cohort import run_cohort
 from uftlab.study.trials import SCHEMA, plan_digest
-from uftlab.training.methods import all_methods
+from uftlab.training.catalogue import all_methods
 
 VICTIM = "uft"  # the method that a worker does not survive
 

@@ -10,7 +10,8 @@ from uftlab.evals.sizes import Sizes
 from uftlab.evals.skills import Evaluator
 from uftlab.models.policies import tiny_config
 from uftlab.study.trials import Profile, Trial, frozen
-from uftlab.training.methods import named_methods, space
+from uftlab.training.catalogue import named_methods
+from uftlab.training.methods import space
 from uftlab.world.world import CONTESTED
 
 TINY = Profile("tiny", 4, 1, 48, 24, Sizes(24, 20, 4, 10), 2)

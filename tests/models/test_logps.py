@@ -24,14 +24,8 @@ from transformers import (
 )
 
 from uftlab.models import logps as reading
-from uftlab.models.logps import (
-    ReferenceCache,
-    completion_logps,
-    fingerprint,
-    gather_logps,
-    reference_logps,
-    token_logps,
-)
+from uftlab.models.logps import completion_logps, gather_logps, token_logps
+from uftlab.models.references import ReferenceCache, fingerprint, reference_logps
 from uftlab.rows.batches import positions_of, to_batch
 from uftlab.rows.tokens import Completion
 
@@ -504,7 +498,7 @@ MEMORY = """
 import resource, sys
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from uftlab.models.logps import ReferenceCache
+from uftlab.models.references import ReferenceCache
 from uftlab.rows.tokens import Completion
 
 torch.set_num_threads(1)

@@ -14,7 +14,8 @@ from torch.testing import assert_close
 from uftlab import losses
 from uftlab.engine.trainer import ObjectiveTrainer, training_arguments
 from uftlab.errors import InputError
-from uftlab.models.logps import ReferenceCache, completion_logps, token_logps
+from uftlab.models.logps import completion_logps, token_logps
+from uftlab.models.references import ReferenceCache
 from uftlab.objectives.objective import batch_metrics
 from uftlab.objectives.registry import OBJECTIVES
 from uftlab.rows.batches import to_batch

@@ -8,7 +8,7 @@ from made_up import every_method, made_up, values_of
 from uftlab.plots import figures
 from uftlab.study import fronts, results
 from uftlab.study.results import HEADLINES, Interval, interval
-from uftlab.training.methods import METHODS
+from uftlab.training.catalogue import METHODS
 
 TWO_BY_TWO = ("sft-then-dpo", "sft-plus-dpo", "uft-then-una", "uft")
 

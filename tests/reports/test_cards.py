@@ -10,7 +10,8 @@ from uftlab.losses import dpo_loss
 from uftlab.objectives.objective import VERIFIED
 from uftlab.objectives.registry import OBJECTIVES
 from uftlab.reports.cards import cards, equation_of, write_cards
-from uftlab.training.methods import all_methods, default_settings, method_named
+from uftlab.training.catalogue import all_methods, method_named
+from uftlab.training.methods import default_settings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

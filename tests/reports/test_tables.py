@@ -16,8 +16,8 @@ from uftlab.errors import InputError
 from uftlab.models import policies, pretrain
 from uftlab.reports import tables
 from uftlab.study import results
-from uftlab.training import methods
-from uftlab.training.methods import METHODS
+from uftlab.training import settings as training
+from uftlab.training.catalogue import METHODS
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 
@@ -130,7 +130,7 @@ def swept(tmp_path, monkeypatch):
     """tuned.json that knows sft, and a list of the methods whose trials would have been run."""
     path, ran = tmp_path / "tuned.json", []
     path.write_text(json.dumps({"settings": {"sft": [[{"learning_rate": 1e-3}]] * 4}}))
-    monkeypatch.setattr(methods, "TUNED", path)
+    monkeypatch.setattr(training, "TUNED", path)
 
     def stopped(trials, *args):
         ran.extend(dict.fromkeys(t.method for t in trials))

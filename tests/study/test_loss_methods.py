@@ -18,18 +18,11 @@ from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Tokens
 from uftlab.study import cohort, trials
 from uftlab.study.cohort import run_trial
-from uftlab.training import methods
-from uftlab.training.methods import (
-    METHODS,
-    all_methods,
-    chosen_settings,
-    default_settings,
-    is_tuned,
-    method_named,
-    settings_of,
-    space,
-)
+from uftlab.training import settings as training
+from uftlab.training.catalogue import METHODS, all_methods, method_named
+from uftlab.training.methods import default_settings, space
 from uftlab.training.recipes import sources
+from uftlab.training.settings import chosen_settings, is_tuned, settings_of
 from uftlab.training.stages import Job, run
 from uftlab.world.world import World, pairs
 
@@ -91,8 +84,8 @@ def test_the_sweep_varies_the_strength_that_a_loss_has(method):
 
 
 def test_an_untuned_loss_runs_with_its_defaults_and_a_tuned_one_with_what_was_chosen(tmp_path, monkeypatch):
-    monkeypatch.setattr(methods, "TUNED", tmp_path / "tuned.json")
-    methods.TUNED.write_text(json.dumps({"settings": {"cdpo": [[{"learning_rate": 0.5, "beta": 2.0}]]}}))
+    monkeypatch.setattr(training, "TUNED", tmp_path / "tuned.json")
+    training.TUNED.write_text(json.dumps({"settings": {"cdpo": [[{"learning_rate": 0.5, "beta": 2.0}]]}}))
     assert trials.trial("dpo", 0, TINY).stage_settings() == [{"learning_rate": 1.5e-3, "beta": 0.1}]
     assert trials.trial("cdpo", 0, TINY).stage_settings() == [{"learning_rate": 0.5, "beta": 2.0}]
     assert is_tuned(method_named("cdpo"), [{"beta": 2.0, "learning_rate": 0.5}])

@@ -11,7 +11,8 @@ from uftlab.cli import app
 from uftlab.errors import InputError
 from uftlab.study import maps, trials
 from uftlab.study.maps import EXPERIMENTS, SIX
-from uftlab.training.methods import method_named, plan
+from uftlab.training.catalogue import method_named
+from uftlab.training.methods import plan
 
 
 def made(name, worlds=1):

@@ -11,7 +11,7 @@ from uftlab.files import PACKAGE
 from uftlab.reports import questions as pages
 from uftlab.study import questions, results
 from uftlab.study.trials import DRAWS
-from uftlab.training.methods import all_methods
+from uftlab.training.catalogue import all_methods
 
 ROOT = PACKAGE.parent
 PLAN = ROOT / "docs" / "questions" / "plan.md"

@@ -9,7 +9,8 @@ from uftlab.models.fisher import own_texts
 from uftlab.study import cohort, trials
 from uftlab.study.cohort import run_trial
 from uftlab.training import recipes
-from uftlab.training.methods import RECENT_METHODS, default_settings, space
+from uftlab.training.catalogue import RECENT_METHODS
+from uftlab.training.methods import default_settings, space
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
 

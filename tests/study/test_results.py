@@ -19,8 +19,8 @@ from uftlab.study import comparisons, results, tuning
 from uftlab.study import trials as study
 from uftlab.study.comparisons import COMPARISONS, ITSELF, PRIMARY
 from uftlab.study.results import HEADLINES, Interval, interval, resampled_interval
-from uftlab.training import methods
-from uftlab.training.methods import METHODS, all_methods
+from uftlab.training import settings as training
+from uftlab.training.catalogue import METHODS, all_methods
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +306,7 @@ def test_stored_means_are_the_means_of_the_trial_files(class_trials):
 
 
 def test_tuned_settings_are_what_the_rule_chooses_from_the_committed_sweep(tmp_path, monkeypatch):
-    committed = json.loads(methods.TUNED.read_text())["settings"]
+    committed = json.loads(training.TUNED.read_text())["settings"]
     tuned = [name for name, method in METHODS.items() if method.tuned]
     monkeypatch.setattr(tuning, "TUNED", tmp_path / "tuned.json")
     tuning.choose(tuned, results.RESULTS / "sweep")

@@ -15,8 +15,10 @@ from uftlab.evals.skills import Evaluator, measure
 from uftlab.files import write_atomically
 from uftlab.study import cohort, trials
 from uftlab.study.cohort import run_cohort, run_trial
-from uftlab.training import methods
-from uftlab.training.methods import METHODS, Method, Stage, is_tuned
+from uftlab.training import settings as training
+from uftlab.training.catalogue import METHODS
+from uftlab.training.methods import Method, Stage
+from uftlab.training.settings import is_tuned
 from uftlab.world.world import Dials, World
 
 
@@ -266,7 +268,7 @@ def test_a_method_is_tuned_only_if_all_its_stages_are():
 
 def test_the_seeds_of_a_study_take_turns_with_the_tuning_draws(monkeypatch):
     table = {"uft": [[{"learning_rate": float(draw)}] for draw in range(4)]}
-    monkeypatch.setattr(methods, "chosen_settings", lambda: table)
+    monkeypatch.setattr(training, "chosen_settings", lambda: table)
     rates = [trials.trial("uft", seed, TINY).stage_settings()[0]["learning_rate"] for seed in range(6)]
     assert rates == [0, 1, 2, 3, 0, 1] and trials.trial("uft", 5, TINY).draw == 1
     assert trials.trial("uft", 5, TINY, draw=3).stage_settings() == table["uft"][3]

@@ -10,7 +10,8 @@ from made_up import made_up
 from uftlab.files import write_atomically
 from uftlab.study import trials, tuning
 from uftlab.study.tuning import FIRST, SECOND, points, worth
-from uftlab.training.methods import METHODS, SHIPPED, method_named, space
+from uftlab.training.catalogue import METHODS, SHIPPED, method_named
+from uftlab.training.methods import space
 
 TUNED = [m for m in SHIPPED.values() if m.tuned]
 

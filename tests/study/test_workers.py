@@ -264,7 +264,7 @@ def test_worker_processes_know_a_loss_that_was_registered_here(registered):
     """A real worker, as `run_trials` starts it."""
     from concurrent.futures import ProcessPoolExecutor
 
-    from uftlab.training.methods import method_named
+    from uftlab.training.catalogue import method_named
 
     registered("loss")
     handed = workers.handed_over(["made-up", "uft"])

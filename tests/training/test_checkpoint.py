@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from uftlab.engine.trainer import DivergedError
 from uftlab.errors import InputError
-from uftlab.models import logps
+from uftlab.models import references
 from uftlab.models.logps import read_logps
 from uftlab.models.policies import load_policy
 from uftlab.rows.tokens import Completion
@@ -140,8 +140,8 @@ def test_every_logged_number_is_the_same_whatever_the_accumulation(tmp_path, fil
 
 def test_rows_that_are_held_out_are_evaluated_and_not_trained_on(tmp_path, files, monkeypatch, capsys):
     """The weights of the reference are digested once for all tables, and each entry of the log is one plain line."""
-    digests, usual = [], logps.reference_fingerprint
-    monkeypatch.setattr(logps, "reference_fingerprint", lambda model: digests.append(model) or usual(model))
+    digests, usual = [], references.reference_fingerprint
+    monkeypatch.setattr(references, "reference_fingerprint", lambda model: digests.append(model) or usual(model))
     record, lines = train(tmp_path / "out", files, method="uft", held_out=0.25, evaluate_every=2, warmup=0.0)
     assert record["rows"] == {"demonstrations": 48, "feedback": 48}
     logged = [entry for entry in record["stages"][0]["history"] if "eval_loss" in entry]

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from uftlab.engine.trainer import Quiet
+from uftlab.training.catalogue import PIPELINE_METHODS
 from uftlab.training.merging import merged_apart, task_arithmetic, ties
-from uftlab.training.methods import PIPELINE_METHODS, Stage
+from uftlab.training.methods import Stage
 from uftlab.training.recipes import Task
 from uftlab.training.stages import Job, run
 

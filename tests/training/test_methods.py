@@ -9,18 +9,11 @@ from uftlab.errors import InputError
 from uftlab.objectives.registry import OBJECTIVES
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Completion, Tokens
-from uftlab.training import methods
-from uftlab.training.methods import (
-    METHODS,
-    PIPELINE_METHODS,
-    chosen_settings,
-    method_named,
-    settings_of,
-    space,
-    stage_defaults,
-    tuned_settings,
-)
+from uftlab.training import settings as training
+from uftlab.training.catalogue import METHODS, PIPELINE_METHODS, method_named
+from uftlab.training.methods import space, stage_defaults
 from uftlab.training.recipes import resolve_settings, sources
+from uftlab.training.settings import chosen_settings, settings_of, tuned_settings
 from uftlab.world.world import World, pairs
 
 TUNED_METHODS = [m for m in METHODS.values() if m.tuned]
@@ -45,9 +38,9 @@ def test_the_ranges_are_those_of_the_plan():
 
 
 def test_settings_of_a_method_are_those_of_all_its_stages_in_one_draw(tmp_path, monkeypatch):
-    monkeypatch.setattr(methods, "TUNED", tmp_path / "tuned.json")
+    monkeypatch.setattr(training, "TUNED", tmp_path / "tuned.json")
     draws = [[{"learning_rate": 1.0 + k}, {"learning_rate": 2.0 + k, "beta": 3.0}] for k in range(2)]
-    methods.TUNED.write_text(json.dumps({"settings": {"sft-then-una": draws}}))
+    training.TUNED.write_text(json.dumps({"settings": {"sft-then-una": draws}}))
     assert settings_of(METHODS["sft-then-una"]) == draws[0] == tuned_settings("sft-then-una")
     assert settings_of(METHODS["sft-then-una"], 1) == draws[1] and settings_of(METHODS["base"]) == []
     with pytest.raises(InputError, match=r"Settings of replay must be in tuned.json; .*uftlab sweep"):

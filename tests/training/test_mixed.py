@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from uftlab.errors import InputError
 from uftlab.losses import decayed_share, shaped_policy_gradient_loss
-from uftlab.training.methods import RECENT_METHODS
+from uftlab.training.catalogue import RECENT_METHODS
 from uftlab.training.recipes import FedTrainer
 from uftlab.training.stages import Job, check_recipes, run
 

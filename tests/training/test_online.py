@@ -14,7 +14,7 @@ from uftlab.errors import InputError
 from uftlab.losses import leave_one_out, policy_gradient_loss
 from uftlab.rows.tokens import Completion
 from uftlab.training import online
-from uftlab.training.methods import PIPELINE_METHODS
+from uftlab.training.catalogue import PIPELINE_METHODS
 from uftlab.training.online import Rollouts, Sample, pairs_from_samples
 from uftlab.training.recipes import Task
 from uftlab.training.stages import Job, run

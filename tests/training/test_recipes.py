@@ -19,10 +19,11 @@ from uftlab.rows.tokens import Tokens
 from uftlab.study import cohort, trials
 from uftlab.study.cohort import run_trial
 from uftlab.study.tuning import points
-from uftlab.training import methods
+from uftlab.training import settings as training
+from uftlab.training.catalogue import METHODS, PIPELINE_METHODS, RECENT_METHODS
 from uftlab.training.checkpoint import train_checkpoint
 from uftlab.training.configuration import TrainConfig
-from uftlab.training.methods import METHODS, PIPELINE_METHODS, RECENT_METHODS, Method, Stage, default_settings
+from uftlab.training.methods import Method, Stage, default_settings
 from uftlab.training.recipes import FedTrainer, Task, offline
 from uftlab.training.stages import RECIPES, Job, check_recipes, run
 from uftlab.world.world import World, pairs
@@ -280,8 +281,8 @@ def test_methods_lists_them_and_all_does_not_run_them():
 
 
 def test_untuned_recipes_run_with_their_defaults(monkeypatch, tmp_path):
-    monkeypatch.setattr(methods, "TUNED", tmp_path / "tuned.json")
-    methods.TUNED.write_text(json.dumps({"settings": {"sft": [[{"learning_rate": 1.0}]]}}))
+    monkeypatch.setattr(training, "TUNED", tmp_path / "tuned.json")
+    training.TUNED.write_text(json.dumps({"settings": {"sft": [[{"learning_rate": 1.0}]]}}))
     made = trials.trial("rloo", 0, TINY)
     assert made.stage_settings()[-1] == default_settings(PIPELINE_METHODS["rloo"])
     assert isinstance(PIPELINE_METHODS["rloo"], Method)

@@ -12,12 +12,13 @@ from uftlab.engine.stack import flatten, unflatten
 from uftlab.engine.trainer import ObjectiveTrainer
 from uftlab.losses import ewc_to_start
 from uftlab.models.fisher import own_texts
-from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import tiny_tokenizer
+from uftlab.models.references import ReferenceCache
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Tokens
 from uftlab.training import recipes, stages
-from uftlab.training.methods import METHODS, PIPELINE_METHODS, Stage, method_named
+from uftlab.training.catalogue import METHODS, PIPELINE_METHODS, method_named
+from uftlab.training.methods import Stage
 from uftlab.training.recipes import fisher_of
 from uftlab.training.stages import Job, layout, run
 from uftlab.world.world import World, pairs

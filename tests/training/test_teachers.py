@@ -17,8 +17,8 @@ from uftlab.objectives.registry import objective_named
 from uftlab.rows.batches import to_batch
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Completion
+from uftlab.training.catalogue import RECENT_METHODS
 from uftlab.training.distillation import DistillingTrainer, example_in_prompt, unscored
-from uftlab.training.methods import RECENT_METHODS
 from uftlab.training.reward_functions import world_context
 from uftlab.training.stages import Job, check_recipes, run
 from uftlab.world.world import World

@@ -15,8 +15,8 @@ from uftlab.cli import app
 from uftlab.errors import InputError
 from uftlab.models.policies import TINY
 from uftlab.objectives.objective import means_of, metric_sums
+from uftlab.training.catalogue import all_methods
 from uftlab.training.configuration import TrainConfig, read_config
-from uftlab.training.methods import all_methods
 from uftlab.training.stages import ALL_WEIGHTS
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"

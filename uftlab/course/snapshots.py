@@ -35,14 +35,16 @@ from uftlab.course.held_out import held_out, read, tokenised
 from uftlab.engine.stack import flatten, unflatten
 from uftlab.errors import InputError
 from uftlab.files import own_results, save_atomically
-from uftlab.models.logps import ReferenceCache, fingerprint
 from uftlab.models.policies import frozen_copy, load_base, tiny_config
+from uftlab.models.references import ReferenceCache, fingerprint
 from uftlab.rows.tokens import Completion
 from uftlab.study.cohort import tokens, training_tables
 from uftlab.study.trials import Profile, draw_of
-from uftlab.training.methods import Stage, method_named, plan, settings_of
+from uftlab.training.catalogue import method_named
+from uftlab.training.methods import Stage, plan
 from uftlab.training.recipes import BATCH
 from uftlab.training.reward_functions import world_reward
+from uftlab.training.settings import settings_of
 from uftlab.training.stages import Job, Progress, layout, run
 from uftlab.world.world import World
 

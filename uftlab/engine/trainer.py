@@ -122,10 +122,10 @@ class ObjectiveTrainer(Trainer):
     """Trains a policy on tokenised examples with one objective.
 
     The examples are in training order (`uftlab.rows.tokens.interleave`) and carry their reference log-probabilities
-    (`uftlab.models.logps.ReferenceCache`). The library does gradient accumulation, mixed precision, distribution over
-    processes and resuming. Logged metrics: `loss` and those of `uftlab.objectives.objective.batch_metrics`, over all
-    micro-batches and processes. If an objective needs the full distributions of the reference, they come from a frozen
-    copy of the model, made at the start. With LoRA they come from the model with its adapters off.
+    (`uftlab.models.references.ReferenceCache`). The library does gradient accumulation, mixed precision, distribution
+    over processes and resuming. Logged metrics: `loss` and those of `uftlab.objectives.objective.batch_metrics`, over
+    all micro-batches and processes. If an objective needs the full distributions of the reference, they come from a
+    frozen copy of the model, made at the start. With LoRA they come from the model with its adapters off.
 
     Args:
         held_out: examples for `evaluate`, filled in as the others.

@@ -44,8 +44,9 @@ from uftlab.evals.run_logs import runs_of
 from uftlab.files import write_atomically
 from uftlab.losses.rewards import implicit_reward
 from uftlab.models.generation import texts
-from uftlab.models.logps import fingerprint, read_logps
+from uftlab.models.logps import read_logps
 from uftlab.models.policies import load_policy
+from uftlab.models.references import fingerprint
 from uftlab.rows.sources import ENDINGS, load_table, read_rows, rows_of
 from uftlab.rows.table import as_scored
 from uftlab.rows.tokens import Completion, Tokens

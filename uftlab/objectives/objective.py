@@ -214,7 +214,7 @@ class Objective:
             remedy = "Convert the table (`uftlab.rows.table.convert`), and for KTO add mismatched completions"
             raise InputError(f"Examples for {self.name}", f"have the roles {sorted(self.roles)}", sorted(roles), remedy)
         if self.reference and any(math.isnan(c.reference_logps) for example in examples for c in example):
-            remedy = "Fill them in with `uftlab.models.logps.ReferenceCache`"
+            remedy = "Fill them in with `uftlab.models.references.ReferenceCache`"
             raise InputError(f"Examples for {self.name}", "carry reference log-probabilities", "NaN", remedy)
 
     def with_defaults(self, settings: Mapping[str, float]) -> dict[str, float]:

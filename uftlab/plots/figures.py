@@ -15,7 +15,7 @@ from uftlab.plots import theme
 from uftlab.study.fronts import SKILL as FRONT_X
 from uftlab.study.fronts import TRUTH as FRONT_Y
 from uftlab.study.results import HEADLINES, PIPELINES, Interval, at_stage_end, interval
-from uftlab.training.methods import all_methods
+from uftlab.training.catalogue import all_methods
 
 GROUP_STYLE = {
     "paper": (theme.COLOURS[0], "circle", "compared in the paper"),

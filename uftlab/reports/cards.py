@@ -16,16 +16,9 @@ from uftlab.models.fisher import TEXTS
 from uftlab.objectives.objective import VERIFIED, Objective
 from uftlab.reports.tables import markdown
 from uftlab.rows.table import KINDS
-from uftlab.training.methods import (
-    SAMPLING,
-    Method,
-    Stage,
-    all_methods,
-    chosen_settings,
-    data_kinds,
-    space,
-    stage_defaults,
-)
+from uftlab.training.catalogue import all_methods
+from uftlab.training.methods import SAMPLING, Method, Stage, data_kinds, space, stage_defaults
+from uftlab.training.settings import chosen_settings
 from uftlab.training.stages import RECIPES
 
 EQUATION = re.compile(r"^(\w+: +)?L = ")

@@ -15,7 +15,7 @@ from uftlab.plots import figures, theme
 from uftlab.reports.doctor import html_section
 from uftlab.reports.tables import LIMITS, cell, untuned
 from uftlab.study import comparisons, results
-from uftlab.training.methods import all_methods
+from uftlab.training.catalogue import all_methods
 
 MORE_LIMITS = (
     "Feedback is scored by a program with random errors. People disagree in less regular ways.",

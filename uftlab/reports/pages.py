@@ -14,7 +14,7 @@ from uftlab.reports.study import study_page
 from uftlab.reports.tables import LIMITS, cell, linked, markdown, skills_table, untuned
 from uftlab.study import comparisons, crossed, gate, rehearsal, results
 from uftlab.study.overoptimisation import STORED
-from uftlab.training.methods import PIPELINE_METHODS, all_methods
+from uftlab.training.catalogue import PIPELINE_METHODS, all_methods
 
 HEAD = "<!-- made by `uftlab results --study ... --page ...`: run the study again instead -->"
 SHOWN = ("instruction/both", "truth/knowledge", "truth/cued", "plain/mc2", "retention/lost", "length/words")

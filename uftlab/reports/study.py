@@ -17,7 +17,9 @@ from uftlab.study import comparisons, crossed, epsilon, forgetting, fronts, maps
 from uftlab.study.comparisons import OUTCOMES
 from uftlab.study.trials import DRAWS
 from uftlab.study.tuning import FIRST, SECOND, worth
-from uftlab.training.methods import all_methods, chosen_settings, method_named, space, tuned_table
+from uftlab.training.catalogue import all_methods, method_named
+from uftlab.training.methods import space
+from uftlab.training.settings import chosen_settings, tuned_table
 
 HEAD = "<!-- made by `uftlab results --page docs/results/study.md`: run the study again instead -->"
 SHOWN = (*OUTCOMES, "truth/cued", "plain/mc2", "retention/lost", "length/words")

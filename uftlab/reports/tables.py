@@ -19,7 +19,7 @@ from rich.text import Text
 from uftlab.errors import InputError, printable
 from uftlab.study.comparisons import IN_SHORT, sentence
 from uftlab.study.results import HEADLINES, summary
-from uftlab.training.methods import all_methods
+from uftlab.training.catalogue import all_methods
 
 LIMITS = (
     "Models of 0.14 million parameters in worlds of 256 creatures and a few hundred words: this shows what these "

@@ -26,13 +26,15 @@ from uftlab.engine.stack import flatten
 from uftlab.evals.sizes import LIGHT
 from uftlab.evals.skills import Evaluator, measure
 from uftlab.files import write_atomically
-from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import frozen_copy, load_base, tiny_tokenizer
+from uftlab.models.references import ReferenceCache
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Completion, Example, RememberingTokens
 from uftlab.study.trials import SCHEMA, Profile, Trial, UnsoundError, is_done, plan_digest, read_trial, wrong_in
-from uftlab.training.methods import SAMPLING, Stage, data_kinds, is_tuned, method_named, plan
+from uftlab.training.catalogue import method_named
+from uftlab.training.methods import SAMPLING, Stage, data_kinds, plan
 from uftlab.training.reward_functions import world_context, world_reward
+from uftlab.training.settings import is_tuned
 from uftlab.training.stages import Job, Trained, layout, run, usual_device
 from uftlab.world.world import CONTESTED, World, pairs
 

@@ -21,7 +21,7 @@ import pandas as pd
 
 from uftlab.study.results import RESULTS, Interval, crossed_interval, load
 from uftlab.study.trials import DRAWS, PROFILES, Trial, frozen
-from uftlab.training.methods import tuned_settings
+from uftlab.training.settings import tuned_settings
 
 STORED = RESULTS / "epsilon"
 PROFILE = replace(PROFILES["class"], name="epsilon")

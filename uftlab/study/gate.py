@@ -63,7 +63,8 @@ def measure(trial: Trial) -> dict[str, Any]:
         deviation over rows) and its share of the gradient.
     """
     from uftlab.study.cohort import materials, reader, tokens
-    from uftlab.training.methods import method_named, plan
+    from uftlab.training.catalogue import method_named
+    from uftlab.training.methods import plan
     from uftlab.training.recipes import sources
     from uftlab.training.stages import Job, run
 

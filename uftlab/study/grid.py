@@ -51,7 +51,7 @@ def run_points(
 
     from uftlab.evals.skills import measure
     from uftlab.study.cohort import materials, reader, tokens
-    from uftlab.training.methods import method_named
+    from uftlab.training.catalogue import method_named
     from uftlab.training.stages import Job, run
 
     own, jobs = materials(world, profile, "test"), []

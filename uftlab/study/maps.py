@@ -26,7 +26,9 @@ import pandas as pd
 from uftlab.errors import InputError
 from uftlab.study.results import interval
 from uftlab.study.trials import DRAWS, PROFILES, TUNING_WORLD, Profile, Trial, frozen
-from uftlab.training.methods import Settings, method_named, space
+from uftlab.training.catalogue import method_named
+from uftlab.training.methods import space
+from uftlab.training.settings import Settings
 from uftlab.world.world import Dials
 
 RATES = (7e-4, 2e-3, 6e-3)

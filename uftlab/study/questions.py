@@ -20,7 +20,7 @@ from uftlab.errors import InputError
 from uftlab.study.comparisons import at_levels, best_kept, contrast, corrected, matched_skill
 from uftlab.study.results import HEADLINES, RESULTS, tidy
 from uftlab.study.trials import DRAWS, PROFILES, Trial, frozen, trial
-from uftlab.training.methods import tuned_settings
+from uftlab.training.settings import tuned_settings
 
 STORED = RESULTS / "questions"
 STORED_MATCHED = RESULTS / "questions_matched"

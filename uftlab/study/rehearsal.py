@@ -62,7 +62,8 @@ def lines(world: World, text: str, split: str = "test", count: int = STEPS * BAT
 def finals(world: int, profile: Profile) -> dict[str, Tensor]:
     """The weights of each method at the end of its training in a world, with the tuning draw of the world."""
     from uftlab.study.cohort import materials, tokens
-    from uftlab.training.methods import method_named, plan
+    from uftlab.training.catalogue import method_named
+    from uftlab.training.methods import plan
     from uftlab.training.stages import Job, run
 
     own, ends = materials(world, profile, "test"), {}

@@ -20,7 +20,8 @@ from typing import Any
 from uftlab.errors import InputError
 from uftlab.evals.sizes import Sizes, metric_names
 from uftlab.files import home, read_json
-from uftlab.training.methods import method_named, settings_of
+from uftlab.training.catalogue import method_named
+from uftlab.training.settings import settings_of
 from uftlab.world.world import Dials
 
 SCHEMA = 2  # of a trial file; a folder with another one is refused

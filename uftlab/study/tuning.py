@@ -22,7 +22,9 @@ from scipy.stats import qmc
 from uftlab.evals.sizes import Sizes
 from uftlab.files import locked, write_atomically
 from uftlab.study.trials import DRAWS, PROFILES, TUNING_WORLD, Trial, frozen, read_trial
-from uftlab.training.methods import TUNED, Dimension, Method, Settings, method_named, space, tuned_table
+from uftlab.training.catalogue import method_named
+from uftlab.training.methods import Dimension, Method, space
+from uftlab.training.settings import TUNED, Settings, tuned_table
 
 PROFILE = replace(PROFILES["class"], name="sweep", sizes=Sizes(200, 200, 0, 100), stage_ends=False)
 FIRST, SECOND = 12, 6  # points of the two rounds

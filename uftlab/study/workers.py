@@ -28,8 +28,9 @@ from uftlab.objectives.objective import Objective
 from uftlab.objectives.registry import OBJECTIVES, SHIPPED
 from uftlab.study.cohort import run_cohort
 from uftlab.study.trials import Trial, UnsoundError, is_done, read_trial
-from uftlab.training.methods import METHODS, Method, method_named, named_methods
-from uftlab.training.methods import SHIPPED as SHIPPED_METHODS
+from uftlab.training.catalogue import METHODS, method_named, named_methods
+from uftlab.training.catalogue import SHIPPED as SHIPPED_METHODS
+from uftlab.training.methods import Method
 from uftlab.training.stages import usual_device
 
 MAX_WORKERS = {"cpu": 8, "cuda": 16}  # each holds about 0.8 GB of libraries

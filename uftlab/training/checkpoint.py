@@ -29,26 +29,19 @@ from uftlab.engine.trainer import Lines, check_parts, process
 from uftlab.errors import InputError
 from uftlab.files import write_atomically
 from uftlab.models.generation import answers
-from uftlab.models.logps import ReferenceCache, read_logps, shares_prompts
+from uftlab.models.logps import read_logps, shares_prompts
 from uftlab.models.policies import load_policy, load_weights, tiny_config, with_adapter, with_lora
+from uftlab.models.references import ReferenceCache
 from uftlab.objectives.registry import objective_named
 from uftlab.rows.batches import in_parts, positions_of, to_batch
 from uftlab.rows.sources import load_table, read_rows
 from uftlab.rows.table import overlap
 from uftlab.rows.tokens import Example, RememberingTokens, Tokens, interleave
+from uftlab.training.catalogue import method_named
 from uftlab.training.configuration import TrainConfig
-from uftlab.training.methods import (
-    LEARNING_RATE_ALL_WEIGHTS,
-    LEARNING_RATE_LORA,
-    Method,
-    Stage,
-    chosen_settings,
-    method_named,
-    plan,
-    stage_defaults,
-    tuned_settings,
-)
+from uftlab.training.methods import Method, Stage, plan, stage_defaults
 from uftlab.training.recipes import share_of_a_step, sources
+from uftlab.training.settings import LEARNING_RATE_ALL_WEIGHTS, LEARNING_RATE_LORA, chosen_settings, tuned_settings
 from uftlab.training.stages import Job, check_recipes, run, usual_device
 
 RECORD = "training.json"

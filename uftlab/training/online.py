@@ -22,7 +22,8 @@ from uftlab.engine.readers import reader_of
 from uftlab.errors import InputError
 from uftlab.losses import leave_one_out
 from uftlab.models.generation import texts
-from uftlab.models.logps import read_logps, reference_logps
+from uftlab.models.logps import read_logps
+from uftlab.models.references import reference_logps
 from uftlab.rows.tokens import Completion, Example, Tokens, interleave
 from uftlab.training.methods import Stage, tables_of
 from uftlab.training.recipes import FedTrainer, Record, Task, distinct, feed_steps, history_of, offline

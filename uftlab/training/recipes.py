@@ -25,13 +25,14 @@ from uftlab.engine.trainer import HeldTrainer, ObjectiveTrainer, Quiet, RenewedT
 from uftlab.errors import InputError
 from uftlab.losses.weights import ewc_to_start, l2_to_start
 from uftlab.models.fisher import fisher_information, own_texts
-from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import evaluation_mode
+from uftlab.models.references import ReferenceCache
 from uftlab.objectives.objective import Objective
 from uftlab.objectives.registry import objective_named
 from uftlab.rows.table import KINDS, convert, kind_of
 from uftlab.rows.tokens import Example, Tokens, interleave, with_mismatched, with_quantiles
-from uftlab.training.methods import Method, Stage, all_methods, data_kinds, tables_of
+from uftlab.training.catalogue import all_methods
+from uftlab.training.methods import Method, Stage, data_kinds, tables_of
 from uftlab.training.reward_functions import Reward
 
 BATCH = 32  # completions per optimiser step

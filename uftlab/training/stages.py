@@ -26,8 +26,8 @@ from uftlab.engine.readers import StackReader
 from uftlab.engine.stack import Layout, flatten, unflatten
 from uftlab.engine.trainer import Quiet, training_arguments
 from uftlab.errors import InputError
-from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import tiny_config
+from uftlab.models.references import ReferenceCache
 from uftlab.rows.table import kind_of
 from uftlab.rows.tokens import Example, Tokens
 from uftlab.training.distillation import cue_sft, on_policy_distillation, sdft

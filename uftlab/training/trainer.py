@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 
 from uftlab.engine.trainer import ObjectiveTrainer
 from uftlab.errors import InputError
-from uftlab.models.logps import ReferenceCache
 from uftlab.models.policies import load_policy
+from uftlab.models.references import ReferenceCache
 from uftlab.objectives.registry import objective_named
 from uftlab.rows.layouts import understand
 from uftlab.rows.table import kind_of
