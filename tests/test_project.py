@@ -329,9 +329,9 @@ def test_the_command_is_installed_under_its_name():
 def test_no_name_is_used_that_is_not_there():
     """Linters here skip undefined names, because the shapes of tensors are written as strings of names."""
     command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "--output-format", "json"]
-    found = json.loads(subprocess.run([*command, "uftlab", "tests", "benchmarks"], cwd=ROOT, capture_output=True, text=True).stdout)
+    command += ["uftlab", "tests", "benchmarks"]
     outside = []
-    for one in found:
+    for one in json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout):
         row, column = one["location"]["row"], one["location"]["column"]
         before = Path(one["filename"]).read_text().splitlines()[row - 1][: column - 1]
         if before.count('"') % 2 == 0:  # not within a string, where a shape is
