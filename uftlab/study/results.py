@@ -5,6 +5,7 @@ Nothing here trains or draws: notebooks, the report and `uftlab results` all rea
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -174,7 +175,13 @@ def load(folder: Path) -> list[dict[str, Any]]:
 
 
 def _stored(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    found = [(path, read_trial(path)) for path in sorted(Path(folder).glob("trials/*.json"))]
+    collects = gc.isenabled()
+    gc.disable()  # trials hold no cycles; looking for them again and again takes a third of the time
+    try:
+        found = [(path, read_trial(path)) for path in sorted(Path(folder).glob("trials/*.json"), key=str)]
+    finally:
+        if collects:
+            gc.enable()
     if not found:
         raise InputError("A results folder", "hold trials", f"none in {folder}", "Run `uftlab run --out` first")
     return sorted(found, key=lambda own: (own[1]["method"], own[1]["seed"]))

@@ -113,7 +113,11 @@ def read_trial(path: Path) -> dict[str, Any]:
     """
     remedy = "Delete it; the same `uftlab run` makes it again"
     try:
-        stored = read_json(path.read_bytes())
+        content = path.read_bytes()
+        sound = _read_quickly(content)
+        if sound is not None:
+            return sound
+        stored = read_json(content)
     except (OSError, ValueError) as error:
         got = error.strerror if isinstance(error, OSError) else error
         raise InputError(str(path), "be a whole trial file", got, remedy) from None
@@ -129,6 +133,23 @@ def read_trial(path: Path) -> dict[str, Any]:
     return stored
 
 
+def _read_quickly(content: bytes) -> dict[str, Any] | None:
+    """A sound trial, read and checked in one pass; None for what has to be looked at with care.
+
+    A key that is there twice is found by counting: the fast reader keeps the last one.
+    """
+    from pydantic import ValidationError
+
+    try:
+        trial = _trial_file().validate_json(content)
+    except ValidationError:
+        return None
+    below = [*trial.values(), *(own for stage in trial["stages"] for own in stage.values())]
+    keys = len(trial) + sum(len(own) for own in below if isinstance(own, dict))
+    keys += sum(sum(map(len, own)) for own in below if isinstance(own, list))  # points and samples
+    return trial if trial.get("schema") == SCHEMA and keys == content.count(b'":') else None
+
+
 class UnsoundError(InputError):
     """A trial whose numbers cannot be right, such as one that diverged. It is not stored; others are not concerned."""
 
@@ -142,7 +163,7 @@ def wrong_in(stored: dict[str, Any]) -> tuple[str, str] | None:
     from pydantic import ValidationError
 
     try:
-        _trial_file().model_validate(stored)
+        _trial_file().validate_python(stored)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         given = "" if first["type"] == "missing" else f" (given: {repr(first['input'])[:60]})"
@@ -153,32 +174,32 @@ def wrong_in(stored: dict[str, Any]) -> tuple[str, str] | None:
 @cache
 def _trial_file() -> Any:
     """What a trial file must hold; it may hold more. Made when the first one is read."""
-    from typing import Annotated
+    from typing import Annotated, NotRequired
 
-    from pydantic import BaseModel, ConfigDict, Field
+    from pydantic import ConfigDict, Field, TypeAdapter
+    from typing_extensions import TypedDict
 
     number = Annotated[float, Field(ge=-1e15, le=1e15)]  # NaN is refused too
     count = Annotated[int, Field(ge=0, lt=2**53)]
-
     name = Annotated[str, Field(pattern=r"^[\w.+-]{1,100}$")]  # it becomes part of pages
+    checked = ConfigDict(strict=True, extra="allow")
 
-    class Checked(BaseModel):
-        model_config = ConfigDict(strict=True, extra="allow")
-
-    class StageRecord(Checked):
+    class StageRecord(TypedDict):
+        __pydantic_config__ = checked  # type: ignore[misc]
         steps: count
         settings: dict[str, number]
-        metrics: dict[str, number] = Field(default_factory=dict)
-        demonstrations: number = 0
-        base_logp: number = 0
-        pushed_down: number = 0
+        metrics: NotRequired[dict[str, number]]
+        demonstrations: NotRequired[number]
+        base_logp: NotRequired[number]
+        pushed_down: NotRequired[number]
 
-    class Point(Checked):
-        __pydantic_extra__: dict[str, number]
+    class Point(TypedDict, extra_items=number):  # type: ignore[call-arg]
+        __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
         stage: count
         step: count
 
-    class TrialFile(Checked):
+    class TrialFile(TypedDict):
+        __pydantic_config__ = checked  # type: ignore[misc]
         method: name
         seed: count
         profile: name
@@ -186,22 +207,22 @@ def _trial_file() -> Any:
         dials: dict[str, number | bool]
         steps: count
         draw: count
-        tuned: bool = True
-        measured: str = ""
+        tuned: NotRequired[bool]
+        measured: NotRequired[str]
         settings: dict[str, number]
         completions: count
         extra_forwards: count
-        sampled: count = 0
-        extra_runs: count = 0
+        sampled: NotRequired[count]
+        extra_runs: NotRequired[count]
         stages: list[StageRecord]
         metrics: dict[str, number]
         curves: list[Point]
-        samples: list[dict[str, str]] = Field(default_factory=list)
+        samples: NotRequired[list[dict[str, str]]]
         wall_seconds: number
         device: str
         versions: dict[str, str]
 
-    return TrialFile
+    return TypeAdapter(TrialFile)
 
 
 def is_done(trial: Trial, folder: Path) -> bool:
