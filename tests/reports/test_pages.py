@@ -31,7 +31,7 @@ def lines_of(page):
 
 
 def test_the_page_has_a_row_per_method_in_each_table_and_its_costs(trials):
-    page = pages.pipelines_page(trials)
+    page = pages.page_beside(pages.PIPELINES, trials)
     for name in (*SHARED, *PIPELINE_METHODS):
         assert len(re.findall(rf"^\| \[?{name}[\]| ]", page, re.M)) == 2
     rloo = next(line for line in page.splitlines() if line.startswith("| [rloo]") and "12,800" in line)
@@ -41,7 +41,7 @@ def test_the_page_has_a_row_per_method_in_each_table_and_its_costs(trials):
 
 
 def test_every_comparison_named_beforehand_is_in_one_of_the_two_lists(trials):
-    page = pages.pipelines_page(trials)
+    page = pages.page_beside(pages.PIPELINES, trials)
     settled, unsettled = (page.split(f"## What is {word}settled")[1].split("\n## ")[0] for word in ("", "not "))
     named = {f"{a} minus {b}" for a, b, _ in comparisons.PIPELINE_COMPARISONS if b != comparisons.ITSELF}
     rows = [r for r in comparisons.compare(results.tidy(trials)) if r["metric"] in pages.TOLD]
@@ -71,8 +71,10 @@ def test_the_command_writes_the_page(trials, tmp_path):
 
 
 def test_the_page_names_what_nobody_tuned(trials):
-    assert "Not tuned" not in pages.pipelines_page(trials)
-    page = pages.pipelines_page([{**t, "tuned": t["method"] not in ("rloo", "sft-then-kto")} for t in trials])
+    assert "Not tuned" not in pages.page_beside(pages.PIPELINES, trials)
+    page = pages.page_beside(
+        pages.PIPELINES, [{**t, "tuned": t["method"] not in ("rloo", "sft-then-kto")} for t in trials]
+    )
     assert "run with the tuned settings of another method: `rloo` (of `sft-then-una`)." in page
 
 

@@ -1,4 +1,4 @@
-"""The page of a study of pipelines from its trials: what each method forgets, and what it costs.
+"""The pages of studies beside the main one, of pipelines and of recent methods: what each forgets, what it costs.
 
 uftlab results --study results/pipelines --page pipelines.md
 """
@@ -6,15 +6,17 @@ uftlab results --study results/pipelines --page pipelines.md
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from uftlab.files import write_atomically
 from uftlab.reports.study import study_page
 from uftlab.reports.tables import LIMITS, cell, linked, markdown, skills_table, untuned
-from uftlab.study import comparisons, crossed, gate, rehearsal, results
+from uftlab.study import comparisons, crossed, gate, questions, rehearsal, results
 from uftlab.study.overoptimisation import STORED
-from uftlab.training.catalogue import PIPELINE_METHODS, all_methods
+from uftlab.study.trials import draw_of
+from uftlab.training.catalogue import PIPELINE_METHODS, RECENT_METHODS, all_methods
 
 HEAD = "<!-- made by `uftlab results --study ... --page ...`: run the study again instead -->"
 SHOWN = ("instruction/both", "truth/knowledge", "truth/cued", "plain/mc2", "retention/lost", "length/words")
@@ -31,20 +33,49 @@ MORE_LIMITS = (
 )
 
 
-def pipelines_page(trials: list[dict[str, Any]]) -> str:
+@dataclass(frozen=True)
+class Beside:
+    """A study beside the main one: what its page is called and asks, and what was named before it was run."""
+
+    title: str
+    asks: str
+    comparisons: tuple[tuple[str, str, str], ...]
+    reward_model: bool = False  # whether the runs against a reward model are told
+
+    @property
+    def methods(self) -> set[str]:
+        """All methods of its comparisons, and those that every table begins with."""
+        pairs = {name for pair in self.comparisons for name in pair[:2]} - {comparisons.ITSELF}
+        return pairs | {"base", "sft"}
+
+
+PIPELINES = Beside(
+    "Pipelines, mergers and online learning",
+    "Who forgets what, at what cost?",
+    comparisons.PIPELINE_COMPARISONS,
+    reward_model=True,
+)
+RECENT = Beside(
+    "Methods of 2025 and 2026",
+    "Does one of them beat its plain relative, or UFT, at an equal budget?",
+    comparisons.RECENT_COMPARISONS,
+)
+
+
+def page_beside(study: Beside, trials: list[dict[str, Any]]) -> str:
     """The page as Markdown: skills and costs with intervals, then every planned comparison as a sentence."""
     frame = results.tidy(trials)
     cells = {(r["method"], r["metric"]): r for r in results.summary(frame).to_dict("records")}
     methods = [name for name in all_methods() if name in set(frame["method"])]
     seeds = sorted({t["seed"] for t in trials})
-    named = {f"{a} minus {b}" for a, b, _ in comparisons.PIPELINE_COMPARISONS}
+    named = {f"{a} minus {b}" for a, b, _ in study.comparisons}
     rows = [r for r in comparisons.compare(frame) if r["comparison"] in named and r["metric"] in TOLD]
     settled = [r for r in rows if r["verdict"] != "not settled"]
     unsettled = [r for r in rows if r["verdict"] == "not settled"]
     parts = [
         HEAD,
-        "# Pipelines, mergers and online learning",
-        "> Who forgets what, at what cost?",
+        f"# {study.title}",
+        f"> {study.asks}",
         f"{len(methods)} methods, {len(seeds)} seeds, profile {trials[0]['profile']}. A seed is a world with a base "
         "model of its own. All but `base` and `sft` (half of the budget) back-propagate "
         "the same number of completions. Measured on creatures never seen in fine-tuning; mean and 95 % interval over "
@@ -62,8 +93,11 @@ def pipelines_page(trials: list[dict[str, Any]]) -> str:
         _sentences(settled),
         "## What is not settled",
         _sentences(unsettled),
-        "## When the reward is a model",
-        _overoptimised(json.loads(STORED.read_text())["runs"]),
+        *(
+            ["## When the reward is a model", _overoptimised(json.loads(STORED.read_text()))]
+            if study.reward_model
+            else []
+        ),
         "## What this does not show",
         "\n".join(f"- {line}" for line in (*LIMITS, *MORE_LIMITS)),
     ]
@@ -86,19 +120,26 @@ def _untuned(trials: list[dict[str, Any]]) -> list[str]:
 
 
 def page_of(trials: list[dict[str, Any]]) -> str:
-    """The page of a study: of pipelines, or of the study with all that is stored beside it."""
-    if set(PIPELINE_METHODS) & {t["method"] for t in trials}:
-        return pipelines_page([*_beside(trials), *trials])
+    """The page of a study: the main one with all that is stored beside it, or of pipelines, or of recent methods."""
+    there = {t["method"] for t in trials}
+    for study, own in ((PIPELINES, PIPELINE_METHODS), (RECENT, RECENT_METHODS)):
+        if set(own) & there:
+            return page_beside(study, [*_compared_with(study, trials), *trials])
     sweep, on_map, controls = (results.load(results.RESULTS / name) for name in ("sweep", "map", "epsilon"))
     added = results.load(crossed.STORED) if (crossed.STORED / "trials").is_dir() else []
     return study_page(trials, sweep, on_map, controls, added, _read(gate.STORED), _read(rehearsal.STORED))
 
 
-def _beside(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The trials of the study that pipelines are compared with, in the same worlds, unless they are there already."""
-    named = {name for pair in comparisons.PIPELINE_COMPARISONS for name in pair[:2]} | {"base", "sft"}
-    wanted, seeds = named - {t["method"] for t in trials}, {t["seed"] for t in trials}
-    return [t for t in results.load(results.RESULTS / "class") if t["method"] in wanted and t["seed"] in seeds]
+def _compared_with(study: Beside, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Stored trials of the methods that a study lacks and compares with, in its worlds and with their tuning draws."""
+    wanted, seeds = study.methods - {t["method"] for t in trials}, {t["seed"] for t in trials}
+    stored = [*results.load(questions.STORED), *results.load(results.RESULTS / "class")]  # the main study counts
+    found = {
+        (t["method"], t["seed"]): t
+        for t in stored
+        if t["method"] in wanted and t["seed"] in seeds and t["draw"] == draw_of(t["method"], t["seed"])
+    }
+    return list(found.values())
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -112,8 +153,9 @@ def write_page(path: Path, trials: list[dict[str, Any]]) -> Path:
     return path
 
 
-def _overoptimised(runs: list[dict[str, Any]]) -> str:
+def _overoptimised(stored: dict[str, Any]) -> str:
     """The change of both scores in the stored runs of `uftlab.study.overoptimisation`, in words."""
+    runs = stored["runs"]
     lines = [
         f"RLOO against a reward model from {runs[0]['rated']} pairs, {runs[0]['points'][-1]['step']} steps from the "
         "base model (`python -m uftlab.study.overoptimisation`); change of the mean score of sampled answers, 95 % "

@@ -99,6 +99,29 @@ PIPELINE_COMPARISONS: tuple[tuple[str, str, str], ...] = (
     *((name, "sft-plus-dpo", "against the plain mixture") for name in ("sdpo", "maxright", "rs-dpo", "uft-online")),
 )
 
+# The same for the study "recent", of methods of 2025 and 2026, named before it was run.
+RECENT_COMPARISONS: tuple[tuple[str, str, str], ...] = (
+    ("sft-then-dpo-norm", "sft-then-dpo", "log-ratios per token for sums"),
+    ("tpo", "sft-plus-dpo", "DPO without a reference, mixed with SFT"),
+    ("chord-mu", "sft-plus-dpo", "policy gradient on own samples for DPO on pairs, mixed with SFT"),
+    ("psft", "sft-full", "a stop at tokens that became much more probable"),
+    ("iw-sft", "sft-full", "weights of completions that have become likelier"),
+    ("chord-phi", "sft-full", "weights p (1 - p) of tokens"),
+    ("eaft", "sft-full", "weights of tokens by entropy"),
+    ("ewc", "sft-full", "weights held at the start, each by its Fisher information"),
+    ("l2-start", "sft-full", "weights held at the start, all alike"),
+    ("ewc", "l2-start", "Fisher information for one strength"),
+    ("self-sft", "sft-full", "own accepted samples for demonstrations"),
+    ("sdft", "sft-full", "self-distillation for demonstrations"),
+    ("on-policy-distillation", "sft-full", "a teacher after SFT, on own samples, for SFT itself"),
+    ("hpt", "sft-full", "policy gradient where own samples solve the prompt"),
+    ("luffy", "sft-full", "policy gradient with the demonstration among the samples"),
+    *((name, "uft", "against the paper's method") for name in ("sft-then-dpo-norm", "tpo", "chord-mu", "psft")),
+    *((name, "uft", "against the paper's method") for name in ("iw-sft", "chord-phi", "eaft", "ewc", "l2-start")),
+    *((name, "uft", "against the paper's method") for name in ("self-sft", "sdft", "on-policy-distillation")),
+    *((name, "uft", "against the paper's method") for name in ("hpt", "luffy")),
+)
+
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction: the chance of any false finding in the family stays below the level.
@@ -168,7 +191,8 @@ def secondary(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """All other named comparisons on every headline metric, corrected among themselves."""
     fixed = {(f"{method} minus {minus}", metric) for method, minus, _ in PRIMARY for metric in OUTCOMES}
     rows = []
-    for method, minus, why in dict.fromkeys((*PRIMARY, *COMPARISONS, INTERACTION_OF, *PIPELINE_COMPARISONS)):
+    named = (*PRIMARY, *COMPARISONS, INTERACTION_OF, *PIPELINE_COMPARISONS, *RECENT_COMPARISONS)
+    for method, minus, why in dict.fromkeys(named):
         name = f"{method} minus {minus}"
         for metric in HEADLINES:
             if (name, metric) in fixed:
