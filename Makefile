@@ -36,6 +36,7 @@ style: $(VENV)/tests
 pages: $(VENV)/tests
 	$(BIN)/uftlab methods --cards docs/methods
 	$(BIN)/uftlab results --page docs/results/study.md
+	$(BIN)/uftlab results --figure docs/previews/finding.png
 	$(BIN)/uftlab results --study pipelines --page docs/pipelines.md
 	$(BIN)/python -m uftlab.reports.questions docs/questions
 	$(BIN)/python benchmarks/trl_parity.py --page docs/trl.md

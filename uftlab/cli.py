@@ -260,19 +260,26 @@ def results(
     only: Annotated[str, typer.Option(help="Part of the name of a method or a metric: what has it is shown.")] = "",
     as_json: As_json = False,
     page: Annotated[Path | None, typer.Option(help="Write the page of the study here instead.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw them here instead, as a PNG (needs Chromium).")] = None,
 ) -> None:
     """The comparisons that were named before anything was run, from stored results. Those of the README come first."""
     from uftlab.reports import tables
     from uftlab.study import comparisons
     from uftlab.study import results as stored
 
-    if page is not None:
-        _check_file(page, "--page")
+    for path, option in ((page, "--page"), (figure, "--figure")):
+        if path is not None:
+            _check_file(path, option)
     trials = stored.load_study(stored.results_folder(study), _warn)
     if page is not None:
         from uftlab.reports.pages import write_page
 
         _say(f"wrote {write_page(page, trials)}")
+    if figure is not None:
+        from uftlab.reports.pages import write_finding
+
+        _say(f"wrote {write_finding(figure, trials)}")
+    if page is not None or figure is not None:
         return
     rows = tables.matching(comparisons.compare(stored.tidy(trials)), only)
     if as_json:

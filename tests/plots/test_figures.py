@@ -6,7 +6,7 @@ import pytest
 from made_up import every_method, made_up, values_of
 
 from uftlab.plots import figures
-from uftlab.study import fronts, results
+from uftlab.study import comparisons, fronts, results
 from uftlab.study.results import HEADLINES, Interval, interval
 from uftlab.training.catalogue import METHODS
 
@@ -216,3 +216,21 @@ def test_fronts_have_a_panel_per_method_and_a_line_through_what_nothing_beats():
     assert [(list(t.x), list(t.y)) for t in lines] == [([0.4, 0.5], [0.6, 0.5]), ([0.2], [0.3]), ([0.1], [0.9])]
     assert [t.name for t in lines if t.showlegend] == ["draw 0", "draw 1"] and fig.layout.title.text
     assert [a.text for a in fig.layout.annotations] == ["uft", "sft"]
+
+
+def test_of_the_contrasts_what_is_settled_is_filled_and_every_one_is_named():
+    def row(comparison, metric, verdict):
+        found = {"mean": 0.1, "low": 0.05, "high": 0.15, "verdict": verdict, "why": f"why {comparison}"}
+        return {"comparison": comparison, "metric": metric, **found}
+
+    told = {"higher": "settled", "lower": "settled", "not settled": "not settled"}
+    rows = [row("uft minus sft", m, v) for m, v in zip(comparisons.OUTCOMES, ("lower", "not settled"), strict=True)]
+    rows += [row("uft minus dpo", m, "higher") for m in comparisons.OUTCOMES]
+    fig = figures.contrasts({"once": rows, "again": rows})
+    assert [trace.name for trace in fig.data] == ["once", "again"] * 2
+    for trace, metric in zip(fig.data[::2], comparisons.OUTCOMES, strict=True):
+        verdicts = [told[r["verdict"]] for r in rows if r["metric"] == metric]
+        assert ["not settled" if s.endswith("-open") else "settled" for s in trace.marker.symbol] == verdicts
+    assert list(fig.layout.yaxis.ticktext) == ["why uft minus sft<br>uft − sft", "why uft minus dpo<br>uft − dpo"]
+    heights = [y for trace in fig.data[:2] for y in trace.y]
+    assert len(set(heights)) == 4  # no mark hides another

@@ -248,22 +248,14 @@ def write_previews(executed: Path, out: Path, only: str = "") -> list[Path]:
         InputError: when kaleido or its Chromium is missing; see also `main_figure`.
     """
     import plotly.graph_objects as go
-    import plotly.io as pio
 
     names = [path.stem for path in notebook_paths(only)]
     figures = []
     for name in names:
         stored = main_figure(_read(executed, name))
         figures.append(go.Figure({"data": stored["data"], "layout": stored["layout"]}))
-    out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{name}.png" for name in names]
-    try:
-        heights = [figure.layout.height or theme.HEIGHT for figure in figures]
-        files = [str(path) for path in paths]
-        pio.write_images(fig=figures, file=files, width=[PREVIEW_WIDTH] * len(files), height=heights)
-    except (ImportError, ValueError, RuntimeError) as error:
-        remedy = "Install kaleido and Chromium (Debian: apt-get install chromium)"
-        raise InputError("--previews", "have kaleido and a browser to draw with", error, remedy) from None
+    theme.write_images(figures, paths, PREVIEW_WIDTH, "--previews")
     return paths
 
 

@@ -166,6 +166,65 @@ def designs(methods: Sequence[str], steps: int) -> go.Figure:
     return fig.update_yaxes(categoryorder="array", categoryarray=list(methods)[::-1])
 
 
+def contrasts(families: Mapping[str, Sequence[Mapping[str, Any]]]) -> go.Figure:
+    """Differences of methods with intervals, a panel per outcome. What is settled is filled, the rest is open.
+
+    Args:
+        families: what a legend calls it -> rows of `uftlab.study.comparisons.primary`, which have the same comparisons.
+    """
+    rows = [row for own in families.values() for row in own]
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    asked = {row["comparison"]: row["why"] for row in rows}
+    names = {name: f"{why}<br>{name.replace(' minus ', ' − ')}" for name, why in asked.items()}
+    fig = make_subplots(
+        1, len(metrics), shared_yaxes=True, subplot_titles=[_axis(m) for m in metrics], horizontal_spacing=0.05
+    )
+    for column, metric in enumerate(metrics, start=1):
+        for index, (family, own) in enumerate(families.items()):
+            found = pd.DataFrame([row for row in own if row["metric"] == metric])
+            settled = found["verdict"] != "not settled"
+            symbol = theme.SYMBOLS[index]
+            away = (len(families) - 1) / 2 - index  # above and below the line of the contrast
+            dots = go.Scatter(
+                x=found["mean"],
+                y=[list(names).index(name) - 0.24 * away for name in found["comparison"]],
+                error_x=theme.error_bars(found),
+                mode="markers",
+                marker={
+                    "symbol": [symbol if own else f"{symbol}-open" for own in settled],
+                    "size": 14,
+                    "color": theme.COLOURS[index],
+                    "line": {"width": 2.5, "color": theme.COLOURS[index]},
+                },
+                name=family,
+                legendgroup=family,
+                showlegend=column == 1,
+                customdata=[names[name] for name in found["comparison"]],
+                hovertemplate="%{customdata}: %{x:+.3f}<extra></extra>",
+            )
+            fig.add_trace(dots, row=1, col=column)
+        fig.add_vline(x=0, line_width=2, line_color=theme.INK, row=1, col=column)
+    fig.update_yaxes(
+        showgrid=False,
+        tickvals=list(range(len(names))),
+        ticktext=list(names.values()),
+        range=[len(names) - 0.4, -0.6],
+        zeroline=False,
+    )
+    fig.update_xaxes(title_text="difference")
+    title = (
+        "Is it the unified loss, or the mixing?<br>Differences with 95 % intervals; filled: settled, open: not settled"
+    )
+    fig.update_layout(
+        template="uftlab",
+        title={"text": title, "pad": {"t": 35}},
+        height=260 + 75 * len(names),
+        margin={"t": 160, "b": 130},
+        font_size=17,
+    )
+    return fig.update_annotations(font_size=17)
+
+
 def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str, title: str = "") -> go.Figure:
     """Mean over seeds of one metric during training, one line per method. `curves` is `results.curve_summary`."""
     fig = theme.figure(

@@ -22,6 +22,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.subplots import make_subplots
 
+from uftlab.errors import InputError
 from uftlab.files import write_atomically
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -222,3 +223,20 @@ def write_plotly_js(folder: Path) -> Path:
     path = Path(folder) / "plotly.min.js"
     write_atomically(path, get_plotlyjs())
     return path
+
+
+def write_images(figures: Sequence[go.Figure], paths: Sequence[Path], width: int, asked: str) -> None:
+    """Write figures as PNG, for readers of pages that run no JavaScript.
+
+    Raises:
+        InputError: naming what `asked` for it, when kaleido or its Chromium is missing.
+    """
+    heights = [figure.layout.height or HEIGHT for figure in figures]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        files = [str(path) for path in paths]
+        pio.write_images(fig=list(figures), file=files, width=[width] * len(files), height=heights)
+    except (ImportError, ValueError, RuntimeError) as error:
+        remedy = "Install kaleido and Chromium (Debian: apt-get install chromium)"
+        raise InputError(asked, "have kaleido and a browser to draw with", error, remedy) from None
