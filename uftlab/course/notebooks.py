@@ -105,13 +105,21 @@ def write_tables(readme: Path) -> None:
     Raises:
         InputError: for a file without these lines.
     """
-    start, end = "<!-- course -->\n\n", "\n\n<!-- end of course -->"
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    if not 0 <= text.find(start) < text.find(end):
+    write_between(readme, "course", course_tables())
+
+
+def write_between(path: Path, name: str, text: str) -> None:
+    """Write a text into a file between the lines `<!-- name -->` and `<!-- end of name -->`. The rest stays.
+
+    Raises:
+        InputError: for a file without these lines.
+    """
+    start, end = f"<!-- {name} -->\n\n", f"\n\n<!-- end of {name} -->"
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not 0 <= before.find(start) < before.find(end):
         rule = f"hold the lines {start.strip()} and {end.strip()}"
-        raise InputError("--readme", rule, f"a file without them: {readme}", "Add both lines")
-    before, after = text.split(start)[0], text.split(end)[1]
-    write_atomically(readme, f"{before}{start}{course_tables()}{end}{after}")
+        raise InputError(path.name, rule, f"a file without them: {path}", "Add both lines")
+    write_atomically(path, f"{before.split(start)[0]}{start}{text}{end}{before.split(end)[1]}")
 
 
 def _without_widget_state(path: Path) -> None:

@@ -363,13 +363,14 @@ Unknown to the tokenizer and read as <unk>: moss.'
 
 
 def word_by_word(
-    runs: Mapping[str, Snapshots], rows: pd.DataFrame, shown: int = 120, headless: bool = False
+    runs: Mapping[str, Snapshots], rows: pd.DataFrame, shown: int = 120, headless: bool = False, notes: str = ""
 ) -> ipywidgets.VBox | Folded:
     """Pick a held-out completion or type any, and see the reward of each word under the policy at the end of a run.
 
     Args:
         rows: as of `uftlab.course.held_out.held_out`; the first `shown` pairs and demonstrations can be picked.
         headless: True gives the words of the first row under the first run.
+        notes: HTML below the controls, see `widgets.explore`.
 
     Returns:
         A box with `controls`, `spoken` and `words` as attributes; headless a piece of HTML.
@@ -427,7 +428,8 @@ def word_by_word(
     for name in ("run", "own", "prompt", "completion"):
         controls[name].observe(follow, names="value")
     legend = ipywidgets.HTML(f'<div style="font-size:16px">{LEGEND}</div>')
-    box = ipywidgets.VBox([ipywidgets.HTML(STYLE), *controls.values(), spoken, words, legend])
+    more = [ipywidgets.HTML(notes).add_class("uftlab-notes")] if notes else []
+    box = ipywidgets.VBox([ipywidgets.HTML(STYLE), *controls.values(), *more, spoken, words, legend])
     box.add_class("uftlab")
     box.controls, box.spoken, box.words = controls, spoken, words
     return box
