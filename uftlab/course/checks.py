@@ -153,7 +153,7 @@ _solved_here: set[int] = set()  # ids of the exercises that the reader has solve
 
 @cache
 def exercises_of_the_course() -> dict[str, list[Exercise]]:
-    """Notebook -> its exercises in their order: {"01": [...], ...}. The first line of each module names its notebook."""
+    """Notebook -> its exercises in their order: {"01": [...]}. The first line of each module names its notebook."""
     found = {}
     for entry in pkgutil.iter_modules([str(Path(__file__).parent / "exercises")]):
         module = importlib.import_module(f"uftlab.course.exercises.{entry.name}")

@@ -12,10 +12,11 @@ from uftlab.training.catalogue import METHODS, VARIANTS, method_named
 from uftlab.training.methods import Stage, data_kinds
 
 KINDS = {"demonstration": "demonstrations", "preference": "pairs", "label": "labels", "scored": "scores"}
+IN_COURSE = (*METHODS, *VARIANTS)
 INTRO = (
-    "Every figure and every menu of the course calls a method by its short name. All of them start from the base and have "
-    "the same budget, but `base` and `sft`. *Reads* says what the steps are made of: `50 % demonstrations, 50 % scores` is "
-    "a mixture in every step, and *then* begins a second stage."
+    "Every figure and every menu of the course calls a method by its short name. All of them start from the base and "
+    "have the same budget, except `base` and `sft`. *Reads* says what the steps are made of: *50 % "
+    "demonstrations, 50 % scores* is a mixture in every step, and *then* begins a second stage."
 )
 
 
@@ -63,6 +64,6 @@ def folded(names: Iterable[str]) -> str:
 
 def for_the_glossary() -> str:
     """All methods of the course as a table in Markdown, with what a reader has to know about it."""
-    rows = table([*METHODS, *VARIANTS])
+    rows = table(IN_COURSE)
     lines = [[f"`{method}`", *rest] for method, *rest in rows.itertuples(index=False)]
     return f"{INTRO}\n\n{markdown(list(rows.columns), lines)}"

@@ -231,7 +231,7 @@ def two_by_two(
     fig.update_yaxes(range=[len(rows) - 0.5, -0.5], tickvals=places, showticklabels=False, zeroline=False)
     fig.update_yaxes(ticktext=[theme.lines(row, 19) for row in rows], showticklabels=True, tickfont_size=17, col=1)
     fig.update_xaxes(zeroline=True, zerolinewidth=3, zerolinecolor=theme.INK)
-    return fig.update_layout(height=570, margin={"t": 140})
+    return fig.update_layout(height=570, margin={"t": 140} | ({} if len(found) > 1 else {"b": 80}))
 
 
 def by_draw(differences: pd.DataFrame, title: str) -> go.Figure:

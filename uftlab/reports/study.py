@@ -235,8 +235,9 @@ def _tuning(sweep: list[dict[str, Any]]) -> str:
         ["method", "worth of the choice, by draw", "median of all its trials", "learning rates chosen, by draw"], lines
     )
     return (
-        f"{len(sweep)} trials. Worth is followed and correct + truth over the base's truth when asked for careful sources. "
-        f"{beyond} of {count} choices have a learning rate outside of the first box; the second round may go there.\n\n{table}"
+        f"{len(sweep)} trials. Worth is followed and correct + truth over the base's truth when asked for careful "
+        f"sources. {beyond} of {count} choices have a learning rate outside of the first box; the second round may go "
+        f"there.\n\n{table}"
     )
 
 

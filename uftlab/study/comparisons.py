@@ -278,8 +278,8 @@ def closing(rows: Sequence[Mapping[str, Any]]) -> str:
     }[mixing["verdict"]]
     second = {"higher": "adds to that", "lower": "takes away from that", "not settled": "adds nothing that is settled"}
     return (
-        f"Mixing demonstrations with feedback {first} {numbers(mixing)}, and the unified loss {second[loss['verdict']]} "
-        f"{numbers(loss)}."
+        f"Mixing demonstrations with feedback {first} {numbers(mixing)}, and the unified loss "
+        f"{second[loss['verdict']]} {numbers(loss)}."
     )
 
 
