@@ -90,7 +90,7 @@ class Exercise:
         return result
 
     def _judge(self, answer: object) -> Result:
-        waiting = Result("not yet", "Write the function, then run this cell again.")
+        waiting = Result("not yet", "There is no answer so far. This cell checks the function that you write above it.")
         if answer is None or answer is ...:
             return waiting
         if not callable(answer):

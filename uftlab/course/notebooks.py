@@ -122,16 +122,20 @@ def write_between(path: Path, name: str, text: str) -> None:
     write_atomically(path, f"{before.split(start)[0]}{start}{text}{end}{before.split(end)[1]}")
 
 
-def _without_widget_state(path: Path) -> None:
-    """Remove the state of widgets from an executed copy. Nothing can follow its sliders without a kernel.
+def _for_readers(path: Path) -> None:
+    """Make an executed copy readable without a kernel: no state of widgets, and no code that a notebook folds.
 
-    `nbconvert` then shows the first figure of an explorer. With the state it would load widgets from the network.
+    `nbconvert` then shows the static twins. With the state it would load widgets from the network. Folded code may hold
+    the answer to a question.
     """
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
-    if notebook.metadata.pop("widgets", None):
-        write_atomically(path, nbformat.writes(notebook) + "\n")
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.metadata.get("jupyter", {}).get("source_hidden"):
+            cell.metadata["transient"] = {"remove_source": True}
+    write_atomically(path, nbformat.writes(notebook) + "\n")
 
 
 def run_one(path: Path, out: Path, parameters: dict) -> None:
@@ -163,7 +167,7 @@ def run_one(path: Path, out: Path, parameters: dict) -> None:
         environment = {**os.environ, **ONE_THREAD, **QUIET, "JUPYTER_PATH": where}
         ended = subprocess.run(command, capture_output=True, text=True, env=environment)
     if (out / path.name).is_file():
-        _without_widget_state(out / path.name)
+        _for_readers(out / path.name)
     if ended.returncode:
         raise RuntimeError(f"{path.name} failed:\n" + "\n".join(ended.stderr.splitlines()[-25:]))
 

@@ -27,7 +27,7 @@ from uftlab.errors import InputError
 from uftlab.losses.rewards import implicit_score
 from uftlab.models.generation import answers
 from uftlab.plots import theme
-from uftlab.plots.widgets import STYLE, Folded, Spoken, choice
+from uftlab.plots.widgets import STYLE, Box, Folded, Spoken, choice
 from uftlab.world.instructions import (
     NUMBERS,
     VERIFIERS,
@@ -296,9 +296,9 @@ def live(
     for control in controls.values():
         control.style.description_width = "initial"
         control.observe(follow, names="value")
-    box = ipywidgets.VBox([ipywidgets.HTML(STYLE), *controls.values(), answer])
+    box = Box([ipywidgets.HTML(STYLE), *controls.values(), answer])
     box.add_class("uftlab")
-    box.controls, box.answer = dict(controls), answer
+    box.controls, box.answer, box.still = dict(controls), answer, answer.inside
     return box
 
 
@@ -395,10 +395,11 @@ def word_by_word(
         return summed_up(read, run.beta), with_logratios(read)
 
     first = next(iter(runs))
+    prompt, completion = next(iter(options.values()))
+    said, drawn = look(first, True, prompt, completion)
+    still = Folded(f"<p><b>{html.escape(prompt)}</b> ({html.escape(first)})</p>{drawn}<p>{html.escape(said)}</p>")
     if headless:
-        prompt, completion = next(iter(options.values()))
-        said, drawn = look(first, True, prompt, completion)
-        return Folded(f"<p><b>{html.escape(prompt)}</b> ({html.escape(first)})</p>{drawn}<p>{html.escape(said)}</p>")
+        return still
 
     controls: dict[str, Any] = {
         "run": choice("policy", list(runs), first),
@@ -429,7 +430,7 @@ def word_by_word(
         controls[name].observe(follow, names="value")
     legend = ipywidgets.HTML(f'<div style="font-size:16px">{LEGEND}</div>')
     more = [ipywidgets.HTML(notes).add_class("uftlab-notes")] if notes else []
-    box = ipywidgets.VBox([ipywidgets.HTML(STYLE), *controls.values(), *more, spoken, words, legend])
+    box = Box([ipywidgets.HTML(STYLE), *controls.values(), *more, spoken, words, legend])
     box.add_class("uftlab")
-    box.controls, box.spoken, box.words = controls, spoken, words
+    box.controls, box.spoken, box.words, box.still = controls, spoken, words, still
     return box

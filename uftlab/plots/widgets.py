@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import html
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -330,6 +331,17 @@ class _Figure(anywidget.AnyWidget):
     """
 
 
+class Box(ipywidgets.VBox):
+    """A widget with a static twin, `still`: HTML for `nbconvert` and for viewers that have no kernel."""
+
+    still = ""
+
+    def _repr_mimebundle_(self, **how: Any) -> dict[str, Any]:
+        """The widget, its twin, and the words of the twin."""
+        words = " ".join(html.unescape(re.sub(r"<style>.*?</style>|<[^>]+>", " ", self.still, flags=re.S)).split())
+        return {"text/html": self.still, **super()._repr_mimebundle_(**how), "text/plain": words}
+
+
 class Explorer(ipywidgets.VBox):
     """What `explore` returns. Where no widget can be shown, the first figure is.
 
@@ -447,10 +459,11 @@ def predict(
     """
     if answer not in options:
         raise InputError("The answer", f"be one of {list(options)}", repr(answer), "Correct the question")
+    choices = " / ".join(html.escape(option) for option in options)
+    folded = f"<details><summary>Answer</summary><b>{html.escape(answer)}</b>. {html.escape(because)}</details>"
+    still = Folded(f"<p><b>{html.escape(question)}</b> {choices}</p>{folded}")
     if headless:
-        choices = " / ".join(html.escape(option) for option in options)
-        folded = f"<details><summary>Answer</summary><b>{html.escape(answer)}</b>. {html.escape(because)}</details>"
-        return Folded(f"<p><b>{html.escape(question)}</b> {choices}</p>{folded}")
+        return still
     buttons = ipywidgets.ToggleButtons(options=list(options), value=None, description="Your guess:")
     grid = ipywidgets.VBox([_row(buttons)]).add_class("uftlab-controls")
     spoken = Spoken(text="Choose before you read on.").add_class("uftlab-line")
@@ -463,8 +476,8 @@ def predict(
 
     buttons.observe(reveal, names="value")
     asked = ipywidgets.HTML(f"{STYLE}<b>{html.escape(question)}</b>")
-    box = ipywidgets.VBox([asked, grid, spoken, _Names(layout={"display": "none"})]).add_class("uftlab")
-    box.buttons, box.spoken = buttons, spoken
+    box = Box([asked, grid, spoken, _Names(layout={"display": "none"})]).add_class("uftlab")
+    box.buttons, box.spoken, box.still = buttons, spoken, still
     return box
 
 
@@ -484,12 +497,13 @@ def doctor(reports: Mapping[str, Report], headless: bool = False, notes: str = "
     """
     if not reports:
         raise InputError("Runs to show", "be at least one", "none", "Name a run")
+    folded: list[str] = []
+    for name, own in reports.items():
+        summary = f"<summary><b>{html.escape(name)}</b></summary>"
+        folded.append(f"<details{'' if folded else ' open'}>{summary}{_findings(own)}</details>")
+    still = Folded("".join(folded))
     if headless:
-        parts: list[str] = []
-        for name, own in reports.items():
-            summary = f"<summary><b>{html.escape(name)}</b></summary>"
-            parts.append(f"<details{'' if parts else ' open'}>{summary}{_findings(own)}</details>")
-        return Folded("".join(parts))
+        return still
     chosen, spoken, shown = choice("run", list(reports)), Spoken(), ipywidgets.HTML()
 
     def follow(_: object = None) -> None:
@@ -501,8 +515,8 @@ def doctor(reports: Mapping[str, Report], headless: bool = False, notes: str = "
     chosen.observe(follow, names="value")
     grid = ipywidgets.VBox([_row(chosen), *_notes(notes)])
     parts = [ipywidgets.HTML(STYLE), grid, spoken, shown, _Names(layout={"display": "none"})]
-    box = ipywidgets.VBox(parts).add_class("uftlab")
-    box.chosen, box.spoken, box.shown = chosen, spoken, shown
+    box = Box(parts).add_class("uftlab")
+    box.chosen, box.spoken, box.shown, box.still = chosen, spoken, shown, still
     return box
 
 
