@@ -166,8 +166,8 @@ def _page(title: str, body: str, glossary: bool, scripts: str = "") -> str:
 def _for_a_page(cell: NotebookNode) -> NotebookNode | None:
     """A cell as a page without a kernel shows it; None if it makes no sense there.
 
-    The cell of injected parameters, the checks of exercises and the score are left out. Cells with the tag `live` ask the reader
-    to use an explorer: they are folded, under words that say so. Folded code stays out of sight.
+    The cell of injected parameters, the checks of exercises and the score are left out. Cells with the tag `live` ask
+    the reader to use an explorer: they are folded, under words that say so. Folded code stays out of sight.
     """
     tags = cell.metadata.get("tags", [])
     name = cell.get("id", "")
