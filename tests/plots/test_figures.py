@@ -213,11 +213,11 @@ def test_the_calibration_figure_shows_fifths_and_ceilings():
     score, names = rng.uniform(size=50), np.repeat(np.arange(10), 5)
     feedback = score.round()
     fig = figures.calibration({"a": score}, {"a": np.full(50, 0.9)}, feedback, names, {"panel": ["a"]}, "t")
-    points, ceiling, honest = fig.data
+    points, ceiling, calibrated = fig.data
     order = np.argsort(score)
     assert points.x[0] == pytest.approx(score[order[:10]].mean())
     assert points.y[4] == pytest.approx(interval(feedback[order[40:]], clusters=names[order[40:]]).mean)
-    assert list(ceiling.x) == [0.9, 0.9] and honest.name == "honest"
+    assert list(ceiling.x) == [0.9, 0.9] and calibrated.name == "calibrated"
 
 
 def test_fronts_have_a_panel_per_method_and_a_line_through_what_nothing_beats():

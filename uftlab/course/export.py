@@ -25,6 +25,7 @@ from uftlab.course import methods
 from uftlab.course.notebooks import (
     NOTEBOOKS,
     contents,
+    folded_tasks,
     has_explorer,
     notebook_paths,
     run_all,
@@ -67,7 +68,6 @@ ol.course { list-style: none; padding: 0; }
 ol.course li { border: 1px solid var(--line); border-radius: 12px; padding: .2rem 1.2rem .8rem; margin: 1rem 0; }
 ol.course h2 { border: none; margin: 0; font-size: 1.3rem; }
 """
-LIVE = "To try in the notebook: there the figure below has sliders"
 PREVIEW_WIDTH = 960  # pixels: about the width of a page on GitHub
 
 
@@ -174,7 +174,7 @@ def _for_a_page(cell: NotebookNode) -> NotebookNode | None:
     if "injected-parameters" in tags or name == "score" or re.fullmatch(r"exercise-\d+-check", name):
         return None
     if "live" in tags and cell.cell_type == "markdown":
-        cell.source = f"<details><summary>{LIVE}</summary>\n\n{cell.source}\n\n</details>"
+        cell.source = folded_tasks(cell.source)
     if cell.metadata.get("jupyter", {}).get("source_hidden"):
         cell.metadata["transient"] = {"remove_source": True}
     return cell

@@ -31,6 +31,7 @@ from uftlab.study.trials import profile_named
 
 NOTEBOOKS = DATA.parent / "notebooks"
 LAB_HOME = DATA.parent / "build" / "jupyter"  # settings for this course, not the own ones of the reader
+LIVE = "To try in the notebook: there the figure below has sliders"
 CELL_TIMEOUT = 300  # seconds; papermill has no limit by default
 STOP_SECONDS = 10.0  # JupyterLab and its kernels have ended after this time
 QUIET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # without it every kernel warns of frozen modules
@@ -122,11 +123,17 @@ def write_between(path: Path, name: str, text: str) -> None:
     write_atomically(path, f"{before.split(start)[0]}{start}{text}{end}{before.split(end)[1]}")
 
 
+def folded_tasks(source: str) -> str:
+    """Tasks that need an explorer, folded under words that say so; what is folded already stays as it is."""
+    start = f"<details><summary>{LIVE}</summary>\n\n"
+    return source if source.startswith(start) else f"{start}{source}\n\n</details>"
+
+
 def _for_readers(path: Path) -> None:
     """Make an executed copy readable without a kernel: no state of widgets, and no code that a notebook folds.
 
     `nbconvert` then shows the static twins. With the state it would load widgets from the network. Folded code may hold
-    the answer to a question.
+    the answer to a question. Tasks for an explorer are folded, see `folded_tasks`.
     """
     import nbformat
 
@@ -135,6 +142,8 @@ def _for_readers(path: Path) -> None:
     for cell in notebook.cells:
         if cell.metadata.get("jupyter", {}).get("source_hidden"):
             cell.metadata["transient"] = {"remove_source": True}
+        if "live" in cell.metadata.get("tags", []) and cell.cell_type == "markdown":
+            cell.source = folded_tasks(cell.source)
     write_atomically(path, nbformat.writes(notebook) + "\n")
 
 

@@ -633,6 +633,6 @@ def calibration(
                 labelled = top
         ink = {"color": theme.INK, "width": 2, "dash": "solid"}
         last = column == len(groups)
-        fig.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="honest", line=ink, showlegend=last, **place)
+        fig.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="calibrated", line=ink, showlegend=last, **place)
     fig.update_xaxes(range=[0, 1.02])
     return fig.update_yaxes(range=[0, 1.02])

@@ -154,7 +154,7 @@ def _squared(implicit: Tensor, scores: Tensor, bins: int) -> Tensor:
 
 
 CALIBRATION = Exercise(
-    praise="That is the expected calibration error. It rewards honest numbers, not a good order.",
+    praise="That is the expected calibration error. It says whether the numbers are right, not whether the order is.",
     right=calibration_error,
     mistakes=(
         Mistake(
