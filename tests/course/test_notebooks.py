@@ -1,14 +1,20 @@
 """Every notebook runs in the smoke profile with its solutions, and what it says is what the results say."""
 
+import builtins
 import json
 import re
+import symtable
 import sys
 
+import driver
 import nbformat
 import pytest
+from nbconvert.exporters.html import HTMLExporter
 
+from uftlab.course import start
 from uftlab.course.notebooks import NOTEBOOKS, explorer_paths, has_explorer, notebook_paths, run_all, run_one
 from uftlab.errors import InputError
+from uftlab.plots import theme
 from uftlab.study import comparisons, results
 
 
@@ -103,6 +109,82 @@ def test_executed_copies_are_small_and_their_explorers_have_a_first_figure(execu
         assert len(explorers) == (not name.startswith("00")), name
         for explorer in explorers:
             assert "plotly-graph-div" in explorer.outputs[-1]["data"]["text/html"]
+
+
+@pytest.mark.skipif(driver.chromium() is None, reason="no Chromium here; Debian: apt-get install chromium")
+def test_nbconvert_shows_figures_and_questions_and_no_code_that_is_folded(executed, tmp_path):
+    """Of notebook 05, which has every kind of widget."""
+    page, _ = HTMLExporter().from_notebook_node(executed["05_reward_margins.ipynb"])
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    theme.write_plotly_js(tmp_path)
+    assert "VBox(" not in page and ".predict(" not in page and "jupyter-widgets" not in page
+    assert page.count("<summary>Answer</summary>") == 5
+    with driver.browser() as browser:
+        shown = browser.new_context(offline=True).new_page()
+        shown.goto((tmp_path / "page.html").as_uri(), wait_until="domcontentloaded")
+        shown.wait_for_function(
+            "() => [...document.querySelectorAll('.plotly-graph-div')].every((f) => f.querySelector('.main-svg path'))"
+        )
+        assert shown.locator(".plotly-graph-div").count() >= 7
+
+
+SUMMARISED = ("04", "05", "06", "07", "09", "11")
+
+
+@pytest.mark.parametrize("number", SUMMARISED)
+def test_a_summary_begins_with_three_sentences_to_remember(number):
+    cells = nbformat.read(notebook_paths(number)[0], as_version=4).cells
+    (summary,) = [cell for cell in cells if cell.source.startswith("## Summary")]
+    found = re.match(r"## Summary\n\n### Three sentences to remember\n\n((?:\d\. .*(?:\n   .*)*\n?)+)", summary.source)
+    assert re.findall(r"^(\d)\. ", found[1], flags=re.M) == ["1", "2", "3"]
+
+
+def test_the_closing_sentence_is_the_same_everywhere():
+    root = NOTEBOOKS.parent
+    page = (root / "docs" / "results" / "study.md").read_text()  # made by comparisons.closing
+    sentence = re.search(r"^In one sentence: (.*)$", page, flags=re.M)[1]
+    assert sentence.startswith(
+        "Mixing demonstrations with feedback makes a model follow more instructions correctly (+0.08"
+    )
+    places = [root / "README.md", NOTEBOOKS / "glossary.md", notebook_paths("04")[0], notebook_paths("11")[0]]
+    for path in places:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".ipynb":
+            text = "\n".join(cell.source for cell in nbformat.reads(text, as_version=4).cells)
+        assert sentence in " ".join(text.split()), path.name
+
+
+def core_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if "core" in cell.metadata.get("tags", [])]
+
+
+@pytest.mark.parametrize("path", [p for p in notebook_paths() if core_cells(p)], ids=lambda path: path.stem)
+def test_the_core_of_a_notebook_runs_without_the_rest_of_it(path):
+    """No name is read at the top of a core cell that only another cell gives; and its first cells are part of it."""
+    cells = core_cells(path)
+    assert cells[0].source.startswith("# ")
+    tree = symtable.symtable("\n".join(cell.source for cell in cells if cell.cell_type == "code"), path.name, "exec")
+    tables, given = [tree], {name.get_name() for name in tree.get_symbols() if name.is_assigned() or name.is_imported()}
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        for name in table.get_symbols():
+            if name.is_global() and name.is_referenced():
+                known = name.get_name() in given or hasattr(builtins, name.get_name()) or name.get_name() == "display"
+                assert known, f"{name.get_name()} is not given by a core cell"
+
+
+def test_the_core_of_04_and_05_is_as_short_as_the_route_says():
+    """Some 150 words a minute, for readers who have English as a second language."""
+    minutes = {number: minutes for number, _, minutes in start.ROUTES["One hour"]}
+    for number in ("04", "05"):
+        words = sum(
+            len(re.sub(r"<details>.*?</details>", "", cell.source, flags=re.S).split())
+            for cell in core_cells(notebook_paths(number)[0])
+            if cell.cell_type == "markdown"
+        )
+        assert words / 150 <= minutes[number], number
+    assert sum(minutes.values()) <= 60
 
 
 def test_notebooks_are_committed_without_outputs():

@@ -197,6 +197,14 @@ def test_predict_headless_folds_the_answer_away():
     assert "<details>" in folded._repr_html_() and "1 &lt; 2?" in folded
 
 
+def test_a_viewer_without_widgets_gets_the_question_with_its_answer_folded():
+    box = widgets.predict("1 < 2?", ["yes", "no"], "yes", "By counting.")
+    bundle = box._repr_mimebundle_()
+    assert bundle["text/html"] == widgets.predict("1 < 2?", ["yes", "no"], "yes", "By counting.", headless=True)
+    assert bundle["text/plain"] == "1 < 2? yes / no Answer yes . By counting."
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
 def test_predict_refuses_an_answer_that_is_no_option():
     with pytest.raises(InputError, match="be one of"):
         widgets.predict("?", ["yes", "no"], "maybe", "")

@@ -21,7 +21,17 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
-from uftlab.course.notebooks import NOTEBOOKS, contents, has_explorer, notebook_paths, run_all, write_tables
+from uftlab.course import methods
+from uftlab.course.notebooks import (
+    NOTEBOOKS,
+    contents,
+    folded_tasks,
+    has_explorer,
+    notebook_paths,
+    run_all,
+    write_between,
+    write_tables,
+)
 from uftlab.errors import InputError
 from uftlab.files import write_atomically
 from uftlab.plots import theme
@@ -58,7 +68,6 @@ ol.course { list-style: none; padding: 0; }
 ol.course li { border: 1px solid var(--line); border-radius: 12px; padding: .2rem 1.2rem .8rem; margin: 1rem 0; }
 ol.course h2 { border: none; margin: 0; font-size: 1.3rem; }
 """
-LIVE = "To try in the notebook: there the figure below has sliders"
 PREVIEW_WIDTH = 960  # pixels: about the width of a page on GitHub
 
 
@@ -157,14 +166,15 @@ def _page(title: str, body: str, glossary: bool, scripts: str = "") -> str:
 def _for_a_page(cell: NotebookNode) -> NotebookNode | None:
     """A cell as a page without a kernel shows it; None if it makes no sense there.
 
-    The cell of injected parameters and the checks of exercises are left out. Cells with the tag `live` ask the reader
-    to use an explorer: they are folded, under words that say so. Folded code stays out of sight.
+    The cell of injected parameters, the checks of exercises and the score are left out. Cells with the tag `live` ask
+    the reader to use an explorer: they are folded, under words that say so. Folded code stays out of sight.
     """
     tags = cell.metadata.get("tags", [])
-    if "injected-parameters" in tags or re.fullmatch(r"exercise-\d+-check", cell.get("id", "")):
+    name = cell.get("id", "")
+    if "injected-parameters" in tags or name == "score" or re.fullmatch(r"exercise-\d+-check", name):
         return None
     if "live" in tags and cell.cell_type == "markdown":
-        cell.source = f"<details><summary>{LIVE}</summary>\n\n{cell.source}\n\n</details>"
+        cell.source = folded_tasks(cell.source)
     if cell.metadata.get("jupyter", {}).get("source_hidden"):
         cell.metadata["transient"] = {"remove_source": True}
     return cell
@@ -273,10 +283,12 @@ def export(
     Args:
         executed: a folder with executed copies. If it is given, nothing is executed.
         previews: a folder for one PNG per notebook.
-        readme: a file whose tables of the course are updated, see `notebooks.write_tables`.
+        readme: a file whose tables of the course are updated, see `notebooks.write_tables`; with them the table of
+            methods in the glossary.
     """
     if readme is not None:
         write_tables(readme)
+        write_between(NOTEBOOKS / "glossary.md", "methods", methods.for_the_glossary())
     with tempfile.TemporaryDirectory() as folder:
         if executed is None:
             executed = Path(folder)

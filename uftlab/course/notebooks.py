@@ -31,6 +31,7 @@ from uftlab.study.trials import profile_named
 
 NOTEBOOKS = DATA.parent / "notebooks"
 LAB_HOME = DATA.parent / "build" / "jupyter"  # settings for this course, not the own ones of the reader
+LIVE = "To try in the notebook: there the figure below has sliders"
 CELL_TIMEOUT = 300  # seconds; papermill has no limit by default
 STOP_SECONDS = 10.0  # JupyterLab and its kernels have ended after this time
 QUIET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # without it every kernel warns of frozen modules
@@ -105,25 +106,45 @@ def write_tables(readme: Path) -> None:
     Raises:
         InputError: for a file without these lines.
     """
-    start, end = "<!-- course -->\n\n", "\n\n<!-- end of course -->"
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    if not 0 <= text.find(start) < text.find(end):
+    write_between(readme, "course", course_tables())
+
+
+def write_between(path: Path, name: str, text: str) -> None:
+    """Write a text into a file between the lines `<!-- name -->` and `<!-- end of name -->`. The rest stays.
+
+    Raises:
+        InputError: for a file without these lines.
+    """
+    start, end = f"<!-- {name} -->\n\n", f"\n\n<!-- end of {name} -->"
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not 0 <= before.find(start) < before.find(end):
         rule = f"hold the lines {start.strip()} and {end.strip()}"
-        raise InputError("--readme", rule, f"a file without them: {readme}", "Add both lines")
-    before, after = text.split(start)[0], text.split(end)[1]
-    write_atomically(readme, f"{before}{start}{course_tables()}{end}{after}")
+        raise InputError(path.name, rule, f"a file without them: {path}", "Add both lines")
+    write_atomically(path, f"{before.split(start)[0]}{start}{text}{end}{before.split(end)[1]}")
 
 
-def _without_widget_state(path: Path) -> None:
-    """Remove the state of widgets from an executed copy. Nothing can follow its sliders without a kernel.
+def folded_tasks(source: str) -> str:
+    """Tasks that need an explorer, folded under words that say so; what is folded already stays as it is."""
+    start = f"<details><summary>{LIVE}</summary>\n\n"
+    return source if source.startswith(start) else f"{start}{source}\n\n</details>"
 
-    `nbconvert` then shows the first figure of an explorer. With the state it would load widgets from the network.
+
+def _for_readers(path: Path) -> None:
+    """Make an executed copy readable without a kernel: no state of widgets, and no code that a notebook folds.
+
+    `nbconvert` then shows the static twins. With the state it would load widgets from the network. Folded code may hold
+    the answer to a question. Tasks for an explorer are folded, see `folded_tasks`.
     """
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
-    if notebook.metadata.pop("widgets", None):
-        write_atomically(path, nbformat.writes(notebook) + "\n")
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.metadata.get("jupyter", {}).get("source_hidden"):
+            cell.metadata["transient"] = {"remove_source": True}
+        if "live" in cell.metadata.get("tags", []) and cell.cell_type == "markdown":
+            cell.source = folded_tasks(cell.source)
+    write_atomically(path, nbformat.writes(notebook) + "\n")
 
 
 def run_one(path: Path, out: Path, parameters: dict) -> None:
@@ -155,7 +176,7 @@ def run_one(path: Path, out: Path, parameters: dict) -> None:
         environment = {**os.environ, **ONE_THREAD, **QUIET, "JUPYTER_PATH": where}
         ended = subprocess.run(command, capture_output=True, text=True, env=environment)
     if (out / path.name).is_file():
-        _without_widget_state(out / path.name)
+        _for_readers(out / path.name)
     if ended.returncode:
         raise RuntimeError(f"{path.name} failed:\n" + "\n".join(ended.stderr.splitlines()[-25:]))
 

@@ -27,7 +27,7 @@ from uftlab.errors import InputError
 from uftlab.losses.rewards import implicit_score
 from uftlab.models.generation import answers
 from uftlab.plots import theme
-from uftlab.plots.widgets import STYLE, Folded, Spoken, choice
+from uftlab.plots.widgets import STYLE, Box, Folded, Spoken, choice
 from uftlab.world.instructions import (
     NUMBERS,
     VERIFIERS,
@@ -296,9 +296,9 @@ def live(
     for control in controls.values():
         control.style.description_width = "initial"
         control.observe(follow, names="value")
-    box = ipywidgets.VBox([ipywidgets.HTML(STYLE), *controls.values(), answer])
+    box = Box([ipywidgets.HTML(STYLE), *controls.values(), answer])
     box.add_class("uftlab")
-    box.controls, box.answer = dict(controls), answer
+    box.controls, box.answer, box.still = dict(controls), answer, answer.inside
     return box
 
 
@@ -363,13 +363,14 @@ Unknown to the tokenizer and read as <unk>: moss.'
 
 
 def word_by_word(
-    runs: Mapping[str, Snapshots], rows: pd.DataFrame, shown: int = 120, headless: bool = False
+    runs: Mapping[str, Snapshots], rows: pd.DataFrame, shown: int = 120, headless: bool = False, notes: str = ""
 ) -> ipywidgets.VBox | Folded:
     """Pick a held-out completion or type any, and see the reward of each word under the policy at the end of a run.
 
     Args:
         rows: as of `uftlab.course.held_out.held_out`; the first `shown` pairs and demonstrations can be picked.
         headless: True gives the words of the first row under the first run.
+        notes: HTML below the controls, see `widgets.explore`.
 
     Returns:
         A box with `controls`, `spoken` and `words` as attributes; headless a piece of HTML.
@@ -394,10 +395,11 @@ def word_by_word(
         return summed_up(read, run.beta), with_logratios(read)
 
     first = next(iter(runs))
+    prompt, completion = next(iter(options.values()))
+    said, drawn = look(first, True, prompt, completion)
+    still = Folded(f"<p><b>{html.escape(prompt)}</b> ({html.escape(first)})</p>{drawn}<p>{html.escape(said)}</p>")
     if headless:
-        prompt, completion = next(iter(options.values()))
-        said, drawn = look(first, True, prompt, completion)
-        return Folded(f"<p><b>{html.escape(prompt)}</b> ({html.escape(first)})</p>{drawn}<p>{html.escape(said)}</p>")
+        return still
 
     controls: dict[str, Any] = {
         "run": choice("policy", list(runs), first),
@@ -427,7 +429,8 @@ def word_by_word(
     for name in ("run", "own", "prompt", "completion"):
         controls[name].observe(follow, names="value")
     legend = ipywidgets.HTML(f'<div style="font-size:16px">{LEGEND}</div>')
-    box = ipywidgets.VBox([ipywidgets.HTML(STYLE), *controls.values(), spoken, words, legend])
+    more = [ipywidgets.HTML(notes).add_class("uftlab-notes")] if notes else []
+    box = Box([ipywidgets.HTML(STYLE), *controls.values(), *more, spoken, words, legend])
     box.add_class("uftlab")
-    box.controls, box.spoken, box.words = controls, spoken, words
+    box.controls, box.spoken, box.words, box.still = controls, spoken, words, still
     return box
