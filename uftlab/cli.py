@@ -262,7 +262,7 @@ def results(
     page: Annotated[Path | None, typer.Option(help="Write the page of the study here instead.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw them here instead, as a PNG (needs Chromium).")] = None,
 ) -> None:
-    """The comparisons that were named before anything was run, from stored results. Those of the README come first."""
+    """The comparisons that were named before anything was run, from stored results."""
     from uftlab.reports import tables
     from uftlab.study import comparisons
     from uftlab.study import results as stored

@@ -176,12 +176,20 @@ def _self_distillation(rows: Rows) -> list[str]:
     contrasts = ("sdft minus cue-sft", "sdft minus sft-full")
     keeps = [_kept(rows, contrast, ("retention/lost",)) for contrast in contrasts]
     taught = [_kept(rows, contrast, ("truth/mc2",)) for contrast in contrasts]
+    if -1 in keeps:
+        worse = [c.split(" minus ")[1] for c, sign in zip(contrasts, keeps, strict=True) if sign == -1]
+        first = f"**Self-distillation forgets more than {' and '.join(worse)}.**"
+    elif keeps == [1, 1] and -1 not in taught:
+        first = "**Self-distillation forgets less**, and it teaches no less."
+    elif keeps == [1, 1]:
+        first = "**Self-distillation forgets less**, and it teaches less."
+    elif keeps[1] == 1:
+        first = "**It forgets less than SFT on demonstrations.** Against SFT on the same teacher's answers it is not "
+        first += "settled. So the rows may be the reason, and not the student's own samples."
+    else:
+        first = "**That self-distillation forgets less is not settled.**"
     forgets = {1: "forgets less", -1: "forgets more", 0: "is not settled to forget more or less"}
     teaches = {1: "teaches more truth", -1: "teaches less truth", 0: "is not settled to teach more or less truth"}
-    if keeps == [1, 1] and -1 not in taught:
-        first = "**Self-distillation forgets less**, and it teaches no less."
-    else:
-        first = "**That self-distillation forgets less is not what came out.**"
     told = [
         f"Against {contrast.split(' minus ')[1]} it {forgets[kept]} and {teaches[learned]}."
         for contrast, kept, learned in zip(contrasts, keeps, taught, strict=True)
@@ -210,9 +218,10 @@ MORE_LIMITS: dict[str, tuple[str, ...]] = {
         "The cue can teach what careful sources say and nothing else. `sft-full` learns instructions, too.",
         "At equal skill the page takes truth on contested facts for the skill, because two of the three methods see no "
         "instruction's answer. The plan had named followed and correct.",
-        "The comparison at the same learning rate is not of the plan: it was added after the tuned result had been read.",
-        "The teacher follows the student by 0.01 in each step, as in the paper. A teacher that stays (TRL's default) was "
-        "not tried.",
+        "The comparison at the same learning rate is not of the plan. It was added after the tuned result had been "
+        "read.",
+        "The teacher follows the student by 0.01 in each step, as in the paper. A teacher that stays (TRL's default) "
+        "was not tried.",
     ),
 }
 

@@ -58,7 +58,7 @@ COMPARISONS: tuple[tuple[str, str, str], ...] = (
     ("sft-then-dpo-l2", "sft-then-dpo", "a pull to the end of stage one"),
 )
 
-# What came out, in short: comparison and metric of each sentence in the README, in its order.
+# What came out, in short: comparison and metric of each sentence in docs/results/README.md, in its order.
 IN_SHORT: tuple[tuple[str, str], ...] = (
     *((f"{method} minus {minus}", metric) for metric in OUTCOMES for method, minus, _ in PRIMARY),
     (f"sft-then-dpo minus {ITSELF}", "instruction/both"),
