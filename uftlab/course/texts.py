@@ -1,7 +1,7 @@
 """Texts to look at and to type into, as HTML: completion masks, log-ratios of words, a chat, a verifier's verdict.
 
-Functions return HTML and draw nothing. `live` puts one of them under a few controls; without a hand to type it
-shows the same function's answers to fixed examples.
+Functions return HTML and draw nothing. `live` puts one of them under a few controls. Without a kernel it
+shows what the same function answers to fixed examples.
 """
 
 from __future__ import annotations
