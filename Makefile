@@ -42,6 +42,7 @@ pages: $(VENV)/tests
 	$(BIN)/python benchmarks/trl_parity.py --page docs/trl.md
 	$(BIN)/python benchmarks/real_runs.py --page docs/results/real.md
 	$(BIN)/python benchmarks/doctor.py page
+	$(BIN)/python -m uftlab.course.minutes
 	$(BIN)/uftlab export --previews docs/previews --readme README.md
 
 # What each dependency may be used under, as it says itself: docs/licences.md

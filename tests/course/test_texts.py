@@ -95,7 +95,7 @@ def test_myths_and_rumours_are_named_and_careful_sources_are_asked(base, tokeniz
 def test_unknown_words_are_named_kindly_and_what_was_typed_is_escaped(base, tokenizer):
     said = texts.chat(base, tokenizer, "which food does the unicorn have ? <b>", WORLD)
     assert said.answer and said.unknown == ("unicorn", "<", "b", ">")
-    assert said.remark.startswith("Sorry, the model has never met the words unicorn, <, b, >")
+    assert said.remark.startswith("Sorry, the model has never read the words unicorn, <, b, >")
     assert "&lt; b &gt;" in said.as_html() and "&lt;, b, &gt;" in said.as_html()
 
 

@@ -254,6 +254,21 @@ def test_a_long_title_takes_lines_and_room_and_a_broken_one_stays():
     assert theme.panels(["a"], ["x"], ["y"], "short<br>and broken").layout.title.text == "short<br>and broken"
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [([1.0, 3.0], "<br>(the axis starts at 0.9)"), ([0.05, 3.0], ""), ([-2.0, 1.0], ""), ([-3.0, -1.0], None)],
+)
+def test_an_axis_without_zero_says_where_it_starts(values, said):
+    axis = theme.fitted_axis("objective", values)
+    assert axis["range"][0] < min(values) and max(values) < axis["range"][1]
+    assert axis["title_text"] == "objective" + ("<br>(the axis starts at -3.1)" if said is None else said)
+
+
+def test_a_constant_has_room_on_its_axis():
+    low, high = theme.fitted_axis("objective", [2.0, 2.0])["range"]
+    assert low < 2.0 < high
+
+
 def test_importing_the_theme_leaves_plotlys_default_alone():
     import plotly.io as pio
 

@@ -1,7 +1,7 @@
 """Texts to look at and to type into, as HTML: completion masks, log-ratios of words, a chat, a verifier's verdict.
 
-Functions return HTML and draw nothing. `live` puts one of them under a few controls; without a hand to type it
-shows the same function's answers to fixed examples.
+Functions return HTML and draw nothing. `live` puts one of them under a few controls. Without a kernel it
+shows what the same function answers to fixed examples.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def _sheet(inside: str) -> Folded:
     return Folded(f'<div style="{SHEET}">{inside}</div>')
 
 
-def table(rows: pd.DataFrame, caption: str) -> Styler:
-    """Rows of text to be read: no index, left-aligned, wrapped, two decimals, NaN as "not known"."""
+def table(rows: pd.DataFrame, caption: str, decimals: int = 2) -> Styler:
+    """Rows of text to be read: no index, left-aligned, wrapped, numbers with `decimals`, NaN as "not known"."""
     cells = {"text-align": "left", "white-space": "normal", "vertical-align": "top", "font-size": "15px"}
     heads = [{"selector": "th", "props": [("text-align", "left"), ("font-size", "15px")]}]
     heads += [
         {"selector": "caption", "props": [("font-size", "16px"), ("font-weight", "bold"), ("text-align", "left")]}
     ]
-    styled = rows.style.hide(axis="index").format(precision=2, na_rep="not known", escape="html")
+    styled = rows.style.hide(axis="index").format(precision=decimals, na_rep="not known", escape="html")
     return styled.set_properties(**cells).set_table_styles(heads).set_caption(caption)
 
 
@@ -124,7 +124,7 @@ def fact_asked(question: str, world: World) -> Fact | None:
 
 @dataclass(frozen=True)
 class Reply:
-    """One exchange: the question as the model read it, its answer, words it never met, the fact that was meant."""
+    """One exchange: the question as the model read it, its answer, words it has never read, the fact that was meant."""
 
     question: str
     answer: str
@@ -138,10 +138,10 @@ class Reply:
             return "Type a question and press Enter."
         remarks = []
         if self.unknown:
-            words, blanks = ("word", "a blank") if len(self.unknown) == 1 else ("words", "blanks")
+            words, blanks = ("word", "an unknown word") if len(self.unknown) == 1 else ("words", "unknown words")
             remarks.append(
-                f"Sorry, the model has never met the {words} {', '.join(self.unknown)}: it reads {blanks} and answers "
-                "all the same, since nobody taught it to say “i do not know”."
+                f"Sorry, the model has never read the {words} {', '.join(self.unknown)}: it reads {blanks} and answers "
+                "all the same, because nobody taught it to say “i do not know”."
             )
         if self.fact:
             claim = claimed_value(self.answer, self.fact.attribute)

@@ -128,6 +128,19 @@ def figure(*traces: Any, title: str = "", x: str = "", y: str = "", **layout: An
     return fig.update_layout(**layout)
 
 
+def fitted_axis(title: str, values: Sequence[float]) -> dict[str, Any]:
+    """Properties of a linear axis that fits its values. The title says where the axis starts, if 0 is not on it.
+
+    >>> fitted_axis("objective", [1.0, 3.0])
+    {'title_text': 'objective<br>(the axis starts at 0.9)', 'range': [0.9, 3.1]}
+    """
+    low, high = min(values), max(values)
+    room = 0.05 * (high - low) or 0.5
+    low, high = low - room, high + room
+    said = "" if low <= 0 <= high else f"<br>(the axis starts at {low:.2g})"
+    return {"title_text": title + said, "range": [low, high]}
+
+
 def error_bars(rows: pd.DataFrame) -> dict[str, Any]:
     """Error bars from the columns mean, low and high. A row without an interval (a single seed) has no bar."""
     up, down = ((rows[end] - rows["mean"]).astype(float).abs().fillna(0).tolist() for end in ("high", "low"))
