@@ -11,7 +11,6 @@ import nbformat
 import pytest
 from nbconvert.exporters.html import HTMLExporter
 
-from uftlab.course import start
 from uftlab.course.notebooks import NOTEBOOKS, explorer_paths, has_explorer, notebook_paths, run_all, run_one
 from uftlab.errors import InputError
 from uftlab.plots import theme
@@ -174,19 +173,6 @@ def test_the_core_of_a_notebook_runs_without_the_rest_of_it(path):
             if name.is_global() and name.is_referenced():
                 known = name.get_name() in given or hasattr(builtins, name.get_name()) or name.get_name() == "display"
                 assert known, f"{name.get_name()} is not given by a core cell"
-
-
-def test_the_core_of_04_and_05_is_as_short_as_the_route_says():
-    """Some 150 words a minute, for readers who have English as a second language."""
-    minutes = {number: minutes for number, _, minutes in start.ROUTES["One hour"]}
-    for number in ("04", "05"):
-        words = sum(
-            len(re.sub(r"<details>.*?</details>", "", cell.source, flags=re.S).split())
-            for cell in core_cells(notebook_paths(number)[0])
-            if cell.cell_type == "markdown"
-        )
-        assert words / 150 <= minutes[number], number
-    assert sum(minutes.values()) <= 60
 
 
 def test_notebooks_are_committed_without_outputs():

@@ -36,8 +36,8 @@ ROUTES = {  # name -> (notebook, what to read, minutes)
         ("01", "up to the second table", 11),
         ("02", "the gates and the explorer", 11),
         ("03", "the mask and the myths", 7),
-        ("04", "the parts marked “Core”", 8),
-        ("05", "the parts marked “Core”", 6),
+        ("04", "up to “The loss or the mixing?”, with its figure", 14),
+        ("05", "the explorer", 6),
         ("06", "the parts marked “Core”", 6),
     ),
     "Three hours": (
