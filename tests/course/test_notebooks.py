@@ -117,7 +117,9 @@ def test_nbconvert_shows_figures_and_questions_and_no_code_that_is_folded(execut
     (tmp_path / "page.html").write_text(page, encoding="utf-8")
     theme.write_plotly_js(tmp_path)
     assert "VBox(" not in page and ".predict(" not in page and "jupyter-widgets" not in page
-    assert page.count("<summary>Answer</summary>") == 5
+    asked = [cell for cell in executed["05_reward_margins.ipynb"].cells if ".predict(" in cell.source]
+    assert page.count("<summary>Answer</summary>") == len(asked) == 6
+    assert "To try in the notebook" in page
     with driver.browser() as browser:
         shown = browser.new_context(offline=True).new_page()
         shown.goto((tmp_path / "page.html").as_uri(), wait_until="domcontentloaded")

@@ -40,7 +40,7 @@ STYLE = """<style>
 .uftlab .uftlab-number > .widget-text > input { grid-area: field; width: auto; min-width: 0; }
 .uftlab .uftlab-number > .widget-slider { grid-area: slider; width: auto; min-width: 0; padding-left: 12px; }
 .uftlab .uftlab-notes, .uftlab .uftlab-notes .widget-html-content { height: auto; line-height: 1.4; font-size: 15px; }
-.uftlab .uftlab-notes ul { margin: 4px 0; padding-left: 18px; }
+.uftlab .uftlab-notes ul { margin: 4px 0; padding-left: 18px; max-height: 220px; overflow: auto; }
 .uftlab .uftlab-notes summary { cursor: pointer; }
 .uftlab .noUi-handle { border: 2px solid #0072B2; }
 .uftlab .noUi-handle:focus-visible, .uftlab button:focus-visible, .uftlab select:focus-visible,
