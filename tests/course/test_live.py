@@ -1,6 +1,6 @@
 """Explorers in exported pages: from a file, offline, in a real browser, with the numbers of the Python functions."""
 
-import json
+import itertools
 import math
 import random
 import re
@@ -120,6 +120,17 @@ def differences(expected, found, where=""):
     return [] if expected == found else [f"{where}: {expected}, found {found}"]
 
 
+def where_both_are(expected, found):
+    """Two traces at the places that both have: which of two equal gaps gets the last point is anybody's guess."""
+    if expected["x"] == found["x"]:
+        return expected, found
+    at = [{round(x, 9): (x, y) for x, y in zip(trace["x"], trace["y"], strict=True)} for trace in (expected, found)]
+    both = sorted(at[0].keys() & at[1].keys())
+    assert len(expected["x"]) == len(found["x"]) and len(both) > 0.9 * len(expected["x"])
+    lists = [{k: [points[x][i] for x in both] for i, k in enumerate("xy")} for points in at]
+    return {**expected, **lists[0]}, {**found, **lists[1]}
+
+
 def values_of(control):
     """All values of a choice; first, middle and last step of a slider, and 0."""
     if hasattr(control, "options"):
@@ -135,21 +146,30 @@ def grid(controls, more):
     """Each value of each control at the first values of the others, and `more` random places."""
     draw, first = random.Random(0), {name: control.value for name, control in controls.items()}
     places = [{**first, name: value} for name, control in controls.items() for value in values_of(control)]
+    if "normalisation" in controls:  # the names of what was built
+        named = itertools.product(values_of(controls["distance"]), (-3.0, 0.0, 4.0), (0.0, 0.5, 1.0))
+        places += [{**first, "distance": d, "baseline": b, "score": s} for d, b, s in named]
     return places + [{n: draw.choice(values_of(c)) for n, c in controls.items()} for _ in range(more)]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_has_the_numbers_and_the_sentence_of_the_functions(name, explorers, opened):
     own = explorers[name]
-    places = grid(own.controls, 40)
+    places = grid(own.controls, 30)
     found = opened(name).evaluate(FIGURES, [driver.plain(place) for place in places])
     for place, page in zip(places, found, strict=True):
         expected = driver.drawing(own.picture(**place))
         assert page["words"] == own.words(**place), place
+        if name == "02_losses":
+            pairs = [where_both_are(*pair) for pair in zip(expected["data"], page["data"], strict=True)]
+            expected["data"], page["data"] = map(list, zip(*pairs, strict=True))
         assert not differences(expected, page), place
-    moved = json.loads(json.dumps(expected))
-    moved["data"][0]["y"][-1] = moved["data"][0]["y"][-1] * (1 + 3e-6) if name != "06_mixing" else "uft"
-    assert name in ("01_implicit_reward", "06_mixing") or differences(moved, page)  # so that differences are found
+    for trace in expected["data"]:  # so that a difference in the sixth digit is known to be found
+        numbers = [v for v in (trace["x"], trace["y"]) if v and isinstance(v[0], float)]
+        for values in numbers:
+            most = int(np.argmax(np.abs(values)))
+            values[most] *= 1 + 3e-6
+        assert not numbers or differences(expected, page)
 
 
 def test_all_methods_of_the_algebra_explorer_are_known_to_the_page(explorers, opened):
@@ -219,7 +239,9 @@ BROKEN = {
 @pytest.mark.parametrize("what", BROKEN)
 def test_the_static_twin_stays_where_the_script_fails(what, opened, site, explorers):
     own = explorers["01_implicit_reward"]
-    script = (site / "live.js").read_text().replace("(() => {\n  const make", f"{BROKEN[what]}\n(() => {{\n  const make")
+    script = (
+        (site / "live.js").read_text().replace("(() => {\n  const make", f"{BROKEN[what]}\n(() => {{\n  const make")
+    )
 
     def before(page):
         page.route("**/live.js", lambda route: route.fulfill(body=script) if BROKEN[what] else route.abort())
@@ -249,7 +271,7 @@ CONTRASTS = """() => {
   };
   const ratio = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
   const all = [...document.querySelectorAll(
-    ".uftlab-live :is(label, button, select, [type=number], .uftlab-line, .uftlab-buttons > span)")];
+    ".uftlab-line, .uftlab-controls :is(label, button, select, [type=number], .uftlab-buttons > span)")];
   const text = all.map((e) => ratio(getComputedStyle(e).color, paper(e)));
   const borders = all.filter((e) => e.matches("button, select, input")).map(
     (e) => ratio(getComputedStyle(e).borderTopColor, paper(e.parentElement)));
@@ -275,21 +297,22 @@ INSIDE = """(e) => { const b = e.getBoundingClientRect();
   return b.top >= -1 && b.bottom <= innerHeight + 1 && b.left >= -1 && b.right <= innerWidth + 1; }"""
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_on_a_laptop_everything_is_seen_at_once(name, opened):
-    page = opened(name)
-    page.locator(".uftlab-live").evaluate("(e) => e.scrollIntoView()")
-    for place in (".uftlab-line", ".uftlab-card .main-svg >> nth=0", ".uftlab-control >> nth=-1"):
-        assert page.locator(place).evaluate(INSIDE), place
+def test_everything_is_seen_at_once_on_a_laptop_and_on_a_phone_the_figure_while_the_last_control_moves(opened):
+    page = opened("live", explorers=4)
+    boxes = [page.locator(".uftlab-live").nth(i) for i in range(4)]
+    for box in boxes:
+        box.evaluate("(e) => e.scrollIntoView()")
+        for place in (".uftlab-line", ".uftlab-card .main-svg >> nth=0", ".uftlab-control >> nth=-1"):
+            assert box.locator(place).evaluate(INSIDE), place
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_on_a_phone_the_figure_stays_in_sight_while_the_last_control_moves(name, opened):
-    page = opened(name, viewport={"width": 390, "height": 844}, has_touch=True)
-    page.locator(".uftlab-control").last.scroll_into_view_if_needed()
-    for place in (".uftlab-card .main-svg >> nth=0", ".uftlab-control >> nth=-1"):
-        assert page.locator(place).evaluate(INSIDE), place
+    page.set_viewport_size({"width": 390, "height": 844})
+    for box in boxes:
+        box.locator(".uftlab-control").last.evaluate("(e) => e.scrollIntoView({ block: 'end' })")
+        figure = box.locator(".uftlab-card .main-svg >> nth=0")
+        page.wait_for_function(INSIDE, arg=figure.element_handle())
+        assert box.locator(".uftlab-control").last.evaluate(INSIDE)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    heights = page.locator(".uftlab-live :is(button, select, input)").evaluate_all("all => all.map(e => e.offsetHeight)")
+    heights = page.locator(".uftlab-controls :is(button, select, input)").evaluate_all(
+        "all => all.map(e => e.offsetHeight)"
+    )
     assert min(heights) >= 40

@@ -60,6 +60,7 @@ ol.course li { border: 1px solid var(--line); border-radius: 12px; padding: .2re
 ol.course h2 { border: none; margin: 0; font-size: 1.3rem; }
 """
 LIVE = "To try in the notebook: there the figure below has sliders"
+FOLDED_CODE = re.compile(r"\n\(The code of the figure is folded[^)]*\)")
 PREVIEW_WIDTH = 960  # pixels: about the width of a page on GitHub
 
 
@@ -156,16 +157,19 @@ def _page(title: str, body: str, glossary: bool, scripts: str = "") -> str:
     )
 
 
-def _for_a_page(cell: NotebookNode) -> NotebookNode | None:
+def _for_a_page(cell: NotebookNode, moves: bool = False) -> NotebookNode | None:
     """A cell as a page without a kernel shows it; None if it makes no sense there.
 
     The cell of injected parameters and the checks of exercises are left out. Cells with the tag `live` ask the reader
-    to use an explorer: they are folded, under words that say so. Folded code stays out of sight.
+    to use an explorer: where it `moves` they lose the words on its code, elsewhere they are folded, under words that
+    say so. Folded code stays out of sight.
     """
     tags = cell.metadata.get("tags", [])
     if "injected-parameters" in tags or re.fullmatch(r"exercise-\d+-check", cell.get("id", "")):
         return None
-    if "live" in tags and cell.cell_type == "markdown":
+    if "live" in tags and cell.cell_type == "markdown" and moves:
+        cell.source = FOLDED_CODE.sub("", cell.source)
+    elif "live" in tags and cell.cell_type == "markdown":
         cell.source = f"<details><summary>{LIVE}</summary>\n\n{cell.source}\n\n</details>"
     if cell.metadata.get("jupyter", {}).get("source_hidden"):
         cell.metadata["transient"] = {"remove_source": True}
@@ -189,7 +193,8 @@ def _read(folder: Path, name: str) -> NotebookNode:
     outputs = [output for cell in code for output in cell.outputs]
     if any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs):
         raise InputError(str(path), "be executed with widgets_on = False", "widgets that need a kernel", remedy)
-    notebook.cells = [cell for cell in map(_for_a_page, notebook.cells) if cell]
+    moves = name in live.MODELS
+    notebook.cells = [shown for cell in notebook.cells if (shown := _for_a_page(cell, moves))]
     return notebook
 
 
@@ -219,8 +224,14 @@ def write_site(executed: Path, out: Path, only: str = "") -> list[Path]:
         title, question, cost = map(_inline, (page.title, page.question, page.cost))
         body, _ = _Exporter(template_name="basic").from_notebook_node(read[name])
         write(name, title, body, script if name in moving else "")
-        move = f' · <a href="{name}.ipynb#explorer-{live.MODELS[name][0]}">move the sliders here</a>' if name in moving else ""
-        table.append(f'<li><h2><a href="{name}.ipynb">{title}</a></h2><p>{question}</p><small>{cost}{move}</small></li>')
+        move = (
+            f' · <a href="{name}.ipynb#explorer-{live.MODELS[name][0]}">move the sliders here</a>'
+            if name in moving
+            else ""
+        )
+        table.append(
+            f'<li><h2><a href="{name}.ipynb">{title}</a></h2><p>{question}</p><small>{cost}{move}</small></li>'
+        )
         if name in moving:
             told = f'<h2><a href="{name}.ipynb">{title}</a></h2><p>{live.MODELS[name][2]}</p>'
             explorers.append(f"<section>{told}{moving[name]}</section>")

@@ -52,17 +52,19 @@ STYLE = (
 .uftlab-live .uftlab-number > [type=number] { grid-area: field; min-width: 0; }
 .uftlab-live .uftlab-number > [type=range] { grid-area: slider; min-width: 0; margin: 0 0 0 12px; height: 28px; }
 .uftlab-live .uftlab-options { display: flex; flex-wrap: wrap; gap: 4px; }
-.uftlab-live :is(button, select, [type=number]) { font: inherit; color: var(--ink); background: var(--paper);
-  border: 1px solid #767676; border-radius: 4px; padding: 2px 8px; min-height: 30px; box-sizing: border-box; }
+.uftlab-live .uftlab-controls :is(button, select, [type=number]) { font: inherit; color: var(--ink);
+  background: var(--paper); border: 1px solid #767676; border-radius: 4px; padding: 2px 8px; min-height: 30px; box-sizing: border-box; }
 .uftlab-live select { width: 100%; }
-.uftlab-live button[aria-pressed=true] { color: var(--paper); background: var(--link); border-color: var(--link); }
+.uftlab-live .uftlab-controls [aria-pressed=true] { color: var(--paper); background: var(--link);
+  border-color: var(--link); }
 .uftlab.uftlab-live :focus-visible { outline: 3px solid var(--link) !important; outline-offset: 2px; }
 @media (max-width: 700px) {
-  .uftlab-live { --wide: 100vw - 2rem; }
+  .uftlab-live { --wide: (100vw - 2rem); width: calc(var(--wide)); }
+  .uftlab-live .modebar { display: none; }
   .uftlab-live.uftlab-on .uftlab-desk { grid-template: "figure" auto "line" auto "controls" auto / minmax(0, 1fr);
     overflow: visible; }
   .uftlab-live.uftlab-on .uftlab-figure { position: sticky; top: 0; z-index: 1; }
-  .uftlab-live :is(button, select, [type=number]), .uftlab-live [type=range] { min-height: 40px; }
+  .uftlab-live .uftlab-controls :is(button, select, [type=number]), .uftlab-live [type=range] { min-height: 40px; }
 }
 """
 )
@@ -141,7 +143,7 @@ MODELS: dict[str, tuple[str, Callable[[str], dict[str, Any]], str]] = {
     "01_implicit_reward": (
         "bandit",
         lambda profile: {},
-        "Five answers to one question: set a reward for each and the price β of leaving the reference, and see the best "
+        "Five answers to one question: set a reward for each, and the price β of leaving the reference. See the best "
         "policy.",
     ),
     "02_losses": (

@@ -277,7 +277,9 @@ class _Figure(anywidget.AnyWidget):
     drawn = traitlets.Unicode().tag(sync=True)
     config = traitlets.Dict(theme.CONFIG | {"responsive": False}).tag(sync=True)
 
-    _esm = PAINTER + """
+    _esm = (
+        PAINTER
+        + """
     const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
     async function model_of(manager, id, gone) {
@@ -318,6 +320,7 @@ class _Figure(anywidget.AnyWidget):
       return () => ended.abort();
     } };
     """
+    )
 
 
 class Explorer(ipywidgets.VBox):

@@ -1,5 +1,5 @@
 // The algebra explorer of notebook 02: as in `uftlab.objectives.curves`, with the slope of each loss written out.
-uftlabModels.losses = (twin, { nats_per_token: NATS }, { fixed, short }) => {
+uftlabModels.losses = (twin, { nats_per_token: NATS }, { fixed, short, titled }) => {
   const sigmoid = (u) => 1 / (1 + Math.exp(-u));
   const softplus = (u) => Math.max(u, 0) + Math.log1p(Math.exp(-Math.abs(u)));  // -log sigmoid(-u)
   const plus = ([loss, slope], [more, steeper]) => [loss + more, slope + steeper];
@@ -193,7 +193,7 @@ uftlabModels.losses = (twin, { nats_per_token: NATS }, { fixed, short }) => {
     ];
     const dot = (kind) => ({ x: last, y: last.length ? [built[kind].at(-1)] : [] });
     const changes = [...panel("loss"), ...panel("pull"), dot("loss"), dot("pull")];
-    const layout = { ...twin.layout, title: { ...twin.layout.title, text: names.slice(0, 2).join(", also ") || nameless } };
+    const layout = { ...twin.layout, title: titled(twin.layout.title, names.slice(0, 2).join(", also ") || nameless) };
     for (const axis of ["xaxis", "xaxis2"]) {
       const title = { ...layout[axis].title, text: as_reward ? "implicit reward βΔ" : "log-ratio Δ, nats" };
       layout[axis] = { ...layout[axis], title, range: as_reward ? [-6.3, 6.3] : [-63, 63] };

@@ -27,10 +27,18 @@ const uftlabTools = (() => {
     if (!Number.isFinite(x)) return Number.isNaN(x) ? "nan" : x > 0 ? "inf" : "-inf";
     const [mantissa, exponent] = x.toExponential(digits - 1).split("e");
     const bare = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
-    const sign = Object.is(x, -0) ? "-" : "";
-    if (Number(exponent) >= -4 && Number(exponent) < digits) return sign + bare(x.toFixed(digits - 1 - Number(exponent)));
+    if (Number(exponent) >= -4 && Number(exponent) < digits) return bare(fixed(x, digits - 1 - Number(exponent)));
     return `${bare(mantissa)}e${exponent[0]}${exponent.slice(1).padStart(2, "0")}`;
   };
   const percent = (share) => `${fixed(share * 100, 0)}%`;
-  return { numbers, fixed, short, percent };
+  // a title as `theme._title` has it: lines of whole words, and space above for each
+  const titled = (title, words) => {
+    const lines = [""];
+    for (const piece of words.match(/ ?(?:[^ -]+-(?=[a-z])|[^ ]+)/gi) ?? []) {
+      if ((lines.at(-1) + piece).length <= 48) lines.push(lines.pop() + piece);
+      else lines.push(piece.trimStart());
+    }
+    return { ...title, text: lines.join("<br>"), pad: { ...title.pad, t: 20 + 15 * (lines.length - 1) } };
+  };
+  return { numbers, fixed, short, percent, titled };
 })();
