@@ -224,14 +224,11 @@ def write_site(executed: Path, out: Path, only: str = "") -> list[Path]:
         title, question, cost = map(_inline, (page.title, page.question, page.cost))
         body, _ = _Exporter(template_name="basic").from_notebook_node(read[name])
         write(name, title, body, script if name in moving else "")
-        move = (
-            f' · <a href="{name}.ipynb#explorer-{live.MODELS[name][0]}">move the sliders here</a>'
-            if name in moving
-            else ""
-        )
-        table.append(
-            f'<li><h2><a href="{name}.ipynb">{title}</a></h2><p>{question}</p><small>{cost}{move}</small></li>'
-        )
+        item = f'<h2><a href="{name}.ipynb">{title}</a></h2><p>{question}</p><small>{cost}</small>'
+        if name in moving:
+            place = f"{name}.ipynb#explorer-{live.MODELS[name][0]}"
+            item += f' <small><a href="{place}">Move the sliders here</a></small>'
+        table.append(f"<li>{item}</li>")
         if name in moving:
             told = f'<h2><a href="{name}.ipynb">{title}</a></h2><p>{live.MODELS[name][2]}</p>'
             explorers.append(f"<section>{told}{moving[name]}</section>")

@@ -53,7 +53,8 @@ STYLE = (
 .uftlab-live .uftlab-number > [type=range] { grid-area: slider; min-width: 0; margin: 0 0 0 12px; height: 28px; }
 .uftlab-live .uftlab-options { display: flex; flex-wrap: wrap; gap: 4px; }
 .uftlab-live .uftlab-controls :is(button, select, [type=number]) { font: inherit; color: var(--ink);
-  background: var(--paper); border: 1px solid #767676; border-radius: 4px; padding: 2px 8px; min-height: 30px; box-sizing: border-box; }
+  background: var(--paper); border: 1px solid #767676; border-radius: 4px; padding: 2px 8px; min-height: 30px;
+  box-sizing: border-box; }
 .uftlab-live select { width: 100%; }
 .uftlab-live .uftlab-controls [aria-pressed=true] { color: var(--paper); background: var(--link);
   border-color: var(--link); }
