@@ -85,7 +85,14 @@ def test_moving_controls_draws_what_the_pure_function_says(box):
 def test_static_twin_is_the_pure_function():
     twin = widgets.explore(curve, controls(), say, headless=True)
     assert type(twin) is go.Figure
-    assert twin.to_json() == curve(0.1, 2).to_json()
+    beta, power, kind = twin.layout.meta["controls"]
+    assert twin.layout.meta["words"] == say(0.1, 2)
+    assert twin.update_layout(meta=None) == curve(0.1, 2)
+    assert beta == {
+        "name": "beta", "label": "beta", "kind": "logarithmic slider", "value": 0.1, "min": -2, "max": 1, "step": 0.1,
+    }  # fmt: skip
+    assert (power["kind"], power["value"], power["step"]) == ("slider", 2, 1)
+    assert (kind["kind"], kind["options"], kind["index"]) == ("buttons", [["both", "both"], ["one", "one"]], 0)
 
 
 def test_a_move_sends_the_figure_once_and_nothing_to_a_model_with_a_script(box, monkeypatch):

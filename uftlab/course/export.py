@@ -1,7 +1,7 @@
 """The course as a folder of web pages that need no network, no kernel and no server.
 
 Equations become MathML, which every current browser can show without scripts or fonts. Figures stay interactive with
-one copy of plotly.js in the folder. Widgets appear as their static twins.
+one copy of plotly.js in the folder. Widgets appear as their static twins, some of which move (`uftlab.course.live`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
-from uftlab.course import methods
+from uftlab.course import live, methods
 from uftlab.course.notebooks import (
     NOTEBOOKS,
     contents,
@@ -68,6 +68,7 @@ ol.course { list-style: none; padding: 0; }
 ol.course li { border: 1px solid var(--line); border-radius: 12px; padding: .2rem 1.2rem .8rem; margin: 1rem 0; }
 ol.course h2 { border: none; margin: 0; font-size: 1.3rem; }
 """
+FOLDED_CODE = re.compile(r"\n\(The code of the figure is folded[^)]*\)")
 PREVIEW_WIDTH = 960  # pixels: about the width of a page on GitHub
 
 
@@ -154,6 +155,7 @@ def _linked(body: str, names: Iterable[str]) -> str:
 def _page(title: str, body: str, glossary: bool, scripts: str = "") -> str:
     colours = [HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "github-dark")]
     style = f"{colours[0]}\n@media (prefers-color-scheme: dark) {{ {colours[1]} }}\n{STYLE}"
+    style += live.STYLE if "uftlab-live" in body else ""
     links = '<a href="index.html">All notebooks</a>' + (' · <a href="glossary.html">Glossary</a>' if glossary else "")
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     head += f'<link rel="icon" href="data:,"><title>{title}</title><style>{style}</style>{scripts}'
@@ -163,18 +165,19 @@ def _page(title: str, body: str, glossary: bool, scripts: str = "") -> str:
     )
 
 
-def _for_a_page(cell: NotebookNode) -> NotebookNode | None:
+def _for_a_page(cell: NotebookNode, moves: bool = False) -> NotebookNode | None:
     """A cell as a page without a kernel shows it; None if it makes no sense there.
 
     The cell of injected parameters, the checks of exercises and the score are left out. Cells with the tag `live` ask
-    the reader to use an explorer: they are folded, under words that say so. Folded code stays out of sight.
+    the reader to use an explorer: where it `moves` they lose the words on its code, elsewhere they are folded, under
+    words that say so. Folded code stays out of sight.
     """
     tags = cell.metadata.get("tags", [])
     name = cell.get("id", "")
     if "injected-parameters" in tags or name == "score" or re.fullmatch(r"exercise-\d+-check", name):
         return None
     if "live" in tags and cell.cell_type == "markdown":
-        cell.source = folded_tasks(cell.source)
+        cell.source = FOLDED_CODE.sub("", cell.source) if moves else folded_tasks(cell.source)
     if cell.metadata.get("jupyter", {}).get("source_hidden"):
         cell.metadata["transient"] = {"remove_source": True}
     return cell
@@ -197,7 +200,8 @@ def _read(folder: Path, name: str) -> NotebookNode:
     outputs = [output for cell in code for output in cell.outputs]
     if any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs):
         raise InputError(str(path), "be executed with widgets_on = False", "widgets that need a kernel", remedy)
-    notebook.cells = [cell for cell in map(_for_a_page, notebook.cells) if cell]
+    moves = name in live.MODELS
+    notebook.cells = [shown for cell in notebook.cells if (shown := _for_a_page(cell, moves))]
     return notebook
 
 
@@ -209,11 +213,13 @@ def write_site(executed: Path, out: Path, only: str = "") -> list[Path]:
     """
     names = [path.stem for path in notebook_paths(only)]
     read = {name: _read(executed, name) for name in names}
+    moving = {name: found for name in names if (found := live.make_live(read[name], name))}
     glossary = NOTEBOOKS / "glossary.md"
-    known = [*names, "index", *(["glossary"] if glossary.is_file() else [])]
+    known = [*names, "index", *(["live"] if moving else []), *(["glossary"] if glossary.is_file() else [])]
     out.mkdir(parents=True, exist_ok=True)
-    script = f'<script src="{theme.write_plotly_js(out).name}"></script>'
-    written, table = [], []
+    theme.write_plotly_js(out)  # figures ask for it themselves: text is not kept waiting
+    script = f'<script src="{live.write_script(out).name}" defer></script>'
+    written, table, explorers = [], [], []
 
     def write(name: str, title: str, body: str, scripts: str = "") -> None:
         page = _page(re.sub(r"<[^>]+>", "", title), _linked(body, known), glossary.is_file(), scripts)
@@ -224,12 +230,25 @@ def write_site(executed: Path, out: Path, only: str = "") -> list[Path]:
         page = contents(read[name], name)
         title, question, cost = map(_inline, (page.title, page.question, page.cost))
         body, _ = _Exporter(template_name="basic").from_notebook_node(read[name])
-        write(name, title, body, script)
-        table.append(f'<li><h2><a href="{name}.ipynb">{title}</a></h2><p>{question}</p><small>{cost}</small></li>')
+        write(name, title, body, script if name in moving else "")
+        item = f'<h2><a href="{name}.ipynb">{title}</a></h2><p>{question}</p><small>{cost}</small>'
+        if name in moving:
+            place = f"{name}.ipynb#explorer-{live.MODELS[name][0]}"
+            item += f' <small><a href="{place}">Move the sliders here</a></small>'
+        table.append(f"<li>{item}</li>")
+        if name in moving:
+            told = f'<h2><a href="{name}.ipynb">{title}</a></h2><p>{live.MODELS[name][2]}</p>'
+            explorers.append(f"<section>{told}{moving[name]}</section>")
     if glossary.is_file():
         write("glossary", "Glossary", _markdown(glossary.read_text(encoding="utf-8")))
-    say = "<p>The notebooks with their results. Figures react to the mouse, but there are no sliders. For sliders: "
-    say += "<code>make lab</code>.</p>"
+    say = "<p>The notebooks with their results. Figures react to the mouse.</p>"
+    if moving:
+        about = "<p>Move something: the figure follows. Nothing is installed, and nothing is asked of a network.</p>"
+        write("live", "uftlab: explorers that move", f"<h1>Explorers</h1>{about}{''.join(explorers)}", script)
+        say += '<p><b><a href="live.ipynb">Move the sliders</a></b> of some of them here, without installing anything. '
+        say += "For the others: <code>make lab</code>.</p>"
+    else:
+        say += "<p>There are no sliders here. For sliders: <code>make lab</code>.</p>"
     write("index", "uftlab: the course", f'<h1>The course</h1>{say}<ol class="course">{"".join(table)}</ol>')
     return written
 

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -70,6 +71,9 @@ body[data-jp-theme-light="false"] .uftlab select { background-image: url("data:i
 
 The second line of `WAIT` appears after ten seconds. No script is needed for that, because a script may be what failed.
 """
+
+PAINTER = (Path(__file__).parent / "painter.js").read_text(encoding="utf-8")
+"""The JavaScript function `uftlabPainter`, see there."""
 
 WAIT = (
     '<div class="uftlab-wait">The figure is being drawn.'
@@ -181,6 +185,27 @@ def choice(label: str, options: Sequence[str] | Mapping[str, Any], value: Any = 
     return made
 
 
+def specification(controls: Mapping[str, ipywidgets.ValueWidget]) -> list[dict[str, Any]]:
+    """The controls as plain values for JSON: the name of each parameter, its kind, label, first value and range.
+
+    The kind is "buttons" or "menu" with `options`, pairs of a label and a value, and the number of the first one in
+    `index`; or "slider" or "logarithmic slider" with `value`, `min`, `max` and `step`. Of a logarithmic slider these
+    are exponents of 10, but for the value. Tuples become lists.
+    """
+    found = []
+    for name, control in controls.items():
+        own = {"name": name, "label": control.description}
+        if isinstance(control, ipywidgets.ToggleButtons | ipywidgets.Dropdown):
+            options = [[label, value] for label, value in control._options_full]
+            kind = "buttons" if isinstance(control, ipywidgets.ToggleButtons) else "menu"
+            found.append(own | {"kind": kind, "options": options, "index": control.index})
+        else:
+            kind = "logarithmic slider" if isinstance(control, ipywidgets.FloatLogSlider) else "slider"
+            numbers = {key: getattr(control, key) for key in ("value", "min", "max", "step")}
+            found.append(own | {"kind": kind, **numbers})
+    return found
+
+
 def _typed(control: ipywidgets.ValueWidget) -> ipywidgets.ValueWidget | None:
     """The text field of a slider, linked both ways. It carries the label, because sliders have no accessible name."""
     if isinstance(control, ipywidgets.FloatLogSlider):
@@ -251,15 +276,15 @@ class _Figure(anywidget.AnyWidget):
     plotly.js is taken from the page, if a figure has brought it already. Otherwise the kernel sends it, once per page.
     It is no part of the state of a widget, so a saved notebook does not contain it.
 
-    The figure is drawn when it is on the screen or near, at its own height and at least 620 pixels wide. Then it is
-    made smaller as a whole, so that it fits into its place and leaves 300 pixels of the window's height to the rest.
+    How the figure is drawn and fitted into its place: see `painter.js`.
     """
 
     drawn = traitlets.Unicode().tag(sync=True)
     config = traitlets.Dict(theme.CONFIG | {"responsive": False}).tag(sync=True)
 
-    _esm = """
-    const [NARROWEST, LOWEST, ELSE] = [620, 400, 300];
+    _esm = (
+        PAINTER
+        + """
     const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
     async function model_of(manager, id, gone) {
@@ -288,47 +313,19 @@ class _Figure(anywidget.AnyWidget):
         const kernel = await model_of(model.widget_manager, model.get("drawn"), gone);
         const Plotly = kernel && await library(kernel, gone);
         if (!Plotly) return;
-        let [shown, size] = ["", ""];
-        const draw = async () => {
-          const [text, room] = [kernel.get("figure"), card.clientWidth];
-          // plotly.js measures wrongly in a cell that the browser skips: traces would not fit their axes
-          if (gone.aborted || !room || !card.checkVisibility({ contentVisibilityAuto: true })) return;
-          const { data, layout } = JSON.parse(text);
-          const [height, most] = [layout.height ?? 500, Math.max(LOWEST, innerHeight - ELSE)];
-          const scale = Math.min(most / height, room / NARROWEST, 1);
-          const width = room / scale, fits = [width, height * scale].join();
-          if (text === shown && fits === size) return;
-          if (!shown) plot.replaceChildren();
-          card.style.height = `${height * scale}px`;
-          plot.style.transform = scale < 1 ? `scale(${scale})` : "";
-          if (text === shown) await Plotly.relayout(plot, { width });
-          else await Plotly.react(plot, data, { ...layout, height, width }, model.get("config"));
-          [shown, size] = [text, fits];
-        };
-        let last = Promise.resolve();
-        const again = () => { last = last.then(draw).catch((error) => {
-          Plotly.purge(plot);
-          [shown, size] = ["", ""];
-          plot.replaceChildren(Object.assign(make("uftlab-trouble"), {
-            textContent: `The figure could not be drawn (${error.message}). Run this cell again.` }));
-        }); };
+        const { again, end } = uftlabPainter(
+          Plotly, card, plot, model.get("config"), () => kernel.get("figure"), "Run this cell again.");
         kernel.on("change:figure", again, gone);
-        const sizes = new ResizeObserver(again);
-        sizes.observe(card);
-        const seen = new IntersectionObserver(again, { rootMargin: "300px" });
-        seen.observe(card);
-        addEventListener("resize", again, { signal: gone });
         gone.addEventListener("abort", () => {
           kernel.off(null, null, gone);
-          sizes.disconnect();
-          seen.disconnect();
-          last.then(() => Plotly.purge(plot));
+          end();
         });
         again();
       })();
       return () => ended.abort();
     } };
     """
+    )
 
 
 class Box(ipywidgets.VBox):
@@ -397,7 +394,9 @@ def explore(
         controls: name of each parameter -> a widget with a label (`description`), see `slider`, `log_slider`
             and `choice`. Shown in this order.
         describe: function of the same parameters. It returns one or two sentences with the key numbers.
-        headless: True gives the static twin: `figure_fn` at the first values of the controls.
+        headless: True gives the static twin: `figure_fn` at the first values of the controls. Its `layout.meta` has the
+            controls (`specification`) and the line, so that an exported page can make them again
+            (`uftlab.course.live`).
         notes: HTML below the controls, for instance what the words of a menu mean, folded (`uftlab.course.methods`).
     """
     unnamed = [name for name, control in controls.items() if not control.description]
@@ -409,7 +408,7 @@ def explore(
 
     first = figure_fn(**values())
     if headless:
-        return first
+        return go.Figure(first).update_layout(meta={"controls": specification(controls), "words": describe(**values())})
     drawn, spoken = _Drawn(first), Spoken(text=describe(**values()))
     rows = [_row(control) for control in controls.values()] + _notes(notes)
     grid = ipywidgets.Box(rows).add_class("uftlab-controls")
