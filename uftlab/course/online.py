@@ -21,6 +21,7 @@ from uftlab.evals.run_logs import Run
 from uftlab.plots import figures, theme, widgets
 from uftlab.reports.questions import ANSWERS
 from uftlab.study import comparisons, dial, overoptimisation, questions
+from uftlab.study.comparisons import holm
 from uftlab.study.results import HEADLINES, RESULTS, Interval, interval, load, tidy
 
 SAYS = {"proxy": "the reward model says", "true": "the raters say"}
@@ -86,7 +87,9 @@ def live_figure(runs: dict[str, list[dict[str, float]]]) -> go.Figure:
         steps = [point["step"] for point in points]
         for column, measure in enumerate(("true", "kl"), start=1):
             rows = pd.DataFrame({"mean": [point[measure] for point in points], "low": None, "high": None})
-            fig.add_trace(figures.line(rows, index, f"samples {name}", steps, showlegend=column == 1), row=1, col=column)
+            fig.add_trace(
+                figures.line(rows, index, f"samples {name}", steps, showlegend=column == 1), row=1, col=column
+            )
     return fig
 
 
@@ -179,8 +182,8 @@ def cures() -> pd.DataFrame:
     rows = []
     for way, name in NAMES.items():
         for refresh, every in EVERY.items():
-            if (way, refresh) == ("una-rollout", dial.STEPS):
-                continue  # the same runs as UNA with its ratio to the reference
+            if way in dial.ONCE and refresh == dial.STEPS:
+                continue  # the same runs as another way
             changes = {says: in_words(dial.change(frame(), way, refresh, key)) for key, says in SAYS.items()}
             kl = dial.curve(frame(), way, refresh, "kl")["mean"].iloc[-1]
             rows.append({"what holds the policy": name, "samples drawn": every, **changes, "KL, nats": f"{kl:.3g}"})

@@ -8,7 +8,8 @@ import io
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,7 +31,11 @@ from uftlab.reports.evaluation import estimate, label_of
 from uftlab.study.results import RESULTS, Interval, interval
 
 NAMES = (  # what is needed, what this notebook takes, its name on the hub
-    ("an instruct model", "a folder: config.json, *.safetensors, tokenizer.json", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+    (
+        "an instruct model",
+        "a folder: config.json, *.safetensors, tokenizer.json",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
     ("a base model", "the same", "HuggingFaceTB/SmolLM2-135M"),
     ("demonstrations", "demonstrations.jsonl: prompt, completion", "HuggingFaceH4/ultrachat_200k"),
     ("feedback", "feedback.jsonl: prompt, chosen, rejected, two scores", "nvidia/HelpSteer2"),
@@ -42,6 +47,7 @@ RUNS = {  # name -> method, and beta of its last stage
     "uft, β = 0.3": ("uft", 0.3),
     "sft-then-dpo, β = 0.1": ("sft-then-dpo", 0.1),
 }
+RANK = 16  # of the adapters
 ALIGNED = "SmolLM2-135M-Instruct, already aligned by its makers"
 
 
@@ -97,11 +103,12 @@ def save_stand_in(folder: Path) -> None:
     """The base of world 0 with its tokenizer, as any model is saved."""
     from uftlab.models.policies import load_base, tiny_tokenizer
 
-    load_base(0).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    with _quietly():
+        load_base(0).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
 
 
-def write_rows(folder: Path, count: int = 400) -> None:
+def write_rows(folder: Path, count: int = 1500) -> None:
     """Demonstrations and pairs with scores from world 0, one JSON object a line."""
     from uftlab.world.world import World, pairs
 
@@ -153,6 +160,22 @@ def _lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the libraries' own bars, lines and warnings: in a notebook they would stand between the results."""
+    from transformers.utils import logging
+
+    shown, heard = logging.is_progress_bar_enabled(), io.StringIO()
+    logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(heard), contextlib.redirect_stdout(heard), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 # ------------------------------------------------------------------------------------------ training and measuring
 
 
@@ -164,8 +187,8 @@ def train(files: Files, profile: str, say: Callable[[str], None] = print) -> dic
     from uftlab.training.checkpoint import train_checkpoint
     from uftlab.training.configuration import TrainConfig
 
-    steps = 12 if profile == "smoke" else 80 if files.small else 20
-    size = {"steps": steps, "batch": 16, "lora": 8} if files.small else {"steps": steps, "batch": 8, "lora": 16}
+    steps = 12 if profile == "smoke" else 240 if files.small else 20
+    size = {"steps": steps, "batch": 16 if files.small else 8, "lora": RANK}
     rate = 5e-3 if files.small else 1e-4
     made = {}
     for name, (method, beta) in RUNS.items():
@@ -175,19 +198,20 @@ def train(files: Files, profile: str, say: Callable[[str], None] = print) -> dic
             out=str(out), model=files.model, method=method, demonstrations=files.demonstrations,
             feedback=files.feedback, learning_rate=rate, beta=beta, samples=6, log_every=max(1, steps // 12), **size,
         )  # fmt: skip
-        with contextlib.redirect_stderr(io.StringIO()):
+        with _quietly():
             made[name] = train_checkpoint(config, say=lambda _line: None)
         say(f"{name}: {steps} steps of {size['batch']} completions in {time.monotonic() - started:.0f} s")
     return made
 
 
-def trained_share(files: Files, rank: int) -> tuple[int, int]:
-    """Numbers that LoRA of a rank trains, and all numbers of the model."""
+def trained_share(files: Files) -> tuple[int, int]:
+    """Numbers that LoRA trains here, and all numbers of the model."""
     from uftlab.models.policies import load_policy, with_lora
 
     policy = load_policy(files.model)[0]
     whole = sum(p.numel() for p in policy.parameters())
-    adapted: Any = with_lora(policy, rank)
+    with _quietly():
+        adapted: Any = with_lora(policy, RANK)
     return sum(p.numel() for p in adapted.parameters() if p.requires_grad), whole
 
 
@@ -223,7 +247,7 @@ def measure(files: Files, models: Mapping[str, str | Path], profile: str) -> dic
     found = {}
     for name, model in models.items():
         out = Path(tempfile.mkdtemp(prefix="eval-", dir=files.out))
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        with _quietly():
             found[name] = evaluate(str(model), out, settings, say=lambda _line: None)["measures"]
     return {name: [_measure(own) for own in measures] for name, measures in found.items()}
 
@@ -305,7 +329,7 @@ def _ends(found: Interval) -> str:
 
 
 def largest_rewards(size: str = "smoke", method: str = "uft") -> list[float]:
-    """The largest mean reward, in size, that a stored run of a method logged at its end: one for each seed."""
+    """The size of the largest mean reward that a stored run of a method logged at its end: one for each seed."""
     result = real.stored(size)
     found = []
     for run in result["runs"]:
@@ -319,6 +343,12 @@ def largest_rewards(size: str = "smoke", method: str = "uft") -> list[float]:
 def on_a_gpu() -> dict[str, Any]:
     """`data/results/gpu/real.json`: UFT and SFT on real rows, forty steps, one seed."""
     return json.loads((RESULTS / "gpu" / "real.json").read_text())
+
+
+def reward_on_a_gpu() -> float:
+    """The mean reward of what was chosen over the last eight points of UFT's training on a GPU."""
+    history = next(run["history"] for name, run in on_a_gpu()["runs"].items() if name.startswith("uft"))
+    return float(np.mean([point["reward/chosen"] for point in history[-8:]]))
 
 
 def gpu_table() -> pd.DataFrame:
@@ -356,8 +386,11 @@ def stored_reports() -> dict[str, Report]:
 
 # ------------------------------------------------------------------------------------------ how many questions?
 
+Number = float | int
+QUESTIONS = {"6": 6, "64": 64, "200": 200, "541, IFEval": 541, "817, TruthfulQA": 817, "3,000": 3000}
 
-def resolution(gain: float, changed: float, questions: float, seeds: float, spread: float) -> dict[str, float]:
+
+def resolution(gain: Number, changed: Number, questions: Number, seeds: Number, spread: Number) -> dict[str, float]:
     """Half the width of both 95 % intervals of a gain, in points of 100.
 
     Over questions, paired: each model is right or wrong on a question, and `changed` per cent of the questions are
@@ -374,13 +407,13 @@ def resolution(gain: float, changed: float, questions: float, seeds: float, spre
     return {"questions": over_questions, "seeds": over_seeds}
 
 
-def needed(gain: float, changed: float) -> int:
+def needed(gain: Number, changed: Number) -> int:
     """The fewest questions at which the interval over questions leaves out 0, if the gain is as it is."""
     share, apart = gain / 100, max(changed, abs(gain)) / 100
     return int(np.ceil((1.96 / share) ** 2 * (apart - share**2)))
 
 
-def picture(gain: float, changed: float, questions: float, seeds: float, spread: float) -> go.Figure:
+def picture(gain: Number, changed: Number, questions: Number, seeds: Number, spread: Number) -> go.Figure:
     """The interval over questions by their number (left), and both intervals at the chosen numbers (right)."""
     fig = theme.panels(
         ["over questions, by their number", "both intervals"],
@@ -414,7 +447,7 @@ def picture(gain: float, changed: float, questions: float, seeds: float, spread:
     return fig.update_layout(height=500)
 
 
-def words(gain: float, changed: float, questions: float, seeds: float, spread: float) -> str:
+def words(gain: Number, changed: Number, questions: Number, seeds: Number, spread: Number) -> str:
     """The numbers of `picture`, whether the gain would be called higher, and how many questions would be enough."""
     here = resolution(gain, changed, questions, seeds, spread)
     over_seeds = "no interval, with one seed" if seeds < 2 else f"±{here['seeds']:.1f}"
@@ -432,7 +465,7 @@ def explorer(headless: bool = False) -> Any:
     controls = {
         "gain": widgets.slider("gain, in points of 100", 4.0, 0.5, 20.0, 0.5),
         "changed": widgets.slider("questions that the two answer differently, %", 20.0, 2.0, 60.0, 2.0),
-        "questions": widgets.log_slider("questions", 64.0, 3.0, 3000.0),
+        "questions": widgets.choice("questions", QUESTIONS, 64),
         "seeds": widgets.slider("seeds", 3.0, 1.0, 10.0, 1.0),
         "spread": widgets.slider("standard deviation over seeds, points", 1.0, 0.0, 5.0, 0.25),
     }

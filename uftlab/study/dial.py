@@ -4,7 +4,7 @@ A policy climbs the reward model of `uftlab.study.overoptimisation` in four ways
 At the two ends it learns from the world's raters, too. What the reward model says and what the world's raters say are measured over the KL from the start (Gao et al. 2023,
 arXiv 2210.10760).
 
-    python -m uftlab.study.dial      runs what is missing in five worlds, and stores data/results/dial.json
+    python -m uftlab.study.dial      runs what is missing in four worlds, and stores data/results/dial.json
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from uftlab.training.stages import Job, Progress, layout, run
 from uftlab.world.world import World, pairs
 
 STORED = DATA / "results" / "dial.json"
-WORLDS, STEPS = range(5), 120
+WORLDS, STEPS = range(4), 120
 REFRESHES = (1, 10, 40, STEPS)  # STEPS: all samples are drawn before the first step
 AT = (5, 10, 20, 40, 60, 80, 100, 120)  # steps after which both scores are measured
 RATE = 2e-3
@@ -108,15 +108,20 @@ def climb(
     points = []
     for step, weights in [(0, start), *((step, made.snapshots[step]) for step in at)]:
         policy.load_state_dict(unflatten(weights.cpu(), layout()), strict=False)
-        points.append({"step": step, **measured(policy, base, prompts, proxy, true)})
+        points.append({"step": float(step), **measured(policy, base, prompts, proxy, true)})
     return points
 
 
+ONCE = {"una-rollout": "una", "rloo-kl": "rloo"}
+"""Ways that are another way where all samples are drawn before the first step. The policy that sampled is the start then:
+both ratios are the same, and the KL in the reward of a sample is 0."""
+
+
 def grid() -> list[tuple[int, str, int]]:
-    """(world, way, refresh) of all runs. Drawn once, the rollout's policy is the start: then it is the way "una"."""
+    """(world, way, refresh) of all runs, without those of `ONCE` that are other runs again."""
+    ends = [(world, way, refresh) for world in WORLDS for way in JUDGED for refresh in (1, STEPS)]
     whole = [(world, way, refresh) for world in WORLDS for way in WAYS for refresh in REFRESHES]
-    kept = [one for one in whole if one[1:] != ("una-rollout", STEPS)]
-    return kept + [(world, way, refresh) for world in WORLDS for way in JUDGED for refresh in (1, STEPS)]
+    return ends + [(world, way, refresh) for world, way, refresh in whole if way not in ONCE or refresh < STEPS]
 
 
 def stored() -> list[dict[str, Any]]:
@@ -125,17 +130,22 @@ def stored() -> list[dict[str, Any]]:
 
 
 def table(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """One row per world, way, refresh and step; "una-rollout" has the rows of "una" where samples are drawn once."""
-    rows = [{name: run[name] for name in ("world", "way", "refresh")} | point for run in runs for point in run["points"]]
+    """One row per world, way, refresh and step; the ways of `ONCE` have the rows of the other way there."""
+    rows = [
+        {name: run[name] for name in ("world", "way", "refresh")} | point for run in runs for point in run["points"]
+    ]
     made = pd.DataFrame(rows)
-    once = made[(made["way"] == "una") & (made["refresh"] == STEPS)]
-    return pd.concat([made, once.assign(way="una-rollout")], ignore_index=True)
+    once = made[made["refresh"] == STEPS]
+    again = [once[once["way"] == other].assign(way=way) for way, other in ONCE.items()]
+    return pd.concat([made, *again], ignore_index=True)
 
 
 def curve(frame: pd.DataFrame, way: str, refresh: int, name: str) -> pd.DataFrame:
     """Mean and interval over worlds of one measure after each step."""
     own = frame[(frame["way"] == way) & (frame["refresh"] == refresh)]
-    return pd.DataFrame([{"step": step, **asdict(interval(part[name].to_numpy()))} for step, part in own.groupby("step")])
+    return pd.DataFrame(
+        [{"step": step, **asdict(interval(part[name].to_numpy()))} for step, part in own.groupby("step")]
+    )
 
 
 def change(frame: pd.DataFrame, way: str, refresh: int, name: str) -> Interval:
@@ -147,7 +157,7 @@ def change(frame: pd.DataFrame, way: str, refresh: int, name: str) -> Interval:
 def difference(frame: pd.DataFrame, first: tuple[str, int], second: tuple[str, int], name: str) -> Interval:
     """One (way, refresh) minus another in one measure after the last step, within worlds."""
     last = frame[frame["step"] == frame["step"].max()].set_index(["way", "refresh", "world"])[name]
-    return interval((last[first] - last[second]).to_numpy())
+    return interval((last[first] - last[second]).dropna().to_numpy())
 
 
 def main() -> None:

@@ -81,7 +81,10 @@ MC2 = Exercise(
             lambda logps, labels: 1 - _mc2(logps, labels),
         ),
     ),
-    cases=((numbers(-2.0, -1.0, -3.0, -1.5), numbers(1.0, 0.0, 1.0, 0.0)), (numbers(-0.5, -4.0, -2.5), numbers(1.0, 1.0, 0.0))),
+    cases=(
+        (numbers(-2.0, -1.0, -3.0, -1.5), numbers(1.0, 0.0, 1.0, 0.0)),
+        (numbers(-0.5, -4.0, -2.5), numbers(1.0, 1.0, 0.0)),
+    ),
 )
 
 
@@ -119,5 +122,8 @@ LEVELS = Exercise(
             lambda followed, asked: 1 - _instructions(followed, asked),
         ),
     ),
-    cases=((numbers(1.0, 2.0, 0.0, 1.0), numbers(1.0, 3.0, 1.0, 2.0)), (numbers(3.0, 1.0, 0.0, 1.0, 1.0), numbers(3.0, 1.0, 2.0, 2.0, 1.0))),
+    cases=(
+        (numbers(1.0, 2.0, 0.0, 1.0), numbers(1.0, 3.0, 1.0, 2.0)),
+        (numbers(3.0, 1.0, 0.0, 1.0, 1.0), numbers(3.0, 1.0, 2.0, 2.0, 1.0)),
+    ),
 )
