@@ -30,7 +30,7 @@ def test_the_dial_draws_the_stored_means_on_the_way_and_at_the_end(way, refresh)
         assert list(bars.y)[dial.REFRESHES.index(refresh)] == pytest.approx(mean)
     kl = ends(*stored, "kl")
     assert list(true.x)[-1] == pytest.approx(math.sqrt(sum(kl) / len(kl)))
-    assert 0 <= min(true.x) and max(true.x) < fig.layout.xaxis.range[1]
+    assert min(true.x) >= 0 and max(true.x) < fig.layout.xaxis.range[1]
 
 
 def test_over_steps_the_axis_has_the_steps():
@@ -101,7 +101,7 @@ def test_the_live_training_has_both_ends(monkeypatch):
     monkeypatch.setattr(dial, "held_out_prompts", lambda world: overoptimisation.held_out_prompts(0)[:10])
     said = []
     runs = online.live("smoke", said.append)
-    assert [name for name in runs] == ["drawn in every step", "drawn once"] and len(said) == 1
+    assert list(runs) == ["drawn in every step", "drawn once"] and len(said) == 1
     assert all([point["step"] for point in points] == [0, 2, 4] for points in runs.values())
     assert runs["drawn in every step"][-1] != runs["drawn once"][-1]
     assert len(online.live_figure(runs).data) == 4

@@ -82,7 +82,7 @@ def test_the_largest_reward_is_the_last_of_each_seed():
 
 
 def test_what_is_resolved_by_hand():
-    """20 % of 541 questions changed, a gain of 4: 196 sqrt((0.2 - 0.0016) / 541) = 3.75; three seeds: 4.303 / sqrt 3."""
+    """20 % of 541 questions changed, a gain of 4: 196 sqrt(0.1984 / 541) = 3.75; three seeds: 4.303 / sqrt 3."""
     found = real_model.resolution(4, 20, 541, 3, 1)
     assert found["questions"] == pytest.approx(196 * math.sqrt(0.1984 / 541))
     assert found["seeds"] == pytest.approx(4.3027 / math.sqrt(3), abs=1e-3)

@@ -32,7 +32,7 @@ def climbed(way, refresh, steps=2):
 
 
 def test_what_is_sampled_once_does_not_know_its_reference_or_its_kl():
-    """Drawn before the first step, log pi / pi_ref of every sample is 0. Drawn later, it is not. The first step is warm-up."""
+    """Drawn before the first step, log pi / pi_ref of a sample is 0; drawn later it is not. Step one is warm-up."""
     for way, other in dial.ONCE.items():
         assert climbed(way, 2) == climbed(other, 2)
     assert climbed("una-rollout", 1, 3) != climbed("una", 1, 3)

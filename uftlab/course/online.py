@@ -21,7 +21,6 @@ from uftlab.evals.run_logs import Run
 from uftlab.plots import figures, theme, widgets
 from uftlab.reports.questions import ANSWERS
 from uftlab.study import comparisons, dial, overoptimisation, questions
-from uftlab.study.comparisons import holm
 from uftlab.study.results import HEADLINES, RESULTS, Interval, interval, load, tidy
 
 SAYS = {"proxy": "the reward model says", "true": "the raters say"}
@@ -168,7 +167,7 @@ def words(way: str, refresh: int, over: str) -> str:
 
 
 def explorer(headless: bool = False) -> Any:
-    """Choose what holds the policy, how often samples are drawn, and the axis: both scores, on the way and at the end."""
+    """Choose what holds the policy, how often samples are drawn, and the axis: both scores, on the way and after."""
     controls = {
         "way": widgets.choice("what holds the policy", {name: way for way, name in NAMES.items()}, "rloo"),
         "refresh": widgets.choice("samples are drawn", {name: every for every, name in EVERY.items()}, 1),
@@ -195,7 +194,7 @@ def cures() -> pd.DataFrame:
 
 @cache
 def answered(question: str) -> pd.DataFrame | None:
-    """The tests of a question of docs/questions, indexed by contrast and metric; None where its trials are not stored."""
+    """The tests of a question of docs/questions by contrast and metric; None where its trials are not stored."""
     asked = questions.QUESTIONS[question]
     stored = trials_of_questions()
     if not set(asked.methods) <= {trial["method"] for trial in stored}:

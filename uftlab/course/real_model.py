@@ -188,19 +188,19 @@ def train(files: Files, profile: str, say: Callable[[str], None] = print) -> dic
     from uftlab.training.configuration import TrainConfig
 
     steps = 12 if profile == "smoke" else 240 if files.small else 20
-    size = {"steps": steps, "batch": 16 if files.small else 8, "lora": RANK}
-    rate = 5e-3 if files.small else 1e-4
+    batch, rate = (16, 5e-3) if files.small else (8, 1e-4)
     made = {}
     for name, (method, beta) in RUNS.items():
         started = time.monotonic()
         out = files.out / name.replace(", β = ", "-")
         config = TrainConfig(
             out=str(out), model=files.model, method=method, demonstrations=files.demonstrations,
-            feedback=files.feedback, learning_rate=rate, beta=beta, samples=6, log_every=max(1, steps // 12), **size,
+            feedback=files.feedback, learning_rate=rate, beta=beta, samples=6, log_every=max(1, steps // 12),
+            steps=steps, batch=batch, lora=RANK,
         )  # fmt: skip
         with _quietly():
             made[name] = train_checkpoint(config, say=lambda _line: None)
-        say(f"{name}: {steps} steps of {size['batch']} completions in {time.monotonic() - started:.0f} s")
+        say(f"{name}: {steps} steps of {batch} completions in {time.monotonic() - started:.0f} s")
     return made
 
 
@@ -358,13 +358,14 @@ def gpu_table() -> pd.DataFrame:
     for name, run in stored["runs"].items():
         share = run["after"]["order"]
         half = 1.96 * (share * (1 - share) / pairs) ** 0.5
+        order = f"{share:.2f} ({share - half:.2f} to {share + half:.2f})"
         rows.append(
             {
                 "training": name.split(",")[0],
                 "nats per token of held-out demonstrations": (
                     f"{run['before']['nats_per_token']:.3f} to {run['after']['nats_per_token']:.3f}"
                 ),
-                f"held-out pairs in the right order, of {pairs}": f"{share:.2f} ({share - half:.2f} to {share + half:.2f})",
+                f"held-out pairs in the right order, of {pairs}": order,
                 "seconds of training": f"{run['training']['seconds']:.0f}",
             }
         )

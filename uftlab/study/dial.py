@@ -1,8 +1,8 @@
 """Offline and online as ends of one dial: how often samples are drawn anew, and what the policy is held to.
 
 A policy climbs the reward model of `uftlab.study.overoptimisation` in four ways, each at four settings of `refresh`.
-At the two ends it learns from the world's raters, too. What the reward model says and what the world's raters say are measured over the KL from the start (Gao et al. 2023,
-arXiv 2210.10760).
+At the two ends it learns from the world's raters, too. What the reward model says and what the raters say are measured
+over the KL from the start (Gao et al. 2023, arXiv 2210.10760).
 
     python -m uftlab.study.dial      runs what is missing in four worlds, and stores data/results/dial.json
 """
@@ -113,8 +113,8 @@ def climb(
 
 
 ONCE = {"una-rollout": "una", "rloo-kl": "rloo"}
-"""Ways that are another way where all samples are drawn before the first step. The policy that sampled is the start then:
-both ratios are the same, and the KL in the reward of a sample is 0."""
+"""Ways that are another way where all samples are drawn before the first step. The policy that sampled is the start
+then: both ratios are the same, and the KL in the reward of a sample is 0."""
 
 
 def grid() -> list[tuple[int, str, int]]:

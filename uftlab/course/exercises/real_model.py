@@ -52,7 +52,7 @@ def _mc2(logps: Tensor, labels: Tensor) -> Tensor:
 
 
 MC2 = Exercise(
-    praise="All true answers together, compared with all answers that are offered. mc1 would ask for the likeliest only.",
+    praise="All true answers together, compared with all that are offered. mc1 would ask for the likeliest only.",
     right=_mc2,
     mistakes=(
         Mistake(
