@@ -26,7 +26,7 @@ def test_the_dial_draws_the_stored_means_on_the_way_and_at_the_end(way, refresh)
     stored = (dial.ONCE.get(way, way) if refresh == dial.STEPS else way), refresh
     for line, bars, name in ((proxy, proxy_bars, "proxy"), (true, true_bars, "true")):
         mean = sum(ends(*stored, name)) / len(ends(*stored, name))
-        assert line.y.iloc[-1] == pytest.approx(mean)
+        assert line.y[-1] == pytest.approx(mean)
         assert list(bars.y)[dial.REFRESHES.index(refresh)] == pytest.approx(mean)
     kl = ends(*stored, "kl")
     assert list(true.x)[-1] == pytest.approx(math.sqrt(sum(kl) / len(kl)))

@@ -80,7 +80,7 @@ def live_figure(runs: dict[str, list[dict[str, float]]]) -> go.Figure:
         ["the raters' score", "KL from the start"],
         ["optimiser steps"] * 2,
         ["mean score of an answer", "nats per answer"],
-        "Trained now, world 0: samples drawn anew, or once",
+        "Trained now, world 0: drawn anew, or once",
     )
     for index, (name, points) in enumerate(runs.items()):
         steps = [point["step"] for point in points]
@@ -127,14 +127,17 @@ def as_runs(world: int = 0) -> dict[str, Report]:
 
 # ------------------------------------------------------------------------------------------ the dial
 
-TICKS = (0, 1, 4, 10, 25, 50, 100, 200)
+TICKS = (0, 4, 25, 100, 200)
 
 
 def picture(way: str, refresh: int, over: str) -> go.Figure:
     """Both scores on the way (left), and after the last step at every setting of refresh (right)."""
     fig = theme.panels(
         ["on the way", f"after {dial.STEPS} steps, by refresh"],
-        ["KL from the start, nats (scale: root)" if over == "kl" else "optimiser steps", "samples drawn"],
+        [
+            "KL from the start, nats (scale: root)" if over == "kl" else "optimiser steps",
+            "samples drawn every ... steps",
+        ],
         ["mean score", ""],
         f"{NAMES[way]}; samples drawn {EVERY[refresh]}",
     )
@@ -144,13 +147,18 @@ def picture(way: str, refresh: int, over: str) -> go.Figure:
         rows = dial.curve(frame(), way, refresh, name)
         fig.add_trace(figures.line(rows, index, says, list(x)), row=1, col=1)
         ends = pd.DataFrame([dial.curve(frame(), way, other, name).iloc[-1] for other in EVERY])
-        bars = {"x": list(EVERY.values()), "y": ends["mean"], "error_y": theme.error_bars(ends)}
+        bars = {
+            "x": [EVERY[n].removeprefix("every ").replace("step", "1") for n in EVERY],
+            "y": ends["mean"],
+            "error_y": theme.error_bars(ends),
+        }
         look = {"color": theme.COLOURS[index], "pattern": {"shape": theme.PATTERNS[index], "solidity": 0.25}}
         fig.add_bar(**bars, marker=look, showlegend=False, row=1, col=2)
     if over == "kl":
         fig.update_xaxes(tickvals=np.sqrt(TICKS), ticktext=[str(tick) for tick in TICKS], range=[-0.5, 16.5], col=1)
     else:
         fig.update_xaxes(range=[-4, dial.STEPS + 4], col=1)
+    fig.update_xaxes(type="category", col=2)
     return fig.update_yaxes(range=[0, 1.05]).update_layout(height=520)
 
 
@@ -246,7 +254,7 @@ def contrasts_figure(found: pd.DataFrame, contrasts: Sequence[str], metrics: Seq
     for index, name in enumerate(("settled", "not settled")):  # in the legend even where there are none
         look = {"color": theme.COLOURS[(2, 1)[index]], "symbol": theme.SYMBOLS[(0, 4)[index]], "size": 15}
         fig.add_scatter(x=[None], y=[None], mode="markers", marker=look, name=name, row=1, col=1)
-    labels = [theme.lines(plain(contrast), 17) for contrast in contrasts]
+    labels = [plain(contrast).replace(" − ", " −<br>") for contrast in contrasts]
     fig.update_yaxes(tickvals=list(range(len(contrasts))), range=[len(contrasts) - 0.5, -0.5], zeroline=False)
     fig.update_yaxes(ticktext=labels, tickfont_size=15, col=1)
     for column in range(2, len(metrics) + 1):

@@ -156,7 +156,7 @@ def change(frame: pd.DataFrame, way: str, refresh: int, name: str) -> Interval:
 
 def difference(frame: pd.DataFrame, first: tuple[str, int], second: tuple[str, int], name: str) -> Interval:
     """One (way, refresh) minus another in one measure after the last step, within worlds."""
-    last = frame[frame["step"] == frame["step"].max()].set_index(["way", "refresh", "world"])[name]
+    last = frame[frame["step"] == frame["step"].max()].set_index(["way", "refresh", "world"])[name].sort_index()
     return interval((last[first] - last[second]).dropna().to_numpy())
 
 
