@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import doctor_cases
 import pytest
@@ -113,6 +114,14 @@ def test_every_diagnosis_has_a_case_a_threshold_and_a_place_to_read_on():
     known = {own.name for own in DIAGNOSES}
     assert set(BROKEN) == set(SOUND) == set(THRESHOLDS) == known and len(DIAGNOSES) == len(known)
     assert all(own.notebook and own.means and own.remedy for own in DIAGNOSES)
+
+
+def test_every_exercise_that_a_finding_names_is_in_its_notebook():
+    folder = doctor_set.DATA.parent / "notebooks"
+    for own in DIAGNOSES:
+        number, exercise, title = re.fullmatch(r"notebook (\d+), exercise (\d+) \((.+)\)", own.notebook).groups()
+        (path,) = folder.glob(f"{number}_*.ipynb")
+        assert re.search(rf"## Exercise {exercise}: {re.escape(title)}", path.read_text()), own.notebook
 
 
 @pytest.mark.parametrize("name", BROKEN)
