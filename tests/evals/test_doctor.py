@@ -257,11 +257,19 @@ def test_bare_log_ratios_are_told_on_the_side_whose_batches_are_quiet():
 # ------------------------------------------------------------------------------------------ the labelled set
 
 
-def test_the_held_back_list_shares_no_world_with_the_others():
+def test_the_held_back_list_is_large_and_varied_and_shares_no_world_with_the_others():
+    cases = doctor_cases.cases("held-")
+    runs = [run for run in doctor_set.labelled() if run.held_back]
+    assert {case.name for case in cases} <= {run.run.name for run in runs}
+    for own in DIAGNOSES:
+        planted = [run for run in runs if run.fault == own.name and run.took]
+        assert len(planted) >= 6, own.name
+        if own.name != "over-optimisation":
+            assert {run.second_architecture for run in planted} == {True, False}, own.name
+    assert sum(not run.fault for run in runs) >= 60 and sum(run.second_architecture for run in runs) >= 40
     for model in ("tiny", "gpt2"):
         others = [case for name in ("", "open-") for case in doctor_cases.cases(name) if case.model == model]
-        held_back = {case.world for case in doctor_cases.cases("held-") if case.model == model}
-        assert held_back and held_back.isdisjoint(case.world for case in others)
+        assert {c.world for c in cases if c.model == model}.isdisjoint(c.world for c in others)
 
 
 def test_the_page_has_the_tables_of_the_stored_set():
