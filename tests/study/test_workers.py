@@ -258,7 +258,7 @@ def test_a_worker_that_dies_each_time_is_one_clear_error_and_what_is_finished_st
     trials = [trial_of(name) for name in ("base", mortal.VICTIM)]
     with pytest.raises(InputError, match=r"A worker must live .*died with uft, seed 0\. Free memory .*on disk"):
         list(run_trials(trials, tmp_path, workers=2))
-    assert [p.name for p in tmp_path.glob("trials/*")] == [trials[0].path(tmp_path).name]
+    assert [p.name for p in tmp_path.glob("trials/*.json")] == [trials[0].path(tmp_path).name]
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
