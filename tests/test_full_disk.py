@@ -7,14 +7,17 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
+import nbformat
 import pytest
 from made_up import made_up
 from typer.testing import CliRunner
 
 from uftlab.cli import app
+from uftlab.course import notebooks as course
 from uftlab.files import write_atomically
-from uftlab.world.world import World
+from uftlab.world.world import World, pairs
 
 SMOKE = ("run", "--profile", "smoke", "--methods", "base", "--seeds", "0", "--workers", "1")
 TRAIN = ("train", "--method", "sft-full", "--steps", "4", "--batch", "4", "--learning-rate", "0.001")
@@ -145,12 +148,23 @@ import uftlab.reports.cards, uftlab.reports.html, uftlab.training.checkpoint
 from typer.testing import CliRunner
 from uftlab.cli import app
 lines = json.loads(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+if sys.argv[2:]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 for line in lines:
     result = CliRunner().invoke(app, line)
-    crash = None if isinstance(result.exception, SystemExit) else repr(result.exception)
+    crash = None if result.exception is None or isinstance(result.exception, SystemExit) else repr(result.exception)
     print(json.dumps([result.exit_code, result.output, crash]))
 """
+
+
+def in_a_child(lines, environment, *limited):
+    """Exit code, output and crash of each command line, all run in one other process."""
+    told = json.dumps([[str(word) for word in line] for line in lines])
+    command = [sys.executable, "-c", LIMITED, told, *limited]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    found = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("[")]
+    assert len(found) == len(lines), ended.stdout + ended.stderr
+    return found
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit of file sizes there")
@@ -163,11 +177,57 @@ def test_commands_whose_files_may_not_grow_end_with_one_error_and_leave_nothing(
         (*TRAIN, "--demonstrations", rows, "--out", out / "model"),
         ("merge", "tiny", "--out", out / "merged"),
     ]
-    told = json.dumps([[str(word) for word in line] for line in lines])
-    ended = subprocess.run([sys.executable, "-c", LIMITED, told], capture_output=True, text=True)
-    found = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("[")]
-    assert len(found) == len(lines), ended.stdout + ended.stderr
-    for (code, said, crash), line in zip(found, lines, strict=True):
+    for (code, said, crash), line in zip(in_a_child(lines, os.environ, "limited"), lines, strict=True):
         assert crash is None, (line, crash)
         refused(code, said, out, "must")
     assert parts(out) == [] and not list(out.rglob("*.safetensors"))
+
+
+# ------------------------------------------------------------------------------ homes, caches, temporary folders
+
+NOWHERE = "/proc/nowhere"  # nobody can make it, not even root
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is of Linux")
+def test_a_home_and_a_cache_that_cannot_be_written_are_not_needed(study, rows, tmp_path):
+    """What is kept for the next time is made anew, and the system's own folder for temporary files is taken."""
+    out, both = tmp_path / "out", ("--demonstrations", rows, "--feedback", pairs_of(tmp_path))
+    lines = [
+        ("report", study, "--out", out / "report.html"),
+        ("methods", "--cards", out / "cards"),
+        ("train", "--method", "sft-then-una", "--steps", "2", "--batch", "4", "--out", out / "model", *both),
+    ]
+    environment = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "TMPDIR"), NOWHERE)
+    for (code, said, crash), line in zip(in_a_child(lines, {**os.environ, **environment}), lines, strict=True):
+        assert (code, crash) == (0, None), (line, said, crash)
+    assert (out / "model" / "model.safetensors").is_file() and parts(out) == []
+
+
+def pairs_of(folder):
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in pairs(World(0).feedback(8))))
+    return path
+
+
+def test_no_place_for_temporary_files_is_one_clear_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+    monkeypatch.setattr(course, "notebook_paths", lambda only: [tmp_path / "a.ipynb"])
+    nbformat.write(nbformat.v4.new_notebook(cells=[]), tmp_path / "a.ipynb")
+    monkeypatch.setattr(course, "run_one", lambda *rest: tempfile.mkdtemp())
+    code, said = uftlab("notebooks", "--out", tmp_path / "out")
+    refused(code, said, "folder for temporary files", "Set TMPDIR to a folder that you may write")
+
+
+@pytest.mark.parametrize("line", ["report class", "methods", "notebooks", "export"])
+def test_a_folder_that_cannot_be_written_is_refused_before_work(line, monkeypatch):
+    for name in (
+        "course.notebooks.run_all",
+        "course.export.run_all",
+        "reports.cards.cards",
+        "study.results.load_study",
+    ):
+        monkeypatch.setattr(f"uftlab.{name}", lambda *args, **kwargs: pytest.fail("work began"))
+    option = "--cards" if line == "methods" else "--out"
+    place = f"{NOWHERE}/page.html" if line == "report class" else NOWHERE
+    refused(*uftlab(*line.split(), option, place), NOWHERE, "must be writable", "Choose another")
