@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,6 +77,23 @@ def options(
     """What comes before the name of a subcommand."""
 
 
+@contextmanager
+def _ended_like_interrupted() -> Iterator[None]:
+    """`kill` is like Ctrl-C: what was started is ended, and what was begun on disk is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def command(*, example: str, interrupted: str = STARTS_AGAIN) -> Callable[[Callable], Callable]:
     """Register a subcommand with an example in its help; refusals become one line and exit code 2.
 
@@ -87,7 +106,8 @@ def command(*, example: str, interrupted: str = STARTS_AGAIN) -> Callable[[Calla
         def run(*args: Any, **kwargs: Any) -> None:
             warnings.filterwarnings("ignore")
             try:
-                function(*args, **kwargs)
+                with _ended_like_interrupted():
+                    function(*args, **kwargs)
             except InputError as error:
                 _fail(str(error))
             except BrokenPipeError:  # `uftlab methods | head`
@@ -726,9 +746,9 @@ def lab(
     browser: Annotated[bool, typer.Option(help="Open a browser, or only print the address.")] = True,
 ) -> None:
     """Open JupyterLab on the first notebook, on this machine only."""
-    from uftlab.course.notebooks import NOTEBOOKS, open_lab
+    from uftlab.course.notebooks import COPIES, open_lab
 
-    sys.exit(open_lab(folder or NOTEBOOKS, browser, say=lambda line: print(line, flush=True)))
+    sys.exit(open_lab(folder or COPIES, browser, say=lambda line: print(line, flush=True)))
 
 
 if __name__ == "__main__":

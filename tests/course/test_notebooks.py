@@ -2,15 +2,21 @@
 
 import builtins
 import json
+import os
 import re
+import signal
+import subprocess
 import symtable
 import sys
+import threading
 
 import driver
 import nbformat
+import psutil
 import pytest
 from nbconvert.exporters.html import HTMLExporter
 
+from uftlab.course import notebooks as course
 from uftlab.course.notebooks import NOTEBOOKS, explorer_paths, has_explorer, notebook_paths, run_all, run_one
 from uftlab.errors import InputError
 from uftlab.plots import theme
@@ -79,6 +85,52 @@ def test_the_shorter_notebooks_have_no_visible_cell_above_ten_lines():
 def test_an_unknown_parameter_is_an_error_not_a_warning(tmp_path):
     with pytest.raises(InputError, match="colour"):
         run_one(notebook_paths()[0], tmp_path, {"colour": "red"})
+
+
+def test_an_interrupted_run_ends_what_runs_and_begins_nothing_more(tmp_path, monkeypatch):
+    begun, ended = [], []
+
+    def waits(path, out, parameters, stopping):
+        begun.append(path)
+        assert stopping.wait(60)
+        ended.append(path)
+
+    def interrupted(jobs):
+        while not begun:
+            pass
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(course, "run_one", waits)
+    monkeypatch.setattr(course, "as_completed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_all("smoke", tmp_path)
+    assert set(begun) == set(ended) and len(begun) <= 2 < len(notebook_paths())
+
+
+def test_a_process_that_is_told_to_stop_goes_with_its_children(tmp_path):
+    up = tmp_path / "up"
+    child = f"import time; open({str(up)!r}, 'w').close(); time.sleep(100)"
+    code = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, file=sys.stderr)"
+    stopping = threading.Event()
+
+    def when_it_has_a_child():
+        while not up.exists():
+            pass
+        stopping.set()
+
+    watching = threading.Thread(target=when_it_has_a_child)
+    watching.start()
+    command = [sys.executable, "-c", f"{code}; sys.stderr.flush(); sys.stdin.read()"]
+    status, said = course._ended(command, dict(os.environ), stopping)
+    watching.join()
+    assert status == -signal.SIGTERM and not psutil.pid_exists(int(said))
+
+
+def test_an_execution_ends_with_the_process_that_started_it():
+    """However that ends: its end of the pipe is closed then."""
+    code = "from uftlab.course.executing import _end_with_starter; _end_with_starter(); print('goes on')"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.communicate()[0] == b"" and process.returncode == 1
 
 
 def test_an_unknown_notebook_lists_those_there_are():

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import ipywidgets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -29,6 +30,12 @@ WORLD = World(0)
 @pytest.fixture(scope="module")
 def base():
     return load_base(0)
+
+
+def test_everything_in_a_table_is_text():
+    planted = "<script>hit()</script>"
+    page = texts.table(pd.DataFrame({planted: [planted]}), planted).to_html()
+    assert "<script" not in page and page.count(html.escape(planted)) == 3
 
 
 # ------------------------------------------------------------------------------------------ the mask

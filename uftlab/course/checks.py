@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from uftlab.course.score import keep
-from uftlab.files import own_results
+from uftlab.files import own_folder
 
 Rule = Callable[..., Tensor]
 ACCENTS = {"right": "#009E73", "not yet": "#0072B2", "not right": "#D55E00"}
@@ -182,7 +182,7 @@ def score(name: str = "", folder: Path | None = None) -> None:
         for notebook, exercises in course.items()
     }
     counts = {notebook: len(exercises) for notebook, exercises in course.items()}
-    path, solved = keep(folder or own_results("score"), name or getpass.getuser(), here, counts)
+    path, solved = keep(folder or own_folder("results/score"), name or getpass.getuser(), here, counts)
     for notebook, count in counts.items():
         missing = [str(number) for number in range(1, count + 1) if number not in solved.get(notebook, [])]
         left = f"; not yet: exercise {', '.join(missing)}" if missing else ""

@@ -195,9 +195,11 @@ def _read(folder: Path, name: str) -> NotebookNode:
         raise InputError("--executed", f"hold {path.name}", f"a folder without it: {folder}", remedy)
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    if all(cell.execution_count is None for cell in code):
-        raise InputError(str(path), "be executed", "a notebook without outputs", remedy)
     outputs = [output for cell in code for output in cell.outputs]
+    left = [cell for cell in code if cell.source.strip() and cell.execution_count is None]
+    if left or any(output.output_type == "error" for output in outputs):
+        got = f"{len(left)} of {len(code)} code cells not run" if left else "a cell that failed"
+        raise InputError(str(path), "be executed to its end", got, remedy)
     if any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs):
         raise InputError(str(path), "be executed with widgets_on = False", "widgets that need a kernel", remedy)
     moves = name in live.MODELS

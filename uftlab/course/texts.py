@@ -59,14 +59,18 @@ def _sheet(inside: str) -> Folded:
 
 
 def table(rows: pd.DataFrame, caption: str, decimals: int = 2) -> Styler:
-    """Rows of text to be read: no index, left-aligned, wrapped, numbers with `decimals`, NaN as "not known"."""
+    """Rows of text to be read: no index, left-aligned, wrapped, numbers with `decimals`, NaN as "not known".
+
+    All of it is text, also names of columns and the caption: nothing in it is read as HTML.
+    """
     cells = {"text-align": "left", "white-space": "normal", "vertical-align": "top", "font-size": "15px"}
     heads = [{"selector": "th", "props": [("text-align", "left"), ("font-size", "15px")]}]
     heads += [
         {"selector": "caption", "props": [("font-size", "16px"), ("font-weight", "bold"), ("text-align", "left")]}
     ]
     styled = rows.style.hide(axis="index").format(precision=decimals, na_rep="not known", escape="html")
-    return styled.set_properties(**cells).set_table_styles(heads).set_caption(caption)
+    styled = styled.format_index(axis="columns", escape="html").set_properties(**cells).set_table_styles(heads)
+    return styled.set_caption(html.escape(caption))
 
 
 # ------------------------------------------------------------------------------ the mask on the text
