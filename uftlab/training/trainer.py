@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -19,6 +20,7 @@ from uftlab.errors import InputError
 from uftlab.models.policies import load_policy
 from uftlab.models.references import ReferenceCache
 from uftlab.objectives.registry import objective_named
+from uftlab.rows.kinds import Rows, rows_from
 from uftlab.rows.layouts import understand
 from uftlab.rows.table import kind_of
 from uftlab.rows.tokens import Example, RememberingTokens
@@ -132,6 +134,7 @@ def _tables(given: Dataset | Mapping[str, Dataset] | Sequence[Mapping[str, Any]]
         known = ("demonstrations", "feedback")
         if other := sorted(set(given) - set(known)):
             raise InputError("The tables", f"be named {' and '.join(known)}", other, "Rename them")
-        return {name: understand(table.to_list(), name)[0] for name, table in given.items()}
-    table = understand(list(given), "the table")[0]
+        return {name: understand(Rows(partial(rows_from, table)), name)[0] for name, table in given.items()}
+    rows = Rows(partial(rows_from, given)) if isinstance(given, Dataset) else list(given)
+    table = understand(rows, "the table")[0]
     return {"demonstrations" if kind_of(table.column_names) == "demonstration" else "feedback": table}
