@@ -1,12 +1,12 @@
 """What one machine holds: a million rows in a table and in a training, ten thousand trials in a folder.
 
-    python benchmarks/scale.py                       # a million rows, ten thousand trials, then docs/scale.md
-    python benchmarks/scale.py --rows 1000 --trials 10 --folder /tmp/try   # a small try, which writes no page
+    python benchmarks/scale.py                          # a million rows, ten thousand trials: docs/data.md
+    python benchmarks/scale.py --rows 1000 --trials 10  # a small try
 
 Rows of about 80 words of the tiny world are written as JSONL, as gzip and as Parquet: demonstrations and pairs. Each
-file is read in a process of its own, which says how long it took and what memory it used at most: all of the process,
-and what came on top of Python with its libraries. Then a short training on the JSONL files is prepared and made, and
-a folder with many copies of one stored trial is listed. Everything is removed at the end.
+file is read in a process of its own, which says how much time of the processor that took and what memory it used at
+most: all of the process, and what came on top of Python with its libraries. Then a short training on both JSONL files
+is made, and a folder with many copies of one stored trial is listed. Everything is removed at the end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve()
-PAGE = HERE.parent.parent / "docs" / "scale.md"
 KINDS = ("demonstrations", "pairs")
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 PROMPT, ANSWER = 20, 60  # words
@@ -120,14 +119,15 @@ WORK: dict[str, Callable[[str], int]] = {"load": load, "score": score, "train": 
 
 def ready(work: str) -> None:
     """Imports what a work needs, so that neither its seconds nor its memory count."""
-    if work == "trials":
-        import uftlab.study.results
-    else:
+    import uftlab.rows.table
+    import uftlab.study.results
+
+    if work == "train":
         import uftlab.training.checkpoint  # noqa: F401
 
 
 def in_a_process(work: str, place: Path) -> dict[str, Any]:
-    """What a work on a place took: seconds, bytes at most, bytes before it began, and how many there were."""
+    """What a work on a place took: seconds of the processor, bytes at most and before it began; how many there were."""
     command = [sys.executable, str(HERE), "--work", work, str(place)]
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(ended.stdout.splitlines()[-1])
@@ -136,9 +136,9 @@ def in_a_process(work: str, place: Path) -> dict[str, Any]:
 def work_here(work: str, place: str) -> dict[str, Any]:
     """The same in this process."""
     ready(work)
-    before, start = peak(), time.perf_counter()
+    before, start = peak(), time.process_time()
     count = WORK[work](place)
-    return {"seconds": time.perf_counter() - start, "peak": peak(), "before": before, "count": count}
+    return {"seconds": time.process_time() - start, "peak": peak(), "before": before, "count": count}
 
 
 # ----------------------------------------------------------------------------------------------- all of it
@@ -172,7 +172,7 @@ def line(own: dict[str, Any]) -> str:
     return f"| {own['what']} | {own['count']:,} | {sizes[0]} | {own['seconds']:.1f} s | {sizes[1]} | {sizes[2]} |"
 
 
-HEAD = """| what | rows, steps or trials | files | time | memory at most | of it on top of the libraries |
+HEAD = """| what | rows, steps or trials | files | processor | memory at most | of it on top of the libraries |
 |---|---|---|---|---|---|"""
 
 

@@ -234,7 +234,8 @@ def _json(line: bytes, what: str) -> Any:
 
 def _parquet(path: Path) -> Iterator[Any]:
     try:
-        with pyarrow.parquet.ParquetFile(path, buffer_size=BUFFER) as file:
+        # a buffer made in advance would keep the whole file
+        with pyarrow.parquet.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
             names = file.schema_arrow.names
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 remedy = "Rename or drop one of them"

@@ -25,7 +25,7 @@ from uftlab.rows.layouts import understand
 from uftlab.rows.table import kind_of
 from uftlab.rows.tokens import Example, RememberingTokens
 from uftlab.training.methods import Stage
-from uftlab.training.recipes import prepare, share_of_a_step, sources
+from uftlab.training.recipes import enough, prepare, share_of_a_step, sources
 
 OF_TRL = ("loss_type", "beta")  # names that scripts of TRL set too
 
@@ -105,6 +105,8 @@ class UFTTrainer(ObjectiveTrainer):
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         batch = per_step * (2 if objective.kinds == ("preference",) else 1)
         settings = {**({"beta": args.beta} if "beta" in objective.settings else {}), **(args.loss_settings or {})}
+        if args.max_steps > 0:
+            tables = {name: enough(table, args.max_steps * batch, args.seed) for name, table in tables.items()}
         refer = ReferenceCache().reader(policy) if objective.reference else list
         examples, counts = sources(stage, tables, tokens, batch, args.max_length)
         rounds = max(len(own) / count for own, count in zip(examples, counts, strict=True))
