@@ -152,6 +152,11 @@ def test_a_column_that_changes_late_is_one_column_or_left_out(few, name):
     assert expected is None or table["other"][:] == expected
 
 
+def test_a_column_whose_name_no_table_can_have_is_left_out():
+    row = {"prompt": "a", "completion": "b"}
+    assert from_rows([{**row, "\0": "c", "id": 1}]).to_list() == [{**row, "id": 1}]
+
+
 def test_messages_and_other_keys_that_come_late_count_for_the_rows_before(few):
     """The likely mistake: the parts before keep text, or the key that no table can hold."""
     named = [{"role": "assistant", "content": "d", "name": "n"}]
@@ -219,6 +224,20 @@ def test_a_broken_line_in_the_middle_is_named_and_a_limit_reads_no_further(tmp_p
         load_table(path)
     assert load_table(path, limit=3)[0]["prompt"][:] == ["p0", "p1", "p2"]
     assert next(rows_in(path)) == {"prompt": "p0", "completion": "b"}
+
+
+def test_of_two_errors_the_one_that_explains_the_other_is_said(tmp_path):
+    """A damaged gzip is noticed at its end, after a line that is no JSON; so is a line that is no object beside one."""
+    path = tmp_path / "rows.jsonl.gz"
+    packed = bytearray(gzip.compress(b'{"prompt": "a", "completion": "b"}\n' * 2, compresslevel=0))
+    packed[packed.index(b":")] ^= 1
+    path.write_bytes(packed)
+    with pytest.raises(InputError, match=r"rows\.jsonl\.gz must be readable; got CRC check failed"):
+        load_table(path)
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text('7\n{"prompt": \n')
+    with pytest.raises(InputError, match="line 2, must be valid JSON"):
+        load_table(lines)
 
 
 def test_a_zipped_file_that_is_cut_is_refused_though_its_first_rows_are_sound(tmp_path):

@@ -73,9 +73,11 @@ def table_of(rows: Iterable[dict[str, Any]], kind: str) -> Dataset:
         for name in list(columns):
             values = [row[name] for row in part]
             values = _own_type(values, name) if name in needed else values
-            if (made := _arrow(values)) is None and name in needed:  # other keys of the messages, which no loss needs
+            if (
+                made := _arrow(values, name)
+            ) is None and name in needed:  # other keys of the messages, which no loss needs
                 bare.add(name)
-                made = _arrow(list(map(_bare, values)))
+                made = _arrow(list(map(_bare, values)), name)
             if made is None:
                 del columns[name]
             else:
@@ -86,12 +88,12 @@ def table_of(rows: Iterable[dict[str, Any]], kind: str) -> Dataset:
             for name in own:
                 texts = [pa.types.is_string(part.type) for part in columns[name]]
                 columns[name] = [
-                    _arrow([as_messages(text, speaker) for text in part.to_pylist()]) if is_text else part
+                    _arrow([as_messages(text, speaker) for text in part.to_pylist()], name) if is_text else part
                     for part, is_text in zip(columns[name], texts, strict=True)
                 ]
     joined = {name: None if name in bare else _joined(parts) for name, parts in columns.items()}
     for name in needed & {name for name, values in joined.items() if values is None}:
-        joined[name] = _joined([_arrow(list(map(_bare, part.to_pylist()))) for part in columns[name]])
+        joined[name] = _joined([_arrow(list(map(_bare, part.to_pylist())), name) for part in columns[name]])
     table = pa.table({name: values for name, values in joined.items() if values is not None})
     return Dataset(InMemoryTable(table), fingerprint=_fingerprint(table))
 
@@ -112,10 +114,10 @@ def _bare(messages: list[dict]) -> list[dict]:
 NO_COLUMN = (TypeError, ValueError, OverflowError, NotImplementedError)  # what Arrow raises for mixed types
 
 
-def _arrow(values: list[Any]) -> pa.ChunkedArray | None:
-    """The values as one column; None if a table cannot hold them."""
+def _arrow(values: list[Any], column: str) -> pa.ChunkedArray | None:
+    """The values as a column of this name; None if a table cannot hold it."""
     try:
-        return Dataset.from_dict({"column": values}).data.table.column(0)
+        return Dataset.from_dict({column: values}).data.table.column(0)
     except NO_COLUMN:
         return None
 

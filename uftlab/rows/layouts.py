@@ -157,12 +157,15 @@ def understand(
     Raises:
         InputError: for a table of no known layout, for an unclear scale, and for bad rows as `on_bad_row` says.
     """
-    survey = Survey()
+    survey, wrong = Survey(), None
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            where = f"{source}, row {number},"
-            raise InputError(where, "be an object with named columns", repr(row)[:60], "Write {column: value, ...}")
-        survey.add(row)
+        if isinstance(row, dict):
+            survey.add(row)
+        elif wrong is None:  # a line that is no JSON, wherever it stands, is said before
+            what, remedy = f"{source}, row {number},", "Write {column: value, ...}"
+            wrong = InputError(what, "be an object with named columns", repr(row)[:60], remedy)
+    if wrong is not None:
+        raise wrong
     if not survey.count:
         raise InputError(source, "contain at least one row", "none", "Add rows")
     columns = list(survey.columns)

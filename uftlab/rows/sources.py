@@ -188,7 +188,12 @@ def rows_in(path: Path) -> Iterator[Any]:
         raise InputError("A data file", "end in .jsonl or .parquet", path.name, "Convert it")
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield from _json_rows(file, path)
+            try:
+                yield from _json_rows(file, path)
+            except InputError:
+                for _ in file:  # where a damaged gzip is noticed at its end alone, this is the cause
+                    pass
+                raise
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}", "be readable", error, "Check its permissions, or download it again") from None
 
