@@ -36,11 +36,13 @@ style: $(VENV)/tests
 pages: $(VENV)/tests
 	$(BIN)/uftlab methods --cards docs/methods
 	$(BIN)/uftlab results --page docs/results/study.md
+	$(BIN)/uftlab results --figure docs/previews/finding.png
 	$(BIN)/uftlab results --study pipelines --page docs/pipelines.md
 	$(BIN)/python -m uftlab.reports.questions docs/questions
 	$(BIN)/python benchmarks/trl_parity.py --page docs/trl.md
 	$(BIN)/python benchmarks/real_runs.py --page docs/results/real.md
 	$(BIN)/python benchmarks/doctor.py page
+	$(BIN)/python -m uftlab.course.minutes
 	$(BIN)/uftlab export --previews docs/previews --readme README.md
 
 # What each dependency may be used under, as it says itself: docs/licences.md

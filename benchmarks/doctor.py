@@ -1,10 +1,10 @@
 """The labelled set of `uftlab doctor`: runs with a planted fault and healthy ones, trained, stored, and diagnosed.
 
-    python benchmarks/doctor.py train      trains all runs and stores their curves (about ten minutes on one core)
-    python benchmarks/doctor.py open       what the doctor says of the half on which its thresholds are chosen
-    python benchmarks/doctor.py page       diagnoses the held-back half too and writes the tables into docs/doctor.md
+    python benchmarks/doctor.py train [open- | held-]   trains a list of runs and stores their curves (ten minutes)
+    python benchmarks/doctor.py open       what the doctor says of the runs on which its thresholds are chosen
+    python benchmarks/doctor.py page       diagnoses the held-back runs too and writes the tables into docs/doctor.md
 
-A run is a `Case`. Its name decides whether it is held back (`uftlab.evals.doctor_set.Labelled.held_back`). What is true
+A run is a `Case`. Its name says whether it is held back (`uftlab.evals.doctor_set.Labelled.held_back`). What is true
 of a run is what was planted, and what its weights say at the end (`outcome`), never what its curves say.
 """
 
@@ -358,10 +358,10 @@ def record(case: Case, made: Any, probe: Probe, beta: float = 1.0) -> dict[str, 
     }
 
 
-def train_over_optimised() -> Iterator[dict[str, Any]]:
+def train_over_optimised(name: str) -> Iterator[dict[str, Any]]:
     """RLOO against a reward model of few pairs, and with a strong KL as its healthy twin."""
-    stored = json.loads((STORED.parent / "overoptimisation.json").read_text())["runs"]
-    again = [provoke(w, b, 24, rated, 4, rate) for w, b, rated, rate in OVER_OPTIMISED]
+    stored = [] if name else json.loads((STORED.parent / "overoptimisation.json").read_text())["runs"]
+    again = [provoke(w, b, 24, rated, 4, rate) for own, w, b, rated, rate in OVER_OPTIMISED if own == name]
     for number, own in enumerate([*again, *stored]):
         at = own["points"]
         curves = {
@@ -375,7 +375,7 @@ def train_over_optimised() -> Iterator[dict[str, Any]]:
             "words at the start": at[0]["words"],
         }
         yield {
-            "name": f"{fault or 'healthy'}/tiny/{number:02d}-rloo",
+            "name": f"{fault or 'healthy'}/tiny/{name}{number:02d}-rloo",
             "fault": fault,
             "settings": {"objective": "rloo", "beta": own["beta"]},
             "curves": curves,
@@ -383,8 +383,8 @@ def train_over_optimised() -> Iterator[dict[str, Any]]:
         }
 
 
-def train_all() -> None:
-    """Train and store the set: what is stored already is kept, so a cut run goes on."""
+def train_all(name: str = "") -> None:
+    """Train and store a list: what is stored already is kept, so a cut run goes on."""
     torch.set_num_threads(1)
     stored: dict[str, Any] = {"seconds": 0, "runs": []}
     if STORED.is_file():
@@ -397,7 +397,7 @@ def train_all() -> None:
         STORED.write_bytes(gzip.compress(json.dumps(stored, separators=(",", ":")).encode(), mtime=0))
         print(f"{len(stored['runs'])} runs, {stored['seconds']} seconds of one core", flush=True)
 
-    waiting = [case for case in cases() if case.name not in done]
+    waiting = [case for case in cases(name) if case.name not in done]
     for steps in sorted({case.steps for case in waiting}):
         own = [case for case in waiting if case.model == "tiny" and case.steps == steps]
         for start in range(0, len(own), TOGETHER):
@@ -405,8 +405,8 @@ def train_all() -> None:
     for case in waiting:
         if case.model == "gpt2":
             keep([train_gpt2(case)])
-    if not any(name.endswith("-rloo") for name in done):
-        keep(list(train_over_optimised()))
+    if not any(own.endswith("-rloo") and own.split("/")[2].startswith(name) for own in done):
+        keep(list(train_over_optimised(name)))
 
 
 def _rounded(value: Any) -> Any:
@@ -418,7 +418,7 @@ def _rounded(value: Any) -> Any:
 
 
 def say_open() -> None:
-    """What is missed and what is a false alarm in the half on which thresholds are chosen. It alone is read."""
+    """What is missed and what is a false alarm in the runs on which rules are chosen. They alone are read."""
     runs = [own for own in labelled() if not own.held_back]
     for own in runs:
         said = found(own)
@@ -438,4 +438,4 @@ def write_page() -> None:
 
 
 if __name__ == "__main__":
-    {"train": train_all, "open": say_open, "page": write_page}[sys.argv[1]]()
+    {"train": train_all, "open": say_open, "page": write_page}[sys.argv[1]](*sys.argv[2:])

@@ -1,7 +1,13 @@
-"""The runs of the doctor's labelled set: healthy ones, and each fault planted in at least ten ways."""
+"""The runs of the doctor's labelled set: healthy ones, and each fault planted in at least ten ways.
+
+There are three lists of one kind. The first was drawn from short lists of values. Half of it was held back once, and
+was looked at since, so all of it is open now. Then two lists were drawn, one open and one held back, in worlds that no
+other list has; rates and betas lie anywhere between the ends of those lists of values.
+"""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +33,7 @@ class Case:
         start: "base", or "sft" for a policy that was first trained on what the pairs chose.
         reference: "start", or which log-probabilities stand in its place (`Spoilt`).
         logged: "" or "without beta": rewards are logged as log-ratios.
+        list: "" for the first one, else "open-" or "held-".
     """
 
     fault: str
@@ -41,11 +48,12 @@ class Case:
     start: str = "base"
     reference: str = "start"
     logged: str = ""
+    list: str = ""
 
     @property
     def name(self) -> str:
-        """Unique, and never changed: its digest decides whether the run is held back."""
-        return f"{self.fault.replace(' ', '-') or 'healthy'}/{self.model}/{self.number:02d}-{self.loss}"
+        """Unique, and never changed: it says whether the run is held back."""
+        return f"{self.fault.replace(' ', '-') or 'healthy'}/{self.model}/{self.list}{self.number:02d}-{self.loss}"
 
     @property
     def stage(self) -> Stage:
@@ -61,7 +69,7 @@ class Case:
 
 
 def healthy(count: int, model: str) -> Iterator[Case]:
-    """Sane settings of many losses; they vary in loss, rate, beta, steps, world, rows and start."""
+    """The first list: sane settings of many losses; they vary in loss, rate, beta, steps, world, rows and start."""
     rng = random.Random(f"healthy {model}")
     losses = (*PAIR_LOSSES, *SCORE_LOSSES, "sft", "sft-plus-dpo", "kl-sft", "orpo", "simpo", "apo-zero", "kto")
     for number in range(count):
@@ -79,7 +87,7 @@ def healthy(count: int, model: str) -> Iterator[Case]:
 
 
 def planted(model: str, each: int) -> Iterator[Case]:
-    """Each fault in `each` ways: other losses, settings, tables, worlds and lengths."""
+    """The first list: each fault in `each` ways: other losses, settings, tables, worlds and lengths."""
     for fault, ways in WAYS.items():
         rng = random.Random(f"{fault} {model}")
         for number in range(each):
@@ -159,12 +167,71 @@ WAYS: dict[str, list[dict[str, Any]]] = {
         way("dpo bco una-pair", [0.002], [2, 3], rows=[32, 48], table="shuffled", steps=[60]),
     ],
 }  # fmt: skip
-OVER_OPTIMISED = [  # world, beta, pairs of the reward model, learning rate
-    (1, 0.0, 64, 2e-3), (2, 0.0, 32, 2e-3), (3, 0.0, 16, 3e-3), (4, 0.0, 64, 3e-3), (5, 0.0, 32, 3e-3),
-    (9, 0.001, 64, 2e-3), (10, 0.001, 32, 3e-3),
+
+# ------------------------------------------------------------------------------------------ the second and third list
+
+WORLDS = {
+    ("open-", "tiny"): [9, 10, 11, 1000], ("open-", "gpt2"): [4, 5],
+    ("held-", "tiny"): [12, 13, 14, 1001, 1002], ("held-", "gpt2"): [6, 7, 8, 9],
+}  # fmt: skip
+STEPS, ROWS = [30, 36, 45, 60], [240, 280, 320, 480]
+
+
+def drawn(name: str, model: str, each: int, sound: int) -> Iterator[Case]:
+    """A list with each fault `each` times and `sound` healthy runs: the ways of the first list, values in between."""
+    rng = random.Random(f"{name}{model}")
+    worlds = WORLDS[name, model]
+    losses = [*PAIR_LOSSES, *SCORE_LOSSES, "sft", "sft-plus-dpo", "kl-sft", "orpo", "simpo", "apo-zero", "kto"]
+    for number in range(sound):
+        if number % len(losses) == 0:
+            rng.shuffle(losses)
+        loss = losses[number % len(losses)]
+        settings = {"learning_rate": _between(rng, 4e-4, 1e-3)}
+        settings["learning_rate"] *= 2 if loss in ("sft", "kl-sft", "sft-plus-dpo", "orpo") else 1
+        settings["beta_nats"] = _between(rng, *((2, 4) if loss in TARGETED else (1, 3))) * (
+            0.25 if loss == "ipo" else 1
+        )
+        if loss == "simpo":
+            settings["learning_rate"] = _between(rng, 2.5e-4, 4e-4)
+        steps, world, rows = rng.choice(STEPS), rng.choice(worlds), rng.choice(ROWS)
+        yield Case("", model, number, loss, _known(loss, settings), steps, world, rows=rows, list=name)
+    for fault, ways in WAYS.items():
+        for number in range(each):
+            own = dict(ways[number % len(ways)])
+            loss = rng.choice(own.pop("losses"))
+            settings = {key: _between(rng, min(ends), max(ends)) for key, ends in own.pop("settings").items()}
+            steps, rows = rng.choice(own.pop("steps", STEPS)), rng.choice(own.pop("rows", ROWS))
+            world = rng.choice(worlds)
+            yield Case(fault, model, number, loss, _known(loss, settings), steps, world, rows=rows, list=name, **own)
+
+
+def _between(rng: random.Random, low: float, high: float) -> float:
+    """A number between two, as often in each of equal ratios, with three digits."""
+    return float(f"{math.exp(rng.uniform(math.log(low), math.log(high))):.3g}")
+
+
+def _known(loss: str, settings: dict[str, float]) -> tuple[tuple[str, float], ...]:
+    """Without a beta where the loss has none, or has one that is not measured in nats of the reference."""
+    objective = objective_named("una-score" if loss == "uft" else loss)
+    if not objective.reference or "beta" not in objective.settings:
+        settings = {name: value for name, value in settings.items() if name != "beta_nats"}
+    return tuple(settings.items())
+
+
+OVER_OPTIMISED = [  # list, world, beta, pairs of the reward model, learning rate
+    ("", 1, 0.0, 64, 2e-3), ("", 2, 0.0, 32, 2e-3), ("", 3, 0.0, 16, 3e-3), ("", 4, 0.0, 64, 3e-3),
+    ("", 5, 0.0, 32, 3e-3), ("", 9, 0.001, 64, 2e-3), ("", 10, 0.001, 32, 3e-3),
+    ("open-", 9, 0.0, 48, 2.5e-3), ("open-", 11, 0.0005, 24, 2e-3), ("open-", 1000, 0.1, 64, 2e-3),
+    ("held-", 12, 0.0, 64, 2e-3), ("held-", 13, 0.0, 32, 2.5e-3), ("held-", 14, 0.0, 16, 2e-3),
+    ("held-", 1001, 0.0005, 48, 3e-3), ("held-", 1002, 0.0, 24, 2.5e-3), ("held-", 12, 0.001, 20, 3e-3),
+    ("held-", 13, 0.0, 40, 3e-3), ("held-", 14, 0.0005, 64, 3e-3), ("held-", 1001, 0.0, 32, 2e-3),
+    ("held-", 12, 0.1, 64, 2e-3), ("held-", 13, 0.1, 32, 2.5e-3), ("held-", 1002, 0.1, 48, 2e-3),
 ]  # fmt: skip
 
 
-def cases() -> list[Case]:
-    """All but the runs with a reward model."""
-    return [*healthy(80, "tiny"), *healthy(20, "gpt2"), *planted("tiny", 10), *planted("gpt2", 2)]
+def cases(name: str = "") -> list[Case]:
+    """A list, but for the runs with a reward model."""
+    if not name:
+        return [*healthy(80, "tiny"), *healthy(20, "gpt2"), *planted("tiny", 10), *planted("gpt2", 2)]
+    tiny, gpt2 = {"open-": ((4, 36), (2, 12)), "held-": ((6, 66), (3, 24))}[name]
+    return [*drawn(name, "tiny", *tiny), *drawn(name, "gpt2", *gpt2)]

@@ -1,7 +1,7 @@
-"""Checks the files of `benchmarks/gpu.sh` and makes committed results, the lines of README and a page of them.
+"""Checks the files of `benchmarks/gpu.sh` and makes committed results, the lines of docs/speed.md and a page of them.
 
     python benchmarks/gpu_results.py build/gpu            show: measured numbers and their limits
-    python benchmarks/gpu_results.py build/gpu --commit   and write data/results/gpu, docs/gpu.md and lines of README
+    python benchmarks/gpu_results.py build/gpu --commit   and write them, docs/gpu.md and lines of docs/speed.md
     python benchmarks/gpu_results.py data/results/gpu     show what is committed
 
 Files of a dry run, or of several devices, are refused.
@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "data" / "results" / "gpu"
 PAGE = ROOT / "docs" / "gpu.md"
-README = ROOT / "README.md"
+SPEED = ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- written by benchmarks/gpu_results.py -->", "<!-- end -->"
 NEEDED, OPTIONAL = ("right", "fast", "grid", "study"), ("real",)
 
@@ -94,13 +94,13 @@ def checked(parts: Parts) -> list[tuple[str, float, str, bool]]:
     return made
 
 
-def readme_lines(parts: Parts) -> str:
-    """The lines of README about the GPU. Every number is from the files."""
+def speed_lines(parts: Parts) -> str:
+    """The lines of docs/speed.md about the GPU. Every number is from the files."""
     fast, grid, study = parts["fast"], parts["grid"], parts["study"]
     small, large = (fast["sizes"][name] for name in ("64", "1024"))
     return "\n".join(
         [
-            f"On one {fast['device']} ([all numbers](docs/gpu.md); `benchmarks/gpu.sh` measures them again):",
+            f"On one {fast['device']} ([all numbers](gpu.md); `benchmarks/gpu.sh` measures them again):",
             "",
             f"- **{small['speedup_over_trainer']:.0f}** times as fast as `ObjectiveTrainer` for 64 models, one after"
             f" the other; **{large['speedup_over_trainer']:.0f}** times for 1,024 models.",
@@ -336,11 +336,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def with_lines(text: str, lines: str) -> str:
-    """README with the given lines about the GPU."""
+    """The page of speeds with the given lines about the GPU."""
     before, _, rest = text.partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
-        raise SystemExit(f"{README} must hold the marks {BEGIN} and {END}; got none. Put them back.")
+        raise SystemExit(f"{SPEED} must hold the marks {BEGIN} and {END}; got none. Put them back.")
     return f"{before}{BEGIN}\n{lines}\n{END}{after}"
 
 
@@ -348,19 +348,19 @@ def main(words: Sequence[str] | None = None) -> int:
     """Check, print, and write if asked. Returns 1 if a limit was not reached."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", type=Path, help="where benchmarks/gpu.sh wrote")
-    options.add_argument("--commit", action="store_true", help="write results, page and README's lines")
+    options.add_argument("--commit", action="store_true", help="write results, page and the lines of docs/speed.md")
     chosen = options.parse_args(words)
     parts = parts_of(chosen.folder)
     found = checked(parts)
     for what, value, limit, ok in found:
         print(f"{'yes' if ok else 'NO':<4}{what}: {_number(value)} ({limit})")
-    print(readme_lines(parts))
+    print(speed_lines(parts))
     if chosen.commit:
         STORE.mkdir(parents=True, exist_ok=True)
         for name, part in parts.items():
             (STORE / f"{name}.json").write_text(json.dumps(part, indent=1) + "\n")
         PAGE.write_text(page(parts))
-        README.write_text(with_lines(README.read_text(), readme_lines(parts)))
+        SPEED.write_text(with_lines(SPEED.read_text(), speed_lines(parts)))
     return 0 if all(ok for *_, ok in found) else 1
 
 

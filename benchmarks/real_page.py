@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,15 @@ from real_runs import (
     seconds_of_a_run,
 )
 
-from uftlab.evals.outcomes import Measure
-from uftlab.reports.evaluation import Group, difference, estimate, label_of
+from uftlab.reports.evaluation import Group, estimate, label_of
+from uftlab.reports.real import IFEVAL, MC2, Contrast, contrast, mean_in, measures_of
 from uftlab.reports.tables import markdown
 from uftlab.study.results import Interval, interval
 
 # ------------------------------------------------------------------------------------------ reading
 
 
-IFEVAL, MC2, ENDED = "ifeval, mean of the four", "truthfulqa/mc2", "wordcount/ended"
+ENDED = "wordcount/ended"
 SHOWN = (IFEVAL, "truthfulqa/mc1", MC2, "wordcount/words", ENDED)
 # The paper says: one stage keeps more of what instructions taught, and feedback in it raises truth.
 PATTERN = (("uft", "sft-then-dpo", IFEVAL), ("uft", "sft-then-una", IFEVAL), ("uft", "sft-full", MC2))
@@ -43,29 +43,6 @@ ASIDE = (
     ("uft", "sft-plus-dpo", IFEVAL), ("uft", "sft-plus-dpo", MC2), ("uft", "signed-sft", IFEVAL),
     ("uft", "signed-sft", MC2), ("sft-plus-dpo", "sft-then-dpo", IFEVAL), ("uft", "una-alone", IFEVAL),
 )  # fmt: skip
-
-
-def measures_of(run: Mapping[str, Any], result: Mapping[str, Any]) -> list[Measure]:
-    """The measures of a stored run, and the mean of IFEval's four as one of them."""
-    made = []
-    for name, values in run["measures"].items():
-        own = result["questions"][name]
-        pairs = zip(values, own["weights"], strict=True)
-        made.append(Measure(name, False, dict(zip(own["ids"], pairs, strict=True))))
-    return [*made, mean_of_four([m for m in made if m.name.startswith("ifeval/")])]
-
-
-def mean_of_four(four: Sequence[Measure]) -> Measure:
-    """The paper's IFEval number with a value of each prompt, whose plain mean it is.
-
-    A prompt with three instructions counts three times in two of the four, so its value there is three times as large.
-    """
-    values: dict[str, float] = {}
-    for measure in four:
-        scale = len(measure.questions) / sum(weight for _, weight in measure.questions.values()) / len(four)
-        for question, (value, weight) in measure.questions.items():
-            values[question] = values.get(question, 0.0) + scale * weight * value
-    return Measure(IFEVAL, False, {question: (value, 1.0) for question, value in values.items()})
 
 
 @dataclass(frozen=True)
@@ -108,41 +85,14 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """One method less another on one measure, with the interval over seeds and that over questions."""
-
-    first: str
-    second: str
-    rates: str
-    measure: str
-    seeds: Interval
-    questions: Interval
-
-    @property
-    def verdict(self) -> str:
-        """higher or lower where both intervals leave out 0."""
-        both = {self.seeds.verdict, self.questions.verdict}
-        return both.pop() if len(both) == 1 else "not settled"
-
-
 def contrasts(stored: Stored, named: Sequence[tuple[str, str, str]], rates: str) -> list[Contrast]:
     """Those of the named contrasts whose methods were both run at these rates."""
-    groups, made = stored.groups, []
-    for first, second, measure in named:
-        if (first, rates) not in groups or (second, rates) not in groups:
-            continue
-        own, other = groups[first, rates], groups[second, rates]
-        key = (measure, False)
-        values = [{run["seed"]: _mean(run, measure) for run in group.runs} for group in (own, other)]
-        seeds = interval([values[0][seed] - values[1][seed] for seed in values[0] if seed in values[1]])
-        questions = difference(own.measure(key), other.measure(key))
-        made.append(Contrast(first, second, rates, measure, seeds, questions))
-    return made
-
-
-def _mean(run: Mapping[str, Any], name: str) -> float:
-    return next(m for m in run["measures"] if m.name == name).mean
+    groups = stored.groups
+    return [
+        contrast(groups[first, rates], groups[second, rates], measure)
+        for first, second, measure in named
+        if (first, rates) in groups and (second, rates) in groups
+    ]
 
 
 def pattern(found: Sequence[Contrast]) -> str:
@@ -323,7 +273,7 @@ def _rates(rates: Sequence[float] | None) -> str:
 
 
 def _cell(group: Group, name: str) -> str:
-    over_seeds = interval([_mean(run, name) for run in group.runs])
+    over_seeds = interval([mean_in(run, name) for run in group.runs])
     over_questions = estimate(group.measure((name, False)))
     share = name == IFEVAL or label_of(name)[1] in ("share", "probability")
     ends = "; ".join(words for words in (_ends(i, share) for i in (over_seeds, over_questions)) if words)

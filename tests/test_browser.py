@@ -11,7 +11,15 @@ import pytest
 from uftlab.course.notebooks import NOTEBOOKS, explorer_of, explorer_paths
 
 # their explorers are made of the same parts, and a notebook takes up to a minute to come up
-SLOW = {"03_tiny_world", "04_forgetting", "06_mixing", "07_beta", "09_what_predicts_forgetting"}
+SLOW = {
+    "03_tiny_world",
+    "04_forgetting",
+    "06_mixing",
+    "07_beta",
+    "08_online",
+    "09_what_predicts_forgetting",
+    "10_real_model",
+}
 WITHOUT = "01_implicit_reward"  # its page has an impatient anywidget, and JupyterLab has no plotly there
 NAMES = [path.stem for path in explorer_paths() if path.stem not in SLOW]
 PAINTED = Path(__file__).parent.parent / "build" / "key-to-paint.json"

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -181,6 +182,7 @@ def test_reading_a_folder_of_another_version_or_none_is_refused(tmp_path, comman
         (("sweep", "--methods", "base"), ("--methods", "settings to tune", "base")),
         (("sweep", "--methods", ","), ("A method",)),
         (("train", "--steps", "1000000000000"), ("--steps", "at most 1,000,000")),
+        (("train", "--steps", "1000000", "--batch", "64"), ("--steps", "781,250 steps of this batch at most")),
         (("train", "--seed", "-1"), ("--seed", "at least 0", "-1")),
         (("train", "--seed", str(2**70)), ("--seed", "at most")),
         (("train", "--lora", "-1"), ("--lora", "at least 0", "-1")),
@@ -242,6 +244,15 @@ def test_what_the_system_refuses_on_the_way_is_one_error_too(finished, monkeypat
 
     monkeypatch.setattr(html, "write_report", full)
     refused(uftlab("report", finished), "/somewhere", "No space left", "Free space")
+
+
+def test_kill_is_like_interrupting(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(pretrain, "pretrain", lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGTERM))
+    result = uftlab("pretrain", "--world", "77")
+    assert result.exit_code == 130
+    refused(result, "interrupted", "starts from the beginning")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def interrupted_in(monkeypatch, module, name):

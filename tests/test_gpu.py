@@ -1,4 +1,4 @@
-"""The GPU script runs whole without a GPU, and what it wrote on one is what README and the page say."""
+"""The GPU script runs whole without a GPU, and what it wrote on one is what both pages say."""
 
 import json
 import os
@@ -69,16 +69,16 @@ def made(dry, tmp_path):
     return tmp_path
 
 
-def test_results_become_files_a_page_and_lines_of_readme(made, tmp_path, monkeypatch, capsys):
-    store, page, readme = tmp_path / "store", tmp_path / "gpu.md", tmp_path / "README.md"
-    readme.write_text(f"before\n{gpu_results.BEGIN}\nold\n{gpu_results.END}\nafter\n")
-    for name, path in (("STORE", store), ("PAGE", page), ("README", readme)):
+def test_results_become_files_a_page_and_lines_of_speeds(made, tmp_path, monkeypatch, capsys):
+    store, page, speed = tmp_path / "store", tmp_path / "gpu.md", tmp_path / "speed.md"
+    speed.write_text(f"before\n{gpu_results.BEGIN}\nold\n{gpu_results.END}\nafter\n")
+    for name, path in (("STORE", store), ("PAGE", page), ("SPEED", speed)):
         monkeypatch.setattr(gpu_results, name, path)
     code = gpu_results.main([str(made), "--commit"])
     said = capsys.readouterr().out
     assert code == 1 and "NO  64 members over ObjectiveTrainer" in said  # a CPU does not reach what a GPU has to
     assert sorted(path.name for path in store.iterdir()) == sorted(f"{name}.json" for name in read(made))
-    text = readme.read_text()
+    text = speed.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and "On one a GPU" in text
     assert page.read_text().count("**no**") >= 2 and "nan" not in page.read_text()
 
@@ -104,9 +104,9 @@ def test_a_missing_part_is_named(made):
 
 
 @pytest.mark.skipif(not STORED, reason="no GPU was at hand: nothing is stored")
-def test_readme_and_page_say_what_is_stored():
+def test_both_pages_say_what_is_stored():
     parts = gpu_results.parts_of(gpu_results.STORE)
     assert gpu_results.PAGE.read_text() == gpu_results.page(parts)
-    text = gpu_results.README.read_text()
-    assert gpu_results.with_lines(text, gpu_results.readme_lines(parts)) == text
+    text = gpu_results.SPEED.read_text()
+    assert gpu_results.with_lines(text, gpu_results.speed_lines(parts)) == text
     assert all(ok for *_, ok in gpu_results.checked(parts))

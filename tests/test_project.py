@@ -18,6 +18,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import uftlab
 
@@ -45,9 +46,9 @@ def ranges(*extras):
     return {canonicalize_name(r.name): r.specifier for r in map(Requirement, texts)}
 
 
-def pins():
-    """Exact versions of constraints.txt by canonical name."""
-    lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+def pins(file="constraints.txt"):
+    """Exact versions of a file of constraints by canonical name."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
     found = {}
     for requirement in (Requirement(line) for line in lines if line):
         (only,) = requirement.specifier
@@ -75,6 +76,25 @@ def test_every_dependency_is_pinned_within_its_range(extras):
         if name not in pinned or pinned[name] not in allowed
     }
     assert wrong == {}
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed():
+    """A floor below what the other dependencies allow would be a promise that no installation keeps."""
+    lowest = pins("constraints-lowest.txt")
+    floors = {n: [s.version for s in allowed if s.operator == ">="] for n, allowed in ranges("test").items()}
+    assert {
+        n: (lowest.get(n), f) for n, f in floors.items() if [Version(lowest.get(n, "0"))] != list(map(Version, f))
+    } == {}
+    header = (ROOT / "constraints-lowest.txt").read_text().splitlines()[1]
+    assert header.removeprefix("#").strip() in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_every_python_and_both_ends_of_the_versions_are_tested_on_a_schedule():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "versions.yml").read_text())
+    found = {(own["python"], own["versions"]) for own in workflow["jobs"]["test"]["strategy"]["matrix"]["include"]}
+    assert found == {("3.11", "lowest"), ("3.11", "newest"), ("3.12", "newest"), ("3.13", "newest")}
+    assert "schedule" in workflow[True]  # YAML reads `on` so
+    assert all(python in SpecifierSet(project()["requires-python"]) for python, _ in found)
 
 
 def test_conda_has_the_pinned_versions_of_all_dependencies_and_test_tools():

@@ -11,10 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from uftlab.cli import app
-from uftlab.study import comparisons, results
+from uftlab.study import comparisons, questions, results
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "docs" / "results" / "README.md").read_text()
+SPEED = (ROOT / "docs" / "speed.md").read_text()
 BLOCKS = dict.fromkeys(re.findall(r"```(?:bash|python)\n.*?```", README, flags=re.S))
 
 
@@ -25,16 +27,42 @@ def commands():
 
 
 def test_every_link_to_a_file_exists():
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for target in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+            assert (path.parent / target).exists(), (path.name, target)
+
+
+def test_the_five_results_are_in_the_stored_ones():
+    """Each number of the README's results is in the page of all results, or in that of its question."""
+    section = " ".join(README.split("## Five results")[1].split("[All results]")[0].split())
+    pages = RESULTS + "".join((ROOT / "docs" / "questions" / f"{name}.md").read_text() for name in questions.QUESTIONS)
+    everything = " ".join(pages.replace("**", "").split())
+    numbers = re.findall(r"[+-]?\d+\.\d+", section)
+    assert len(numbers) >= 15 and [number for number in numbers if number not in everything] == []
+    assert "86 to 92 %" in everything and "-5 to 30 %" in everything
+    assert len(re.findall(r"(?:^| )\d\. ", section)) == 5
+
+
+def test_the_result_of_self_distillation_is_what_its_tests_say():
+    rows = {
+        (row["comparison"], row["metric"]): row
+        for row in questions.tested(
+            questions.QUESTIONS["self_distillation"], results.load(results.RESULTS / "questions")
+        )
+    }
+    truth, lost = (rows["sdft minus cue-sft", metric] for metric in ("truth/mc2", "retention/lost"))
+    section = " ".join(README.split("## Five results")[1].split("[All results]")[0].split())
+    for row in (truth, lost):
+        assert row["verdict"] == "higher"
+        assert f"({row['mean']:+.3f}, {row['low']:.3f} to {row['high']:.3f}" in section
+    assert rows["sdft minus sft-full", "retention/lost"]["verdict"] == "lower"
 
 
 def test_what_came_out_is_what_the_stored_results_say():
     frame = results.tidy(results.load(results.results_folder("class")))
     known = {comparisons.sentence(row) for row in comparisons.compare(frame)}
-    section = README.split("## What came out")[1].split("\n## ")[0]
-    stated = re.findall(r"^- (.*\))\.$", section, flags=re.M)
-    assert len(stated) == section.count("\n- ") >= 6
+    stated = re.findall(r"^- (.*\))\.$", RESULTS, flags=re.M)
+    assert len(stated) == RESULTS.split("## Three questions")[0].count("\n- ") >= 6
     assert {f"{line}." for line in stated} <= known
 
 
@@ -82,9 +110,7 @@ def test_the_python_example_prints_a_scored_row():
 
 
 def test_how_fast_is_what_was_measured():
-    section = (
-        README.split("## How fast")[1].split("\n## ")[0].split("None of that")[0]
-    )  # what follows is of large models
+    section = SPEED.split("None of that")[0]  # what follows is of large models
     stored = ROOT / "data" / "results" / "benchmarks"
     trl, stack = (json.loads((stored / f"{name}.json").read_text()) for name in ("against_trl", "population"))
     found = [float(text) for text in re.findall(r"\*\*([\d.]+)\*\*", section)]
@@ -100,7 +126,7 @@ def test_what_was_looked_at_again_is_what_the_stored_trials_say():
 
     frame = crossed.table(results.load(results.results_folder("class")), results.load(crossed.STORED))
     rows = {(r["comparison"], r["metric"]): r for r in comparisons.primary(frame)}
-    section = " ".join(README.split("**Looked at again.**")[1].split("In short:")[0].split())
+    section = " ".join(RESULTS.split("**Looked at again.**")[1].split("In short:")[0].split())
     stated = [
         ("sft-plus-dpo minus sft-then-dpo", "instruction/both"),
         ("uft minus sft-then-dpo", "truth/knowledge"),
@@ -121,7 +147,7 @@ def test_what_was_looked_at_again_is_what_the_stored_trials_say():
 
 def test_what_comes_back_and_what_skill_leaves_are_on_the_page():
     page = (ROOT / "docs" / "results" / "study.md").read_text()
-    section = " ".join(README.split("In short:")[1].split("\n## ")[0].split())
+    section = " ".join(RESULTS.split("In short:")[1].split())
     assert "86 to 92 %" in section and "With lines on other creatures, 86% to 92% is back by method" in page
     assert "3 of 5 methods are settled to be above it" in page and "0 of 5 methods are settled to be above it" in page
     assert "-5 to 30 % is back" in section and "-5% to 30% is back by method" in page
@@ -135,7 +161,7 @@ def test_what_comes_back_and_what_skill_leaves_are_on_the_page():
 
 def test_the_numbers_beside_trl_on_a_real_model_are_the_stored_ones():
     stored = ROOT / "data" / "results" / "benchmarks"
-    section = " ".join(README.split("None of that carries over")[1].split("\n## ")[0].split())
+    section = " ".join(SPEED.split("None of that carries over")[1].split())
     for name in ("real_against_trl", "real_against_trl_151k"):
         found = json.loads((stored / f"{name}.json").read_text())
         assert f"**{found['times_as_fast']:.1f}** times" in section

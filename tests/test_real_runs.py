@@ -13,6 +13,7 @@ from real_runs import BASE, SIZES, Run, chosen, count, keyed, matched, planned
 from uftlab.errors import InputError
 from uftlab.evals.outcomes import Measure
 from uftlab.models.policies import TINY
+from uftlab.reports import real
 from uftlab.training import configuration
 from uftlab.world.world import World, pairs
 
@@ -81,7 +82,7 @@ def test_the_mean_of_ifevals_four_is_their_mean():
             ("inst_strict", 1.0, 1 / 3, 3.0), ("inst_loose", 1.0, 1.0, 3.0),
         )
     ]  # fmt: skip
-    found = real_page.mean_of_four(four)
+    found = real.mean_of_four(four)
     assert [m.mean for m in four] == pytest.approx([0.5, 1.0, 0.5, 1.0])
     assert found.mean == pytest.approx(0.75)
     assert found.questions["a"][0] == pytest.approx((1 + 1 + 0.5 + 0.5) / 4)

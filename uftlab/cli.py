@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,6 +77,23 @@ def options(
     """What comes before the name of a subcommand."""
 
 
+@contextmanager
+def _ended_like_interrupted() -> Iterator[None]:
+    """`kill` is like Ctrl-C: what was started is ended, and what was begun on disk is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def command(*, example: str, interrupted: str = STARTS_AGAIN) -> Callable[[Callable], Callable]:
     """Register a subcommand with an example in its help; refusals become one line and exit code 2.
 
@@ -87,7 +106,8 @@ def command(*, example: str, interrupted: str = STARTS_AGAIN) -> Callable[[Calla
         def run(*args: Any, **kwargs: Any) -> None:
             warnings.filterwarnings("ignore")
             try:
-                function(*args, **kwargs)
+                with _ended_like_interrupted():
+                    function(*args, **kwargs)
             except InputError as error:
                 _fail(str(error))
             except BrokenPipeError:  # `uftlab methods | head`
@@ -260,19 +280,26 @@ def results(
     only: Annotated[str, typer.Option(help="Part of the name of a method or a metric: what has it is shown.")] = "",
     as_json: As_json = False,
     page: Annotated[Path | None, typer.Option(help="Write the page of the study here instead.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw them here instead, as a PNG (needs Chromium).")] = None,
 ) -> None:
-    """The comparisons that were named before anything was run, from stored results. Those of the README come first."""
+    """The comparisons that were named before anything was run, from stored results."""
     from uftlab.reports import tables
     from uftlab.study import comparisons
     from uftlab.study import results as stored
 
-    if page is not None:
-        _check_file(page, "--page")
+    for path, option in ((page, "--page"), (figure, "--figure")):
+        if path is not None:
+            _check_file(path, option)
     trials = stored.load_study(stored.results_folder(study), _warn)
     if page is not None:
         from uftlab.reports.pages import write_page
 
         _say(f"wrote {write_page(page, trials)}")
+    if figure is not None:
+        from uftlab.reports.pages import write_finding
+
+        _say(f"wrote {write_finding(figure, trials)}")
+    if page is not None or figure is not None:
         return
     rows = tables.matching(comparisons.compare(stored.tidy(trials)), only)
     if as_json:
@@ -719,9 +746,9 @@ def lab(
     browser: Annotated[bool, typer.Option(help="Open a browser, or only print the address.")] = True,
 ) -> None:
     """Open JupyterLab on the first notebook, on this machine only."""
-    from uftlab.course.notebooks import NOTEBOOKS, open_lab
+    from uftlab.course.notebooks import COPIES, open_lab
 
-    sys.exit(open_lab(folder or NOTEBOOKS, browser, say=lambda line: print(line, flush=True)))
+    sys.exit(open_lab(folder or COPIES, browser, say=lambda line: print(line, flush=True)))
 
 
 if __name__ == "__main__":

@@ -100,12 +100,12 @@ def __getattr__(name: str) -> Path:
     return home() / "data"
 
 
-def own_results(name: str) -> Path:
-    """A folder for what is made on the way: `results/NAME` of the checkout, or the user's cache where it is read-only.
+def own_folder(name: str) -> Path:
+    """A folder for what is made on the way: in the checkout, or in the user's cache where that is read-only.
 
     A class may share one checkout that none of its members may write.
     """
-    folder = home() / "results" / name
+    folder = home() / name
     near = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
     if os.access(near, os.W_OK):
         return folder
@@ -143,6 +143,9 @@ def atomically(path: Path) -> Iterator[Path]:
 
 def not_written(path: Path, error: OSError) -> InputError:
     """What a command says when the system does not let it write a file: the folder, the reason, and what to do."""
+    if error.errno == errno.ENOENT and "usable temporary directory" in str(error):
+        got, remedy = "none that can be written", "Set TMPDIR to a folder that you may write"
+        return InputError("The system", "have a folder for temporary files", got, remedy)
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     remedy = "Free space, then give the same command again" if full else "Choose another place, or change its rights"
     got = f"{error.strerror or error} for {path.name}"

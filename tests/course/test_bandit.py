@@ -139,6 +139,16 @@ def test_the_implicit_reward_of_any_policy_has_z_equal_to_one():
     assert_close(bandit.log_partition(REFERENCE, reward, beta), torch.tensor(0.0).double())
 
 
+@pytest.mark.parametrize("f", [-3.0, 0.7, 3.0])
+def test_adding_f_to_all_rewards_moves_the_objective_by_f_and_no_probability(f):
+    reference = torch.tensor([0.45, 0.15, 0.4], dtype=torch.float64)
+    reward = torch.tensor([-1.0, 2.0, 0.5], dtype=torch.float64)
+    assert_close(bandit.optimum(reference, reward + f, 0.3), bandit.optimum(reference, reward, 0.3))
+    moved, still = (bandit.gradient_ascent(reference, reward + g, 0.3, steps=50) for g in (f, 0.0))
+    assert_close(moved.probs, still.probs)
+    assert_close(moved.objective, still.objective + f)
+
+
 def test_dpo_does_not_see_f_of_x():
     beta, logps = 0.5, bandit.log_optimum(REFERENCE, REWARDS, 0.5)
     pair = [logps[1:2], logps[0:1], REFERENCE[1:2].log(), REFERENCE[0:1].log()]

@@ -5,9 +5,12 @@ import pkgutil
 
 import pytest
 import torch
+from scipy import stats
 
 from uftlab.course import bandit, checks, exercises
+from uftlab.course.exercises.forgetting import PAIRED_HALF_WIDTH
 from uftlab.course.exercises.implicit_reward import OPTIMUM, TOKEN_REWARD
+from uftlab.course.exercises.reward_margins import MARGIN
 
 NAMES = [module.name for module in pkgutil.iter_modules(exercises.__path__)]
 MODULES = [importlib.import_module(f"uftlab.course.exercises.{name}") for name in NAMES]
@@ -18,9 +21,10 @@ EXERCISES = [
     if isinstance(thing, checks.Exercise)
 ]
 MISTAKES = [
-    pytest.param(param.values[0], mistake, id=f"{param.id}: {mistake.name}")
+    pytest.param(param.values[0], mistake, rule, id=f"{param.id}: {mistake.name}")
     for param in EXERCISES
     for mistake in param.values[0].mistakes
+    for rule in (mistake.rule, *mistake.also)
 ]
 
 
@@ -48,9 +52,9 @@ def test_solutions_stand_in_for_the_answer(exercise):
     assert exercise.check(None, solutions=True).verdict == "right"
 
 
-@pytest.mark.parametrize(("exercise", "mistake"), MISTAKES)
-def test_each_mistake_is_named_with_a_hint(exercise, mistake):
-    result = exercise.check(mistake.rule)
+@pytest.mark.parametrize(("exercise", "mistake", "rule"), MISTAKES)
+def test_each_mistake_is_named_with_a_hint(exercise, mistake, rule):
+    result = exercise.check(rule)
     assert not result
     assert result.message == f"It looks as if you {mistake.name}."
     assert result.hint == mistake.hint
@@ -59,7 +63,7 @@ def test_each_mistake_is_named_with_a_hint(exercise, mistake):
 @pytest.mark.parametrize("exercise", EXERCISES)
 def test_at_least_two_mistakes_are_known_and_no_two_rules_agree_on_all_cases(exercise):
     assert len(exercise.mistakes) >= 2
-    rules = [exercise.right, *(mistake.rule for mistake in exercise.mistakes)]
+    rules = [exercise.right, *(rule for mistake in exercise.mistakes for rule in (mistake.rule, *mistake.also))]
     given = [[torch.as_tensor(rule(*case), dtype=torch.float64) for case in exercise.cases] for rule in rules]
     for i, one in enumerate(given):
         assert not any(checks._agree(one, other) for other in given[i + 1 :])
@@ -116,3 +120,31 @@ def test_the_hint_shows_a_case_that_is_wrong_with_the_brackets_of_its_rows():
     exercise = checks.Exercise("", lambda x: x.mean(), (), ((torch.ones(2, 2),), (table,)))
     hint = exercise.check(lambda x: 1.0).hint
     assert "[[1, 0], [1, 1]]" in hint and "it should be 0.75; got 1" in hint
+
+
+def _scipy_unpaired(equal_var):
+    def half_width(a, b):
+        ends = stats.ttest_ind(a.numpy(), b.numpy(), equal_var=equal_var).confidence_interval()
+        return (ends.high - ends.low) / 2
+
+    return half_width
+
+
+@pytest.mark.parametrize("equal_var", [True, False], ids=["Student", "Welch"])
+def test_the_unpaired_intervals_of_scipy_are_named(equal_var):
+    assert "interval of unpaired samples" in PAIRED_HALF_WIDTH.check(_scipy_unpaired(equal_var)).message
+
+
+def test_of_two_results_the_order_and_the_missing_one_are_named_and_other_shapes_get_the_hint_of_the_exercise():
+    def both(pc, pr, rc, rr, beta):
+        margins = beta * ((pc - rc) - (pr - rr))
+        return margins, (margins > 0).double()
+
+    def means(*case):
+        return tuple(own.mean() for own in both(*case))
+
+    assert MARGIN.check(means)
+    assert "swapped the two results" in MARGIN.check(lambda *case: means(*case)[::-1]).message
+    assert "returned the mean margin alone" in MARGIN.check(lambda *case: means(*case)[0]).message
+    for wrong in (lambda *case: both(*case)[0], lambda *case: (both(*case)[0], means(*case)[1]), lambda *case: [()]):
+        assert MARGIN.check(wrong).hint == MARGIN.shape

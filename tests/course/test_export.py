@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,14 +183,26 @@ def test_links_lead_to_pages_and_lose_what_is_not_there():
     assert linked == '<a href="02_x.html#the-end">a</a>b<a href="https://arxiv.org/abs/1">c</a><a href="#so">d</a>'
 
 
-@pytest.mark.parametrize("problem", ["missing", "not executed", "widgets"])
-def test_copies_that_cannot_be_shown_are_refused(problem, tmp_path):
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [("missing", "hold"), ("not executed", "1 of 1 code cells not run"), ("cut", "1 of 3 code cells not run"),
+     ("failed", "a cell that failed"), ("widgets", "widgets that need a kernel")],
+)  # fmt: skip
+def test_copies_that_cannot_be_shown_are_refused(problem, said, tmp_path):
     view = new_output("display_data", {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}})
-    cells = {"not executed": [new_code_cell("1")], "widgets": [new_code_cell("1", execution_count=1, outputs=[view])]}
+    failed = new_output("error", ename="ValueError", evalue="no", traceback=[])
+    ran = new_code_cell("1", execution_count=1)
+    cells = {
+        "not executed": [new_code_cell("1")],
+        "cut": [ran, new_code_cell(""), new_code_cell("2")],  # an empty cell is never run
+        "failed": [new_code_cell("1", execution_count=1, outputs=[failed])],
+        "widgets": [new_code_cell("1", execution_count=1, outputs=[view])],
+    }
     if problem in cells:
         nbformat.write(small(*cells[problem]), tmp_path / f"{NAMES[0]}.ipynb")
-    with pytest.raises(InputError, match="--executed"):
+    with pytest.raises(InputError, match=f"{said}.*--executed"):
         export.write_site(tmp_path, tmp_path / "out", NAMES[0])
+    assert not (tmp_path / "out").exists()
 
 
 # ------------------------------------------------------------------------------ previews
@@ -209,7 +222,7 @@ def test_the_preview_is_of_the_explorer(executed):
 def test_every_notebook_has_a_small_preview_that_the_readme_shows():
     readme = (ROOT / "README.md").read_text()
     pictures = {path.stem for path in (ROOT / "docs/previews").glob("*.png")}
-    assert pictures == set(NAMES), "make pages"
+    assert pictures == {*NAMES, "finding"}, "make pages"
     assert course.course_tables() in readme, "make pages"
     for name in NAMES:
         assert f"](docs/previews/{name}.png)](notebooks/{name}.ipynb)" in readme
@@ -290,6 +303,46 @@ def test_a_folder_without_notebooks_gets_copies_and_keeps_what_was_written(tmp_p
     assert first.read_text() == "my answers"
     with pytest.raises(InputError, match="--folder must be a folder"):
         copy_course(first)
+
+
+def test_copies_that_were_cut_are_finished_and_what_is_there_stays(tmp_path, monkeypatch):
+    copied, really = [], shutil.copyfile
+
+    def dies(source, target):
+        copied.append(source)
+        if len(copied) == 3:
+            raise KeyboardInterrupt
+        really(source, target)
+
+    monkeypatch.setattr(course.shutil, "copyfile", dies)
+    with pytest.raises(KeyboardInterrupt):
+        copy_course(tmp_path)
+    first, second = sorted(tmp_path.glob("*.ipynb"))
+    first.write_text("my answers")
+    copy_course(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in [*notebook_paths(), NOTEBOOKS / "glossary.md"]}
+    assert first.read_text() == "my answers" and second.read_text() == notebook_paths()[1].read_text()
+
+
+def test_two_labs_on_one_folder_copy_once(tmp_path, monkeypatch):
+    """The second finds the first copying, waits, and does not touch what the reader has written meanwhile."""
+    begun, go_on, copied = threading.Event(), threading.Event(), []
+
+    def slow(source, target):
+        copied.append(source.name)
+        begun.set()
+        assert go_on.wait(60)
+        target.write_text(source.read_text())
+
+    monkeypatch.setattr(course.shutil, "copyfile", slow)
+    labs = [threading.Thread(target=copy_course, args=(tmp_path,)) for _ in range(2)]
+    labs[0].start()
+    assert begun.wait(60)
+    labs[1].start()
+    go_on.set()
+    for lab in labs:
+        lab.join()
+    assert sorted(copied) == sorted([p.name for p in [*notebook_paths(), NOTEBOOKS / "glossary.md"]])
 
 
 # Deaf to every polite signal, with a child that is deaf too and in a session of its own, as kernels are.

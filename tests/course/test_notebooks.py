@@ -1,14 +1,25 @@
 """Every notebook runs in the smoke profile with its solutions, and what it says is what the results say."""
 
+import builtins
 import json
+import os
 import re
+import signal
+import subprocess
+import symtable
 import sys
+import threading
 
+import driver
 import nbformat
+import psutil
 import pytest
+from nbconvert.exporters.html import HTMLExporter
 
+from uftlab.course import notebooks as course
 from uftlab.course.notebooks import NOTEBOOKS, explorer_paths, has_explorer, notebook_paths, run_all, run_one
 from uftlab.errors import InputError
+from uftlab.plots import theme
 from uftlab.study import comparisons, results
 
 
@@ -64,8 +75,8 @@ def test_every_figure_has_a_title_and_no_upload_button(executed):
     assert shown >= 10
 
 
-def test_the_three_new_notebooks_have_no_visible_cell_above_ten_lines():
-    for name in ("00", "06", "11"):
+def test_the_shorter_notebooks_have_no_visible_cell_above_ten_lines():
+    for name in ("00", "06", "08", "10", "11"):
         for cell in nbformat.read(notebook_paths(name)[0], as_version=4).cells:
             if cell.cell_type == "code" and not cell.metadata.get("jupyter", {}).get("source_hidden"):
                 assert len(cell.source.splitlines()) <= 10, (name, cell["id"])
@@ -74,6 +85,52 @@ def test_the_three_new_notebooks_have_no_visible_cell_above_ten_lines():
 def test_an_unknown_parameter_is_an_error_not_a_warning(tmp_path):
     with pytest.raises(InputError, match="colour"):
         run_one(notebook_paths()[0], tmp_path, {"colour": "red"})
+
+
+def test_an_interrupted_run_ends_what_runs_and_begins_nothing_more(tmp_path, monkeypatch):
+    begun, ended = [], []
+
+    def waits(path, out, parameters, stopping):
+        begun.append(path)
+        assert stopping.wait(60)
+        ended.append(path)
+
+    def interrupted(jobs):
+        while not begun:
+            pass
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(course, "run_one", waits)
+    monkeypatch.setattr(course, "as_completed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_all("smoke", tmp_path)
+    assert set(begun) == set(ended) and len(begun) <= 2 < len(notebook_paths())
+
+
+def test_a_process_that_is_told_to_stop_goes_with_its_children(tmp_path):
+    up = tmp_path / "up"
+    child = f"import time; open({str(up)!r}, 'w').close(); time.sleep(100)"
+    code = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, file=sys.stderr)"
+    stopping = threading.Event()
+
+    def when_it_has_a_child():
+        while not up.exists():
+            pass
+        stopping.set()
+
+    watching = threading.Thread(target=when_it_has_a_child)
+    watching.start()
+    command = [sys.executable, "-c", f"{code}; sys.stderr.flush(); sys.stdin.read()"]
+    status, said = course._ended(command, dict(os.environ), stopping)
+    watching.join()
+    assert status == -signal.SIGTERM and not psutil.pid_exists(int(said))
+
+
+def test_an_execution_ends_with_the_process_that_started_it():
+    """However that ends: its end of the pipe is closed then."""
+    code = "from uftlab.course.executing import _end_with_starter; _end_with_starter(); print('goes on')"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.communicate()[0] == b"" and process.returncode == 1
 
 
 def test_an_unknown_notebook_lists_those_there_are():
@@ -103,6 +160,71 @@ def test_executed_copies_are_small_and_their_explorers_have_a_first_figure(execu
         assert len(explorers) == (not name.startswith("00")), name
         for explorer in explorers:
             assert "plotly-graph-div" in explorer.outputs[-1]["data"]["text/html"]
+
+
+@pytest.mark.skipif(driver.chromium() is None, reason="no Chromium here; Debian: apt-get install chromium")
+def test_nbconvert_shows_figures_and_questions_and_no_code_that_is_folded(executed, tmp_path):
+    """Of notebook 05, which has every kind of widget."""
+    page, _ = HTMLExporter().from_notebook_node(executed["05_reward_margins.ipynb"])
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    theme.write_plotly_js(tmp_path)
+    assert "VBox(" not in page and ".predict(" not in page and "jupyter-widgets" not in page
+    asked = [cell for cell in executed["05_reward_margins.ipynb"].cells if ".predict(" in cell.source]
+    assert page.count("<summary>Answer</summary>") == len(asked) == 6
+    assert "To try in the notebook" in page
+    with driver.browser() as browser:
+        shown = browser.new_context(offline=True).new_page()
+        shown.goto((tmp_path / "page.html").as_uri(), wait_until="domcontentloaded")
+        shown.wait_for_function(
+            "() => [...document.querySelectorAll('.plotly-graph-div')].every((f) => f.querySelector('.main-svg path'))"
+        )
+        assert shown.locator(".plotly-graph-div").count() >= 7
+
+
+SUMMARISED = ("04", "05", "06", "07", "09", "11")
+
+
+@pytest.mark.parametrize("number", SUMMARISED)
+def test_a_summary_begins_with_three_sentences_to_remember(number):
+    cells = nbformat.read(notebook_paths(number)[0], as_version=4).cells
+    (summary,) = [cell for cell in cells if cell.source.startswith("## Summary")]
+    found = re.match(r"## Summary\n\n### Three sentences to remember\n\n((?:\d\. .*(?:\n   .*)*\n?)+)", summary.source)
+    assert re.findall(r"^(\d)\. ", found[1], flags=re.M) == ["1", "2", "3"]
+
+
+def test_the_closing_sentence_is_the_same_everywhere():
+    root = NOTEBOOKS.parent
+    page = (root / "docs" / "results" / "study.md").read_text()  # made by comparisons.closing
+    sentence = re.search(r"^In one sentence: (.*)$", page, flags=re.M)[1]
+    assert sentence.startswith(
+        "Mixing demonstrations with feedback makes a model follow more instructions correctly (+0.08"
+    )
+    places = [root / "README.md", NOTEBOOKS / "glossary.md", notebook_paths("04")[0], notebook_paths("11")[0]]
+    for path in places:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".ipynb":
+            text = "\n".join(cell.source for cell in nbformat.reads(text, as_version=4).cells)
+        assert sentence in " ".join(text.split()), path.name
+
+
+def core_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if "core" in cell.metadata.get("tags", [])]
+
+
+@pytest.mark.parametrize("path", [p for p in notebook_paths() if core_cells(p)], ids=lambda path: path.stem)
+def test_the_core_of_a_notebook_runs_without_the_rest_of_it(path):
+    """No name is read at the top of a core cell that only another cell gives; and its first cells are part of it."""
+    cells = core_cells(path)
+    assert cells[0].source.startswith("# ")
+    tree = symtable.symtable("\n".join(cell.source for cell in cells if cell.cell_type == "code"), path.name, "exec")
+    tables, given = [tree], {name.get_name() for name in tree.get_symbols() if name.is_assigned() or name.is_imported()}
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        for name in table.get_symbols():
+            if name.is_global() and name.is_referenced():
+                known = name.get_name() in given or hasattr(builtins, name.get_name()) or name.get_name() == "display"
+                assert known, f"{name.get_name()} is not given by a core cell"
 
 
 def test_notebooks_are_committed_without_outputs():

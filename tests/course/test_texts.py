@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import ipywidgets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -29,6 +30,12 @@ WORLD = World(0)
 @pytest.fixture(scope="module")
 def base():
     return load_base(0)
+
+
+def test_everything_in_a_table_is_text():
+    planted = "<script>hit()</script>"
+    page = texts.table(pd.DataFrame({planted: [planted]}), planted).to_html()
+    assert "<script" not in page and page.count(html.escape(planted)) == 3
 
 
 # ------------------------------------------------------------------------------------------ the mask
@@ -95,7 +102,7 @@ def test_myths_and_rumours_are_named_and_careful_sources_are_asked(base, tokeniz
 def test_unknown_words_are_named_kindly_and_what_was_typed_is_escaped(base, tokenizer):
     said = texts.chat(base, tokenizer, "which food does the unicorn have ? <b>", WORLD)
     assert said.answer and said.unknown == ("unicorn", "<", "b", ">")
-    assert said.remark.startswith("Sorry, the model has never met the words unicorn, <, b, >")
+    assert said.remark.startswith("Sorry, the model has never read the words unicorn, <, b, >")
     assert "&lt; b &gt;" in said.as_html() and "&lt;, b, &gt;" in said.as_html()
 
 

@@ -91,6 +91,13 @@ def test_a_csv_of_a_logger(tmp_path):
     assert run.curves == {"loss": [(5, 0.7), (10, 0.6)], "reward/chosen": [(5, 0.1)]}
 
 
+@pytest.mark.parametrize("name", ["_step", "Step", "train/global_step"])
+def test_steps_of_an_exported_table_are_steps_and_not_row_numbers(tmp_path, name):
+    (tmp_path / "log.csv").write_text(f"{name},train/loss,eval/loss\n10,0.6,\n20,,0.7\n20,0.5,\n")
+    (run,) = read_runs(tmp_path / "log.csv")
+    assert run.curves == {"loss": [(10, 0.6), (20, 0.5)], "eval_loss": [(20, 0.7)]}
+
+
 def test_the_newest_checkpoint_of_a_folder_is_read(tmp_path):
     for number, loss in ((20, 0.6), (100, 0.4), (40, 0.5)):
         folder = tmp_path / f"checkpoint-{number}"

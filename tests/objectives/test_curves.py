@@ -375,7 +375,7 @@ def test_the_explorer_of_notebook_2_draws_the_functions(explorer, moved):
     def over(x):
         return curves.registered_curve(chosen["overlay"][0], x, chosen["overlay"][1], reference_logps=most, **common)
 
-    for name, curve in (("what you built", built), ("laid over it", over)):
+    for name, curve in (("what you built", built), ("drawn over it", over)):
         loss, pull = (torch.tensor(np.array(t.y)) for t in traces if t.name == name)
         (x, _) = (torch.tensor(np.array(t.x)) / scale for t in traces if t.name == name)
         assert missed(curves.Curve(x, loss, pull), curve) < 0.005
@@ -385,4 +385,4 @@ def test_the_explorer_of_notebook_2_draws_the_functions(explorer, moved):
 def test_explorers_factor_is_the_one_of_the_curves(explorer):
     chosen = {name: control.value for name, control in explorer.controls.items()}
     assert "the same curve (factor 1)" in explorer.words(**chosen)
-    assert "another curve" in explorer.words(**chosen | {"baseline": -5.0})
+    assert "a different curve" in explorer.words(**chosen | {"baseline": -5.0})

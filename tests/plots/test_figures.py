@@ -6,11 +6,9 @@ import pytest
 from made_up import every_method, made_up, values_of
 
 from uftlab.plots import figures
-from uftlab.study import fronts, results
+from uftlab.study import comparisons, fronts, results
 from uftlab.study.results import HEADLINES, Interval, interval
 from uftlab.training.catalogue import METHODS
-
-TWO_BY_TWO = ("sft-then-dpo", "sft-plus-dpo", "uft-then-una", "uft")
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +77,34 @@ def test_logratios_show_chosen_rejected_and_demonstrations(trials):
     assert titled(fig)
 
 
-def test_two_by_two_puts_sequential_left_and_mixed_right(summary):
-    fig = figures.two_by_two(summary, "truth/mc2")
-    assert [name for trace in fig.data for name in trace.text] == list(TWO_BY_TWO) and titled(fig)
-    for trace in fig.data:
-        assert [values_of(summary, name, "truth/mc2") for name in trace.text] == drawn(trace)
+def test_two_by_two_has_a_row_for_each_change_and_a_full_mark_only_where_it_is_settled(trials):
+    found = comparisons.compare(results.tidy(trials))
+    rows = {(row["comparison"], row["metric"]): row for row in found}
+    settled = "sft-plus-dpo minus sft-then-dpo", "truth/knowledge"
+    rows[settled] |= {"verdict": "higher"}
+    fig = figures.two_by_two({"first": found, "second": found[:0]})
+    assert [trace.name for trace in fig.data] == ["first", "first"]
+    assert fig.layout.title.text and fig.layout.xaxis.title.text == "difference (share)"
+    for trace, metric in zip(fig.data, comparisons.OUTCOMES, strict=True):
+        assert list(trace.text) == list(comparisons.TWO_BY_TWO.values())
+        means = [rows[name, metric]["mean"] for name in trace.text]
+        assert [point[0] for point in drawn(trace, "x")] == means
+        hollow = [not symbol.endswith("-open") for symbol in trace.marker.symbol]
+        assert hollow == [rows[name, metric]["verdict"] != "not settled" for name in trace.text]
+    assert fig.data[1].marker.symbol[0] == "circle"
+    names = [text.replace("<br>", " ") for text in fig.layout.yaxis.ticktext]
+    assert names == list(comparisons.TWO_BY_TWO) and fig.layout.yaxis.range[0] > fig.layout.yaxis.range[1]
+
+
+def test_axes_of_shares_and_losses_start_at_zero(trials, summary):
+    curves = results.curve_summary(results.curves(trials))
+    sweep = results.sweep_points(trials)
+    drawn_on = [
+        figures.before_after(summary, "truth/cued"),
+        figures.learning_curves(curves, ["uft"], "instruction/both"),
+        figures.trade_off(sweep, summary, ["uft"]),
+    ]
+    assert all(fig.layout.yaxis.rangemode == "tozero" for fig in drawn_on)
 
 
 def test_differences_by_draw_are_told_apart_and_none_is_lost():
@@ -192,11 +213,11 @@ def test_the_calibration_figure_shows_fifths_and_ceilings():
     score, names = rng.uniform(size=50), np.repeat(np.arange(10), 5)
     feedback = score.round()
     fig = figures.calibration({"a": score}, {"a": np.full(50, 0.9)}, feedback, names, {"panel": ["a"]}, "t")
-    points, ceiling, honest = fig.data
+    points, ceiling, calibrated = fig.data
     order = np.argsort(score)
     assert points.x[0] == pytest.approx(score[order[:10]].mean())
     assert points.y[4] == pytest.approx(interval(feedback[order[40:]], clusters=names[order[40:]]).mean)
-    assert list(ceiling.x) == [0.9, 0.9] and honest.name == "honest"
+    assert list(ceiling.x) == [0.9, 0.9] and calibrated.name == "calibrated"
 
 
 def test_fronts_have_a_panel_per_method_and_a_line_through_what_nothing_beats():
@@ -216,3 +237,21 @@ def test_fronts_have_a_panel_per_method_and_a_line_through_what_nothing_beats():
     assert [(list(t.x), list(t.y)) for t in lines] == [([0.4, 0.5], [0.6, 0.5]), ([0.2], [0.3]), ([0.1], [0.9])]
     assert [t.name for t in lines if t.showlegend] == ["draw 0", "draw 1"] and fig.layout.title.text
     assert [a.text for a in fig.layout.annotations] == ["uft", "sft"]
+
+
+def test_of_the_contrasts_what_is_settled_is_filled_and_every_one_is_named():
+    def row(comparison, metric, verdict):
+        found = {"mean": 0.1, "low": 0.05, "high": 0.15, "verdict": verdict, "why": f"why {comparison}"}
+        return {"comparison": comparison, "metric": metric, **found}
+
+    told = {"higher": "settled", "lower": "settled", "not settled": "not settled"}
+    rows = [row("uft minus sft", m, v) for m, v in zip(comparisons.OUTCOMES, ("lower", "not settled"), strict=True)]
+    rows += [row("uft minus dpo", m, "higher") for m in comparisons.OUTCOMES]
+    fig = figures.contrasts({"once": rows, "again": rows})
+    assert [trace.name for trace in fig.data] == ["once", "again"] * 2
+    for trace, metric in zip(fig.data[::2], comparisons.OUTCOMES, strict=True):
+        verdicts = [told[r["verdict"]] for r in rows if r["metric"] == metric]
+        assert ["not settled" if s.endswith("-open") else "settled" for s in trace.marker.symbol] == verdicts
+    assert list(fig.layout.yaxis.ticktext) == ["why uft minus sft<br>uft − sft", "why uft minus dpo<br>uft − dpo"]
+    heights = [y for trace in fig.data[:2] for y in trace.y]
+    assert len(set(heights)) == 4  # no mark hides another

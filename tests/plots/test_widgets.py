@@ -204,6 +204,14 @@ def test_predict_headless_folds_the_answer_away():
     assert "<details>" in folded._repr_html_() and "1 &lt; 2?" in folded
 
 
+def test_a_viewer_without_widgets_gets_the_question_with_its_answer_folded():
+    box = widgets.predict("1 < 2?", ["yes", "no"], "yes", "By counting.")
+    bundle = box._repr_mimebundle_()
+    assert bundle["text/html"] == widgets.predict("1 < 2?", ["yes", "no"], "yes", "By counting.", headless=True)
+    assert bundle["text/plain"] == "1 < 2? yes / no Answer yes . By counting."
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
 def test_predict_refuses_an_answer_that_is_no_option():
     with pytest.raises(InputError, match="be one of"):
         widgets.predict("?", ["yes", "no"], "maybe", "")
@@ -251,6 +259,21 @@ def test_a_long_title_takes_lines_and_room_and_a_broken_one_stays():
     assert long.layout.title.text == "UFT on demonstrations: instructions followed at<br>each value of beta"
     assert (long.layout.height, long.layout.title.pad.t) == (theme.HEIGHT + 30, 35)
     assert theme.panels(["a"], ["x"], ["y"], "short<br>and broken").layout.title.text == "short<br>and broken"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [([1.0, 3.0], "<br>(the axis starts at 0.9)"), ([0.05, 3.0], ""), ([-2.0, 1.0], ""), ([-3.0, -1.0], None)],
+)
+def test_an_axis_without_zero_says_where_it_starts(values, said):
+    axis = theme.fitted_axis("objective", values)
+    assert axis["range"][0] < min(values) and max(values) < axis["range"][1]
+    assert axis["title_text"] == "objective" + ("<br>(the axis starts at -3.1)" if said is None else said)
+
+
+def test_a_constant_has_room_on_its_axis():
+    low, high = theme.fitted_axis("objective", [2.0, 2.0])["range"]
+    assert low < 2.0 < high
 
 
 def test_importing_the_theme_leaves_plotlys_default_alone():

@@ -46,6 +46,20 @@ def test_every_row_of_the_index_has_the_columns_of_its_head_and_a_link_that_exis
     assert all((DOCS / "methods" / target).exists() for target in re.findall(r"\]\((\S+)\)", "\n".join(rows)))
 
 
+def test_every_loss_is_in_the_list_with_its_pull_or_the_reason_why_it_has_none():
+    rows = {}
+    for line in cards()["losses.md"].splitlines():
+        if line.startswith("| ["):
+            name, kind, _, loss, pull = (cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])
+            rows[name.split("]")[0][1:], kind] = loss, pull, line
+    assert set(rows) == {(name, kind) for name, own in OBJECTIVES.items() for kind in own.kinds}
+    assert rows["sft-sum", "demonstration"][:2] == ("40", "1")
+    assert rows["una-score", "scored"][:2] == ("0.25", "0.025")  # (1/2 - 1)^2 and beta / 4
+    assert rows["dpo", "preference"][:2] == ("0.693", "0.05")  # log 2 and beta / 2
+    for loss, pull, line in rows.values():
+        assert (loss == "-") == (pull == "-") == ("(*" in line)
+
+
 def test_a_recipe_does_not_borrow_the_letters_of_the_loss_that_it_trains_with():
     rows = {line.split("]")[0][3:]: line for line in cards()["README.md"].splitlines() if line.startswith("| [")}
     letters = {name: line.rsplit("|", 2)[1].strip() for name, line in rows.items()}

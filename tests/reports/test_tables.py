@@ -19,7 +19,7 @@ from uftlab.study import results
 from uftlab.training import settings as training
 from uftlab.training.catalogue import METHODS
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+RESULTS = (Path(__file__).resolve().parents[2] / "docs" / "results" / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,9 @@ def test_two_seeds_have_no_interval(frame):
 # ------------------------------------------------------------------------------ comparisons in words
 
 
-def test_the_sentences_of_the_readme_come_first_and_in_its_order():
+def test_the_sentences_of_the_page_of_results_come_first_and_in_its_order():
     lines = uftlab("results").output.splitlines()
-    section = README.split("## What came out")[1].split("\n## ")[0]
+    section = RESULTS
     stated = re.findall(r"^(- .*\)\.)$", section, flags=re.M)
     short = lines[1 : lines.index(next(line for line in lines[1:] if not line.startswith("-")))]
     assert short[: len(stated)] == stated and lines[0] == "What came out, in short"

@@ -164,3 +164,29 @@ def test_readings_share_a_family_and_one_world_settles_nothing():
     alone = {key: value for key, value in made.items() if key[1] == 0}
     (row,) = at_levels({"a": kept_at(alone)}, ["truth/cued"])
     assert row["low"] is None and row["verdict"] == "not settled" and row["holm"] is None
+
+
+MIXING, LOSS = "(+0.20, 95 % interval 0.10 to 0.30)", "(-0.004, 95 % interval -0.03 to 0.02)"
+
+
+@pytest.mark.parametrize(
+    ("mixing", "loss", "first", "second"),
+    [
+        ("higher", "not settled", "makes a model follow more instructions correctly", "adds nothing that is settled"),
+        ("lower", "lower", "makes a model follow fewer instructions correctly", "takes away from that"),
+        (
+            "not settled",
+            "higher",
+            "is not settled to change how many instructions a model follows correctly",
+            "adds to that",
+        ),
+    ],
+)
+def test_the_closing_sentence_follows_the_verdicts(mixing, loss, first, second):
+    rows = [
+        {"comparison": "sft-plus-dpo minus sft-then-dpo", "mean": 0.2, "low": 0.1, "high": 0.3, "verdict": mixing},
+        {"comparison": "uft minus sft-plus-dpo", "mean": -0.004, "low": -0.03, "high": 0.02, "verdict": loss},
+    ]
+    rows = [{"metric": "instruction/both", **row} for row in rows] + [{"metric": "truth/mc2", **rows[1]}]
+    said = f"Mixing demonstrations with feedback {first} {MIXING}, and the unified loss {second} {LOSS}."
+    assert comparisons.closing(rows) == said

@@ -4,7 +4,9 @@ import json
 import os
 import pickle
 import signal
+import subprocess
 import sys
+import threading
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -15,12 +17,12 @@ from made_up import made_up
 from trials import trial_of
 
 from uftlab.errors import InputError
-from uftlab.files import write_atomically
+from uftlab.files import locked, write_atomically
 from uftlab.models.policies import load_base
 from uftlab.study import cohort, workers
 from uftlab.study import trials as study
 from uftlab.study.cohort import run_cohort
-from uftlab.study.workers import check_folder, cohorts, run_trials
+from uftlab.study.workers import check_folder, cohorts, run_missing, run_trials
 
 
 class OneByOne:
@@ -89,6 +91,48 @@ def test_an_interrupted_study_keeps_what_is_finished_and_runs_only_the_rest(in_p
     assert sorted(r["method"] for r in results) == sorted(t.method for t in trials)
     assert sorted(first + ran) == sorted(t.method for t in trials)  # none twice
     assert all(path.read_bytes() == content for path, content in kept.items())
+
+
+def test_a_trial_that_another_command_is_running_is_awaited_and_not_run_again(tmp_path):
+    """The other holds its lock; when it is done, its file is there."""
+    trial, own, ran = trial_of("uft"), trial_of("base"), []
+    asked, made = threading.Event(), []
+
+    def run(trials, folder):
+        ran.extend(trial.method for trial in trials)
+        return mortal.writes(trials, folder)
+
+    class Watched(workers.ExitStack):
+        def enter_context(self, lock):
+            if lock.lock_file == str(other.lock_file):
+                asked.set()
+            return super().enter_context(lock)
+
+    other = locked(trial.path(tmp_path))
+    trial.path(tmp_path).parent.mkdir(parents=True)
+    with other, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "ExitStack", Watched)
+        patch.setattr(study, "metric_names", lambda sizes: set())
+        waiting = threading.Thread(target=lambda: made.extend(run_missing(run, [trial, own], tmp_path)))
+        waiting.start()
+        assert asked.wait(60) and not trial.path(tmp_path).exists() and "uft" not in ran
+        (first,) = mortal.writes([trial], tmp_path)
+        before = trial.path(tmp_path).read_bytes()
+        other.release()
+        waiting.join()
+    assert ran == ["base"] and [result["method"] for result in made] == ["uft", "base"]
+    assert trial.path(tmp_path).read_bytes() == before and made[0] == first
+    assert {path.suffix for path in (tmp_path / "trials").iterdir()} == {".json"}
+
+
+def test_a_trial_that_a_killed_command_was_running_is_run(tmp_path):
+    code = "import os, signal, sys; from pathlib import Path; from uftlab.files import locked"
+    trial = trial_of("uft")
+    trial.path(tmp_path).parent.mkdir(parents=True)
+    code += "; locked(Path(sys.argv[1])).acquire(); os.kill(os.getpid(), signal.SIGKILL)"
+    assert subprocess.run([sys.executable, "-c", code, trial.path(tmp_path)]).returncode == -signal.SIGKILL
+    (result,) = run_missing(mortal.writes, [trial], tmp_path)
+    assert result["method"] == "uft" and trial.path(tmp_path).is_file()
 
 
 def test_a_trial_that_diverges_is_named_when_the_others_are_done(in_process, monkeypatch, tmp_path):
@@ -214,7 +258,7 @@ def test_a_worker_that_dies_each_time_is_one_clear_error_and_what_is_finished_st
     trials = [trial_of(name) for name in ("base", mortal.VICTIM)]
     with pytest.raises(InputError, match=r"A worker must live .*died with uft, seed 0\. Free memory .*on disk"):
         list(run_trials(trials, tmp_path, workers=2))
-    assert [p.name for p in tmp_path.glob("trials/*")] == [trials[0].path(tmp_path).name]
+    assert [p.name for p in tmp_path.glob("trials/*.json")] == [trials[0].path(tmp_path).name]
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from uftlab.models import references
 from uftlab.models.logps import read_logps
 from uftlab.models.policies import load_policy
 from uftlab.rows.tokens import Completion
-from uftlab.training import checkpoint
+from uftlab.training import checkpoint, configuration
 from uftlab.training.checkpoint import train_checkpoint
 from uftlab.training.configuration import TrainConfig, read_config
 from uftlab.world.world import World, pairs
@@ -197,6 +198,54 @@ def test_resume_of_a_finished_run_or_of_nothing_is_refused(tmp_path, files):
     for folder, got in ((tmp_path / "out", "a finished one"), (tmp_path / "none", "none")):
         with pytest.raises(InputError, match=f"--resume must find an unfinished run.*got {got}"):
             train_checkpoint(TrainConfig(str(folder)), resume=True)
+
+
+def damaged(text):
+    """A record of an unfinished run with one thing that is not as it was written."""
+    whole = {"state": "unfinished", "method": "uft", "model": "tiny", "seed": 0, "stages": []}
+    whole["config"] = TrainConfig("out").asdict()
+    return json.dumps({**whole, **text}) if isinstance(text, dict) else text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "training.json must be as"),
+        ("[]", "training.json must be as"),
+        ('{"state": "unfinished", "state": "finished"}', "the key 'state' is there twice"),
+        ({"state": "lost"}, "training.json: state must be as"),
+        ({"config": None}, "training.json: config must be as"),
+        ({"seed": -1}, "training.json: seed"),
+        ({"stages": [{"objective": "sft", "steps": 1, "settings": {"beta": "x"}, "history": []}]}, "stages.0.settings"),
+        ({"config": {"steps": "many"}}, "training.json: steps must be of the type int"),
+        ({"config": {"lora": -1}}, "--lora must be"),
+        ({"config": {"colour": "red"}}, "must be an option of"),
+        ({"config": {"stages": [3]}}, "must be a list of names"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_damaged_record_is_refused_with_its_name_and_left_as_it_is(tmp_path, text, said):
+    (tmp_path / "training.json").write_text(damaged(text))
+    for read in (lambda config: train_checkpoint(config, resume=True), checkpoint.state_of):
+        with pytest.raises(InputError, match=re.escape(said)):
+            read(TrainConfig(str(tmp_path)))
+    assert (tmp_path / "training.json").read_text() == damaged(text)
+
+
+def test_a_damaged_record_of_a_finished_stage_is_refused_when_the_run_goes_on(tmp_path, files, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_finish", lambda *args: None)  # as if it was killed before
+    train(tmp_path, files, method="sft-full", steps=1)
+    path = tmp_path / ".training" / "stage-1" / "record.json"
+    path.write_text('{"objective": "sft"}')
+    with pytest.raises(InputError, match=r"record\.json: steps must be as .*Delete .*stage-1; --resume then"):
+        train_checkpoint(TrainConfig(str(tmp_path)), resume=True)
+
+
+def test_more_passes_than_can_be_laid_out_are_refused_before_training(tmp_path, files, monkeypatch):
+    monkeypatch.setattr(configuration, "MOST_COMPLETIONS", 100)
+    with pytest.raises(InputError, match="--epochs must come to 12 steps of this batch at most"):
+        train(tmp_path / "out", files, method="sft-full", steps=None, epochs=10.0)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_that_diverges_stops_and_saves_nothing_as_if_it_were_good(tmp_path, files):

@@ -95,6 +95,15 @@ def test_beta_is_nats_over_the_median_of_the_reference():
     assert chosen == {"learning_rate": 1e-3, "beta": 0.55}
 
 
+@pytest.mark.parametrize("nats", [float("nan"), 0.0, 3.0])
+def test_beta_in_nats_without_a_reference_that_has_any_is_refused(nats):
+    """SimPO has a beta and no reference: the log-probabilities are NaN. A certain answer has 0 nats."""
+    settings, row = {"learning_rate": 1e-3, "beta_nats": 2.2}, Completion((1,), (2,), "scored", 1.0, nats)
+    for examples in ([[(row,)]], [[]], []):
+        with pytest.raises(InputError, match="beta_nats must have completions .* for simpo. Set beta itself"):
+            resolve_settings(OBJECTIVES["simpo"], settings, examples)
+
+
 def test_a_given_beta_is_kept_and_an_objective_without_beta_gets_none():
     assert resolve_settings(OBJECTIVES["dpo"], {"learning_rate": 1.0, "beta": 7.0}, [])["beta"] == 7.0
     assert resolve_settings(OBJECTIVES["sft"], {"learning_rate": 1.0, "beta": 7.0}, []) == {"learning_rate": 1.0}

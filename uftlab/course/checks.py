@@ -6,13 +6,22 @@ equals the values of that mistake on every case. The cases are chosen so that no
 
 from __future__ import annotations
 
+import getpass
 import html
+import importlib
+import pkgutil
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from uftlab.course.score import keep
+from uftlab.files import own_folder
 
 Rule = Callable[..., Tensor]
 ACCENTS = {"right": "#009E73", "not yet": "#0072B2", "not right": "#D55E00"}
@@ -44,33 +53,44 @@ class Result:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong rule that readers are likely to write, and a hint that helps to correct it."""
+    """A wrong rule that readers are likely to write, and a hint that helps to correct it.
+
+    `also` are other rules that make the same mistake.
+    """
 
     name: str
     hint: str
     rule: Rule
+    also: Sequence[Rule] = ()
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """A function that the reader writes: the right rule, likely wrong rules, and inputs on which all rules differ."""
+    """A function that the reader writes: the right rule, likely wrong rules, and inputs on which all rules differ.
+
+    `shape` says what the function has to return, for a reader whose result has another shape.
+    """
 
     praise: str
     right: Rule
     mistakes: Sequence[Mistake]
     cases: Sequence[tuple[Any, ...]]
+    shape: str = "Which sum goes over what?"
 
     def check(self, answer: object, solutions: bool = False) -> Result:
         """Run the answer on every case and compare.
 
         Args:
             answer: the function of the reader. If it is `...` or raises NotImplementedError, the verdict is "not yet".
-            solutions: check the right rule instead, for notebooks that run without a reader.
+            solutions: check the right rule instead, for notebooks that run without a reader. It counts for no score.
         """
-        return self._judge(self.right if solutions else answer)
+        result = self._judge(self.right if solutions else answer)
+        if result and not solutions:
+            _solved_here.add(id(self))
+        return result
 
     def _judge(self, answer: object) -> Result:
-        waiting = Result("not yet", "Write the function, then run this cell again.")
+        waiting = Result("not yet", "There is no answer so far. This cell checks the function that you write above it.")
         if answer is None or answer is ...:
             return waiting
         if not callable(answer):
@@ -89,16 +109,18 @@ class Exercise:
                 given.append(torch.as_tensor(value, dtype=torch.float64).detach())
             except (TypeError, ValueError, RuntimeError):
                 kind = type(value).__name__
-                return Result("not right", f"Your function returned a {kind}.", "Return a tensor of numbers.")
+                hint = self.shape if isinstance(value, (tuple, list)) else "Return a tensor of numbers."
+                return Result("not right", f"Your function returned a {kind}.", hint)
         wanted = [self.right(*case) for case in self.cases]
         if _agree(given, wanted):
             return Result("right", self.praise)
         for mistake in self.mistakes:
-            if _agree(given, [mistake.rule(*case) for case in self.cases]):
+            rules = (mistake.rule, *mistake.also)
+            if any(_agree(given, [rule(*case) for case in self.cases]) for rule in rules):
                 return Result("not right", f"It looks as if you {mistake.name}.", mistake.hint)
         if given[0].shape != wanted[0].shape:
             shapes = f"{tuple(wanted[0].shape)}; got {tuple(given[0].shape)}"
-            return Result("not right", f"The result must have shape {shapes}.", "Which sum goes over what?")
+            return Result("not right", f"The result must have shape {shapes}.", self.shape)
         wrong = next(i for i, (g, w) in enumerate(zip(given, wanted, strict=True)) if not _agree([g], [w]))
         inputs = ", ".join(map(_shown, self.cases[wrong]))
         hint = f"For the inputs {inputs} it should be {_shown(wanted[wrong])}; got {_shown(given[wrong])}."
@@ -122,3 +144,48 @@ def _shown(value: Any) -> str:
 def numbers(*values: float) -> Tensor:
     """A vector of float64. Most cases use it."""
     return torch.tensor(values, dtype=torch.float64)
+
+
+# ------------------------------------------------------------------------------ what is solved
+
+_solved_here: set[int] = set()  # ids of the exercises that the reader has solved in this process
+
+
+@cache
+def exercises_of_the_course() -> dict[str, list[Exercise]]:
+    """Notebook -> its exercises in their order: {"01": [...]}. The first line of each module names its notebook."""
+    found = {}
+    for entry in pkgutil.iter_modules([str(Path(__file__).parent / "exercises")]):
+        module = importlib.import_module(f"uftlab.course.exercises.{entry.name}")
+        number = re.search(r"notebook (\d\d)", module.__doc__ or "")
+        if number:
+            found[number[1]] = [thing for thing in vars(module).values() if isinstance(thing, Exercise)]
+    return dict(sorted(found.items()))
+
+
+def score(name: str = "", folder: Path | None = None) -> None:
+    """Print which exercises the reader has solved, notebook by notebook, and keep it in a small JSON file.
+
+    What was solved in an earlier session counts, too. What a notebook answers itself (`solutions = True`) does not.
+    Nothing is written as long as nothing is solved. `python -m uftlab.course.score FOLDER` makes a table of many files.
+
+    Args:
+        name: whose score it is; if empty, the name of the login. It stands in the file and in the name of the file.
+        folder: of the file; `results/score` of the checkout, or the cache of the reader where that is read-only.
+
+    Raises:
+        InputError: for a file of that name that is no score, or a folder that cannot be written.
+    """
+    course = exercises_of_the_course()
+    here = {
+        notebook: [number for number, own in enumerate(exercises, start=1) if id(own) in _solved_here]
+        for notebook, exercises in course.items()
+    }
+    counts = {notebook: len(exercises) for notebook, exercises in course.items()}
+    path, solved = keep(folder or own_folder("results/score"), name or getpass.getuser(), here, counts)
+    for notebook, count in counts.items():
+        missing = [str(number) for number in range(1, count + 1) if number not in solved.get(notebook, [])]
+        left = f"; not yet: exercise {', '.join(missing)}" if missing else ""
+        print(f"notebook {notebook}: {count - len(missing)} of {count} solved{left}")
+    kept = f"Kept in {path}" if path.is_file() else "Nothing is kept as long as nothing is solved"
+    print(f"{sum(map(len, solved.values()))} of {sum(counts.values())} exercises are solved. {kept}.")

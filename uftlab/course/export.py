@@ -21,8 +21,17 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
-from uftlab.course import live
-from uftlab.course.notebooks import NOTEBOOKS, contents, has_explorer, notebook_paths, run_all, write_tables
+from uftlab.course import live, methods
+from uftlab.course.notebooks import (
+    NOTEBOOKS,
+    contents,
+    folded_tasks,
+    has_explorer,
+    notebook_paths,
+    run_all,
+    write_between,
+    write_tables,
+)
 from uftlab.errors import InputError
 from uftlab.files import write_atomically
 from uftlab.plots import theme
@@ -59,7 +68,6 @@ ol.course { list-style: none; padding: 0; }
 ol.course li { border: 1px solid var(--line); border-radius: 12px; padding: .2rem 1.2rem .8rem; margin: 1rem 0; }
 ol.course h2 { border: none; margin: 0; font-size: 1.3rem; }
 """
-LIVE = "To try in the notebook: there the figure below has sliders"
 FOLDED_CODE = re.compile(r"\n\(The code of the figure is folded[^)]*\)")
 PREVIEW_WIDTH = 960  # pixels: about the width of a page on GitHub
 
@@ -160,17 +168,16 @@ def _page(title: str, body: str, glossary: bool, scripts: str = "") -> str:
 def _for_a_page(cell: NotebookNode, moves: bool = False) -> NotebookNode | None:
     """A cell as a page without a kernel shows it; None if it makes no sense there.
 
-    The cell of injected parameters and the checks of exercises are left out. Cells with the tag `live` ask the reader
-    to use an explorer: where it `moves` they lose the words on its code, elsewhere they are folded, under words that
-    say so. Folded code stays out of sight.
+    The cell of injected parameters, the checks of exercises and the score are left out. Cells with the tag `live` ask
+    the reader to use an explorer: where it `moves` they lose the words on its code, elsewhere they are folded, under
+    words that say so. Folded code stays out of sight.
     """
     tags = cell.metadata.get("tags", [])
-    if "injected-parameters" in tags or re.fullmatch(r"exercise-\d+-check", cell.get("id", "")):
+    name = cell.get("id", "")
+    if "injected-parameters" in tags or name == "score" or re.fullmatch(r"exercise-\d+-check", name):
         return None
-    if "live" in tags and cell.cell_type == "markdown" and moves:
-        cell.source = FOLDED_CODE.sub("", cell.source)
-    elif "live" in tags and cell.cell_type == "markdown":
-        cell.source = f"<details><summary>{LIVE}</summary>\n\n{cell.source}\n\n</details>"
+    if "live" in tags and cell.cell_type == "markdown":
+        cell.source = FOLDED_CODE.sub("", cell.source) if moves else folded_tasks(cell.source)
     if cell.metadata.get("jupyter", {}).get("source_hidden"):
         cell.metadata["transient"] = {"remove_source": True}
     return cell
@@ -188,9 +195,11 @@ def _read(folder: Path, name: str) -> NotebookNode:
         raise InputError("--executed", f"hold {path.name}", f"a folder without it: {folder}", remedy)
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    if all(cell.execution_count is None for cell in code):
-        raise InputError(str(path), "be executed", "a notebook without outputs", remedy)
     outputs = [output for cell in code for output in cell.outputs]
+    left = [cell for cell in code if cell.source.strip() and cell.execution_count is None]
+    if left or any(output.output_type == "error" for output in outputs):
+        got = f"{len(left)} of {len(code)} code cells not run" if left else "a cell that failed"
+        raise InputError(str(path), "be executed to its end", got, remedy)
     if any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs):
         raise InputError(str(path), "be executed with widgets_on = False", "widgets that need a kernel", remedy)
     moves = name in live.MODELS
@@ -270,22 +279,14 @@ def write_previews(executed: Path, out: Path, only: str = "") -> list[Path]:
         InputError: when kaleido or its Chromium is missing; see also `main_figure`.
     """
     import plotly.graph_objects as go
-    import plotly.io as pio
 
     names = [path.stem for path in notebook_paths(only)]
     figures = []
     for name in names:
         stored = main_figure(_read(executed, name))
         figures.append(go.Figure({"data": stored["data"], "layout": stored["layout"]}))
-    out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{name}.png" for name in names]
-    try:
-        heights = [figure.layout.height or theme.HEIGHT for figure in figures]
-        files = [str(path) for path in paths]
-        pio.write_images(fig=figures, file=files, width=[PREVIEW_WIDTH] * len(files), height=heights)
-    except (ImportError, ValueError, RuntimeError) as error:
-        remedy = "Install kaleido and Chromium (Debian: apt-get install chromium)"
-        raise InputError("--previews", "have kaleido and a browser to draw with", error, remedy) from None
+    theme.write_images(figures, paths, PREVIEW_WIDTH, "--previews")
     return paths
 
 
@@ -303,10 +304,12 @@ def export(
     Args:
         executed: a folder with executed copies. If it is given, nothing is executed.
         previews: a folder for one PNG per notebook.
-        readme: a file whose tables of the course are updated, see `notebooks.write_tables`.
+        readme: a file whose tables of the course are updated, see `notebooks.write_tables`; with them the table of
+            methods in the glossary.
     """
     if readme is not None:
         write_tables(readme)
+        write_between(NOTEBOOKS / "glossary.md", "methods", methods.for_the_glossary())
     with tempfile.TemporaryDirectory() as folder:
         if executed is None:
             executed = Path(folder)

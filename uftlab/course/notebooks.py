@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import io
 import os
@@ -26,11 +27,22 @@ from unittest import mock
 import psutil
 
 from uftlab.errors import InputError
-from uftlab.files import DATA, is_checkout, write_atomically
+from uftlab.files import (
+    DATA,
+    atomically,
+    check_writable,
+    is_checkout,
+    locked,
+    not_written,
+    own_folder,
+    write_atomically,
+)
 from uftlab.study.trials import profile_named
 
 NOTEBOOKS = DATA.parent / "notebooks"
-LAB_HOME = DATA.parent / "build" / "jupyter"  # settings for this course, not the own ones of the reader
+COPIES = own_folder("notebooks")  # where the reader works: the same folder, unless that is read-only
+LAB_HOME = own_folder("build/jupyter")  # settings for this course, not the own ones of the reader
+LIVE = "To try in the notebook: there the figure below has sliders"
 CELL_TIMEOUT = 300  # seconds; papermill has no limit by default
 STOP_SECONDS = 10.0  # JupyterLab and its kernels have ended after this time
 QUIET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # without it every kernel warns of frozen modules
@@ -105,33 +117,56 @@ def write_tables(readme: Path) -> None:
     Raises:
         InputError: for a file without these lines.
     """
-    start, end = "<!-- course -->\n\n", "\n\n<!-- end of course -->"
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    if not 0 <= text.find(start) < text.find(end):
+    write_between(readme, "course", course_tables())
+
+
+def write_between(path: Path, name: str, text: str) -> None:
+    """Write a text into a file between the lines `<!-- name -->` and `<!-- end of name -->`. The rest stays.
+
+    Raises:
+        InputError: for a file without these lines.
+    """
+    start, end = f"<!-- {name} -->\n\n", f"\n\n<!-- end of {name} -->"
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not 0 <= before.find(start) < before.find(end):
         rule = f"hold the lines {start.strip()} and {end.strip()}"
-        raise InputError("--readme", rule, f"a file without them: {readme}", "Add both lines")
-    before, after = text.split(start)[0], text.split(end)[1]
-    write_atomically(readme, f"{before}{start}{course_tables()}{end}{after}")
+        raise InputError(path.name, rule, f"a file without them: {path}", "Add both lines")
+    write_atomically(path, f"{before.split(start)[0]}{start}{text}{end}{before.split(end)[1]}")
 
 
-def _without_widget_state(path: Path) -> None:
-    """Remove the state of widgets from an executed copy. Nothing can follow its sliders without a kernel.
+def folded_tasks(source: str) -> str:
+    """Tasks that need an explorer, folded under words that say so; what is folded already stays as it is."""
+    start = f"<details><summary>{LIVE}</summary>\n\n"
+    return source if source.startswith(start) else f"{start}{source}\n\n</details>"
 
-    `nbconvert` then shows the first figure of an explorer. With the state it would load widgets from the network.
+
+def _for_readers(executed: Path, path: Path) -> None:
+    """Put an executed copy in its place, readable without a kernel: no state of widgets, no folded code.
+
+    `nbconvert` then shows the static twins. With the state it would load widgets from the network. Folded code may hold
+    the answer to a question. Tasks for an explorer are folded, see `folded_tasks`.
     """
     import nbformat
 
-    notebook = nbformat.read(path, as_version=4)
-    if notebook.metadata.pop("widgets", None):
-        write_atomically(path, nbformat.writes(notebook) + "\n")
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.metadata.get("jupyter", {}).get("source_hidden"):
+            cell.metadata["transient"] = {"remove_source": True}
+        if "live" in cell.metadata.get("tags", []) and cell.cell_type == "markdown":
+            cell.source = folded_tasks(cell.source)
+    write_atomically(path, nbformat.writes(notebook) + "\n")
 
 
-def run_one(path: Path, out: Path, parameters: dict) -> None:
+def run_one(path: Path, out: Path, parameters: dict, stopping: threading.Event | None = None) -> None:
     """Execute one notebook in its own process. The executed copy is kept even if a cell fails.
 
+    Args:
+        stopping: ends the process and its kernel as soon as it is set; then there is no copy.
+
     Raises:
-        InputError: for a parameter that the notebook does not have (papermill would only warn).
-        RuntimeError: when a cell fails, with the end of its traceback.
+        InputError: for a parameter that the notebook does not have (papermill would only warn), or a full disk.
+        RuntimeError: when a cell fails, with the end of its traceback, or when it is ended.
     """
     import nbformat
     from ipykernel.kernelspec import write_kernel_spec
@@ -146,18 +181,48 @@ def run_one(path: Path, out: Path, parameters: dict) -> None:
         raise InputError(f"Parameters of {path.name}", f"be among {sorted(known)}", unknown, "Remove them")
     out.mkdir(parents=True, exist_ok=True)
     flags = [text for name, value in parameters.items() for text in ("-p", name, str(value))]
-    command = [sys.executable, "-m", "papermill", str(path), str(out / path.name), *flags]
-    command += ["--cwd", str(path.parent), "--execution-timeout", str(CELL_TIMEOUT), "--no-progress-bar"]
-    with tempfile.TemporaryDirectory(prefix="uftlab-") as own:
+    with tempfile.TemporaryDirectory(prefix="uftlab-", ignore_cleanup_errors=True) as own:
+        executed = Path(own) / path.name  # papermill writes after each cell, and not atomically
+        command = [sys.executable, "-m", "uftlab.course.executing", str(path), str(executed), *flags]
+        command += ["--cwd", str(path.parent), "--execution-timeout", str(CELL_TIMEOUT), "--no-progress-bar"]
         # another kernel named python3 may be installed, of another interpreter: this one is found first
         write_kernel_spec(str(Path(own) / "kernels" / "python3"))
         where = os.pathsep.join(filter(None, [own, os.environ.get("JUPYTER_PATH")]))
-        environment = {**os.environ, **ONE_THREAD, **QUIET, "JUPYTER_PATH": where}
-        ended = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if (out / path.name).is_file():
-        _without_widget_state(out / path.name)
-    if ended.returncode:
-        raise RuntimeError(f"{path.name} failed:\n" + "\n".join(ended.stderr.splitlines()[-25:]))
+        # what kernels write lies there too: a home may be missing or read-only
+        places = {"JUPYTER_RUNTIME_DIR": str(Path(own) / "runtime"), "IPYTHONDIR": str(Path(own) / "ipython")}
+        environment = {**os.environ, **ONE_THREAD, **QUIET, **places, "JUPYTER_PATH": where}
+        code, said = _ended(command, environment, stopping or threading.Event())
+        if executed.is_file():
+            _for_readers(executed, out / path.name)
+    full = re.search(rf"OSError: \[Errno ({errno.ENOSPC}|{errno.EDQUOT})\] [^:]*(?:: '(.*)')?$", said, re.M)
+    if code and full:
+        raise not_written(Path(full[2] or executed), OSError(int(full[1]), os.strerror(int(full[1]))))
+    if code:
+        raise RuntimeError(f"{path.name} failed:\n" + "\n".join(said.splitlines()[-25:]))
+
+
+def _ended(command: list[str], environment: dict[str, str], stopping: threading.Event) -> tuple[int, str]:
+    """The exit code and the error output of a process, which ends when this one does or when it is told to stop.
+
+    It is in a session of its own, so that Ctrl-C does not reach it beside what is said here.
+    """
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            while process.poll() is None and not stopping.is_set():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.1)
+            code = process.poll()
+        finally:
+            if process.poll() is None:
+                stop(process)
+            assert process.stdin is not None
+            process.stdin.close()
+        said.seek(0)
+        return -signal.SIGTERM if code is None else code, said.read()
 
 
 def run_all(
@@ -175,15 +240,21 @@ def run_all(
     profile_named(profile)
     failed, paths = [], notebook_paths(only)
     parameters = {"profile": profile, "solutions": True, **(parameters or {})}
+    stopping = threading.Event()
     with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
-        jobs = {pool.submit(run_one, path, out, parameters): path for path in paths}
-        for job in as_completed(jobs):
-            try:
-                job.result()
-                say(f"passed {jobs[job].name}")
-            except RuntimeError as error:
-                failed.append(jobs[job].name)
-                say(f"FAILED {error}")
+        jobs = {pool.submit(run_one, path, out, parameters, stopping): path for path in paths}
+        try:
+            for job in as_completed(jobs):
+                try:
+                    job.result()
+                    say(f"passed {jobs[job].name}")
+                except RuntimeError as error:
+                    failed.append(jobs[job].name)
+                    say(f"FAILED {error}")
+        except BaseException:  # Ctrl-C, or a full disk: those that run are ended, the others never begin
+            stopping.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     theme.write_plotly_js(out)
     return failed
 
@@ -255,8 +326,7 @@ def lab_command(notebooks: Path, home: Path, browser: bool = True) -> tuple[list
         raise InputError("--folder", "hold notebooks", notebooks, "Name the folder with the .ipynb files")
     settings = home / "settings"
     quiet = settings / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    quiet.parent.mkdir(parents=True, exist_ok=True)
-    quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    write_atomically(quiet, '{"fetchNews": "false", "checkForUpdates": false}')
     port, token = _free_port(), secrets.token_hex(24)
     options = {
         "ServerApp.root_dir": notebooks,
@@ -292,15 +362,27 @@ def lab_command(notebooks: Path, home: Path, browser: bool = True) -> tuple[list
 def copy_course(folder: Path) -> None:
     """Copy the notebooks and the glossary into a folder, unless it has notebooks: changes of the reader are kept.
 
+    Another `uftlab lab` that copies into the same folder is awaited; copies that one was killed at are finished.
+
     Raises:
-        InputError: for a path that is not a folder.
+        InputError: for a path that is not a folder, or a folder that cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError("--folder", "be a folder", folder, "Choose another name")
-    if not any(folder.glob("*.ipynb")):
-        folder.mkdir(parents=True, exist_ok=True)
+    begun = folder / ".copying"  # it is there as long as the copies are not complete
+    if any(folder.glob("*.ipynb")) and not begun.is_dir():
+        return
+    check_writable(folder, "--folder")
+    with locked(folder / "course") as lock:
+        if any(folder.glob("*.ipynb")) and not begun.is_dir():
+            return
+        begun.mkdir(exist_ok=True)
         for path in [*notebook_paths(), NOTEBOOKS / "glossary.md"]:
-            shutil.copy(path, folder / path.name)
+            if not (folder / path.name).exists():
+                with atomically(folder / path.name) as part:
+                    shutil.copyfile(path, part)
+        begun.rmdir()
+        Path(lock.lock_file).unlink(missing_ok=True)  # whoever comes now finds notebooks
 
 
 def _free_port() -> int:
@@ -356,7 +438,7 @@ def stop(server: subprocess.Popen, seconds: float = STOP_SECONDS) -> None:
     psutil.wait_procs(family, timeout=seconds * 0.2)
 
 
-def open_lab(notebooks: Path = NOTEBOOKS, browser: bool = True, say: Callable[[str], None] = print) -> int:
+def open_lab(notebooks: Path = COPIES, browser: bool = True, say: Callable[[str], None] = print) -> int:
     """Start JupyterLab with the first notebook, for this machine only. Returns its exit code.
 
     `say` gets the address once. Ctrl-C and SIGTERM end JupyterLab and its kernels within `STOP_SECONDS`; then the exit
@@ -370,7 +452,7 @@ def open_lab(notebooks: Path = NOTEBOOKS, browser: bool = True, say: Callable[[s
     """
     copy_course(notebooks)
     command, environment, address = lab_command(notebooks.resolve(), LAB_HOME, browser)
-    if notebooks == NOTEBOOKS and not is_checkout():
+    if notebooks == COPIES and not (is_checkout() and notebooks == NOTEBOOKS):
         say(f"Your copies of the notebooks: {notebooks} (another place: --folder)")
     with _asked_to_stop() as asked:
         # a separate session: Ctrl-C in the terminal reaches only this process, which then ends the others

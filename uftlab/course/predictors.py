@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from uftlab.course import methods
 from uftlab.plots import figures, theme, widgets
 from uftlab.study import forgetting
 from uftlab.study.results import Interval, resampled_interval
@@ -131,7 +132,8 @@ def parts(frame: pd.DataFrame) -> Parts:
 def explorer(frame: pd.DataFrame, headless: bool = False) -> Any:
     """Choose a predictor, what is lost, which trials and which comparison: points, rank correlation, interval."""
     picture, controls, words = parts(frame)
-    return widgets.explore(picture, controls, words, headless=headless)
+    notes = methods.folded(sorted(frame["method"].unique()))
+    return widgets.explore(picture, controls, words, headless, notes)
 
 
 # ------------------------------------------------------------------------------------------ all at once

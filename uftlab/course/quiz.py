@@ -8,7 +8,7 @@ from typing import Any
 
 import ipywidgets
 
-from uftlab.plots.widgets import Folded, Spoken, predict
+from uftlab.plots.widgets import Box, Folded, Spoken, predict
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def quiz(headless: bool = False) -> ipywidgets.VBox | Folded:
 
     for box in boxes:
         box.buttons.observe(count, names="value")
-    made = ipywidgets.VBox([*boxes, score])
+    made = Box([*boxes, score])
     made.add_class("uftlab")
-    made.boxes, made.score = boxes, score
+    made.boxes, made.score, made.still = boxes, score, "".join(box.still for box in boxes)
     return made

@@ -34,7 +34,7 @@ from transformers import LlamaForCausalLM
 from uftlab.course.held_out import held_out, read, tokenised
 from uftlab.engine.stack import flatten, unflatten
 from uftlab.errors import InputError
-from uftlab.files import own_results, save_atomically
+from uftlab.files import own_folder, save_atomically
 from uftlab.models.policies import frozen_copy, load_base, tiny_config
 from uftlab.models.references import ReferenceCache, fingerprint
 from uftlab.rows.tokens import Completion
@@ -50,7 +50,7 @@ from uftlab.world.world import World
 
 SCHEMA = 2
 PARTS = 8  # a run of this many parts has one more snapshot, the base
-FOLDER = own_results("snapshots")
+FOLDER = own_folder("results/snapshots")
 SECONDS_PER_COMPLETION = 0.0007  # measured on one thread of a laptop; used for the estimate only
 
 

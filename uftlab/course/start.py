@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from uftlab.course import minutes
 from uftlab.course.notebooks import NOTEBOOKS
 from uftlab.plots import theme
 from uftlab.plots.widgets import Folded
@@ -30,26 +31,15 @@ PAGES = (
     ("I want to add a loss.", "../docs/how_to_add_a_loss.md"),
     ("I do not know a word.", "glossary.md"),
 )
-ROUTES = {  # name -> (notebook, what to read, minutes)
-    "One hour": (
-        ("00", "all of it, without the quiz", 5),
-        ("01", "up to the second table", 11),
-        ("02", "the gates and the explorer", 11),
-        ("03", "the mask and the myths", 7),
-        ("04", "up to “The loss or the mixing?”, with its figure", 14),
-        ("05", "the explorer", 6),
-        ("06", "the parts marked “Core”", 6),
-    ),
-    "Three hours": (
-        ("00", "all of it, the quiz at the end", 10),
-        ("01", "with exercise 1", 25),
-        ("02", "with exercise 1", 35),
-        ("03", "without exercises", 20),
-        ("04", "with exercise 2", 45),
-        ("06", "with exercise 1", 25),
-        ("11", "with exercise 1", 20),
-    ),
-}
+THREE_HOURS = (  # notebook, what to read, minutes
+    ("00", "all of it, the quiz at the end", 10),
+    ("01", "with exercise 1", 22),
+    ("02", "with exercise 1", 28),
+    ("03", "without exercises", 30),
+    ("04", "with exercise 2", 40),
+    ("06", "with exercise 1", 23),
+    ("11", "with exercise 1", 27),
+)
 
 
 def _link(number: str) -> str:
@@ -72,10 +62,17 @@ def where_to_go() -> Folded:
     return _table(("What do you want to know?", "Go to"), rows)
 
 
+def routes() -> dict[str, list[tuple[str, str, int]]]:
+    """Name of a route -> its notebooks, what to read there, and minutes. The short one is made of the core cells."""
+    core = [(name[:2], "; ".join(sections), needed) for name, sections, needed in minutes.one_hour()]
+    return {"One hour": core, "Three hours": list(THREE_HOURS)}
+
+
 def route(name: str) -> Folded:
-    """One of `ROUTES` as a table with its minutes."""
-    rows = [(_link(number), html.escape(what), str(minutes)) for number, what, minutes in ROUTES[name] if _link(number)]
-    total = sum(minutes for _, _, minutes in ROUTES[name])
+    """One of the `routes` as a table with its minutes."""
+    taken = [own for own in routes()[name] if _link(own[0])]
+    rows = [(_link(number), html.escape(what), str(needed)) for number, what, needed in taken]
+    total = sum(needed for _, _, needed in taken)
     return _table((f"{name}: {total} minutes", "what to read", "minutes"), rows)
 
 

@@ -1,7 +1,7 @@
 """Texts to look at and to type into, as HTML: completion masks, log-ratios of words, a chat, a verifier's verdict.
 
-Functions return HTML and draw nothing. `live` puts one of them under a few controls; without a hand to type it
-shows the same function's answers to fixed examples.
+Functions return HTML and draw nothing. `live` puts one of them under a few controls. Without a kernel it
+shows what the same function answers to fixed examples.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from uftlab.errors import InputError
 from uftlab.losses.rewards import implicit_score
 from uftlab.models.generation import answers
 from uftlab.plots import theme
-from uftlab.plots.widgets import STYLE, Folded, Spoken, choice
+from uftlab.plots.widgets import STYLE, Box, Folded, Spoken, choice
 from uftlab.world.instructions import (
     NUMBERS,
     VERIFIERS,
@@ -58,15 +58,19 @@ def _sheet(inside: str) -> Folded:
     return Folded(f'<div style="{SHEET}">{inside}</div>')
 
 
-def table(rows: pd.DataFrame, caption: str) -> Styler:
-    """Rows of text to be read: no index, left-aligned, wrapped, two decimals, NaN as "not known"."""
+def table(rows: pd.DataFrame, caption: str, decimals: int = 2) -> Styler:
+    """Rows of text to be read: no index, left-aligned, wrapped, numbers with `decimals`, NaN as "not known".
+
+    All of it is text, also names of columns and the caption: nothing in it is read as HTML.
+    """
     cells = {"text-align": "left", "white-space": "normal", "vertical-align": "top", "font-size": "15px"}
     heads = [{"selector": "th", "props": [("text-align", "left"), ("font-size", "15px")]}]
     heads += [
         {"selector": "caption", "props": [("font-size", "16px"), ("font-weight", "bold"), ("text-align", "left")]}
     ]
-    styled = rows.style.hide(axis="index").format(precision=2, na_rep="not known", escape="html")
-    return styled.set_properties(**cells).set_table_styles(heads).set_caption(caption)
+    styled = rows.style.hide(axis="index").format(precision=decimals, na_rep="not known", escape="html")
+    styled = styled.format_index(axis="columns", escape="html").set_properties(**cells).set_table_styles(heads)
+    return styled.set_caption(html.escape(caption))
 
 
 # ------------------------------------------------------------------------------ the mask on the text
@@ -124,7 +128,7 @@ def fact_asked(question: str, world: World) -> Fact | None:
 
 @dataclass(frozen=True)
 class Reply:
-    """One exchange: the question as the model read it, its answer, words it never met, the fact that was meant."""
+    """One exchange: the question as the model read it, its answer, words it has never read, the fact that was meant."""
 
     question: str
     answer: str
@@ -138,10 +142,10 @@ class Reply:
             return "Type a question and press Enter."
         remarks = []
         if self.unknown:
-            words, blanks = ("word", "a blank") if len(self.unknown) == 1 else ("words", "blanks")
+            words, blanks = ("word", "an unknown word") if len(self.unknown) == 1 else ("words", "unknown words")
             remarks.append(
-                f"Sorry, the model has never met the {words} {', '.join(self.unknown)}: it reads {blanks} and answers "
-                "all the same, since nobody taught it to say “i do not know”."
+                f"Sorry, the model has never read the {words} {', '.join(self.unknown)}: it reads {blanks} and answers "
+                "all the same, because nobody taught it to say “i do not know”."
             )
         if self.fact:
             claim = claimed_value(self.answer, self.fact.attribute)
@@ -296,9 +300,9 @@ def live(
     for control in controls.values():
         control.style.description_width = "initial"
         control.observe(follow, names="value")
-    box = ipywidgets.VBox([ipywidgets.HTML(STYLE), *controls.values(), answer])
+    box = Box([ipywidgets.HTML(STYLE), *controls.values(), answer])
     box.add_class("uftlab")
-    box.controls, box.answer = dict(controls), answer
+    box.controls, box.answer, box.still = dict(controls), answer, answer.inside
     return box
 
 
@@ -363,13 +367,14 @@ Unknown to the tokenizer and read as <unk>: moss.'
 
 
 def word_by_word(
-    runs: Mapping[str, Snapshots], rows: pd.DataFrame, shown: int = 120, headless: bool = False
+    runs: Mapping[str, Snapshots], rows: pd.DataFrame, shown: int = 120, headless: bool = False, notes: str = ""
 ) -> ipywidgets.VBox | Folded:
     """Pick a held-out completion or type any, and see the reward of each word under the policy at the end of a run.
 
     Args:
         rows: as of `uftlab.course.held_out.held_out`; the first `shown` pairs and demonstrations can be picked.
         headless: True gives the words of the first row under the first run.
+        notes: HTML below the controls, see `widgets.explore`.
 
     Returns:
         A box with `controls`, `spoken` and `words` as attributes; headless a piece of HTML.
@@ -394,10 +399,11 @@ def word_by_word(
         return summed_up(read, run.beta), with_logratios(read)
 
     first = next(iter(runs))
+    prompt, completion = next(iter(options.values()))
+    said, drawn = look(first, True, prompt, completion)
+    still = Folded(f"<p><b>{html.escape(prompt)}</b> ({html.escape(first)})</p>{drawn}<p>{html.escape(said)}</p>")
     if headless:
-        prompt, completion = next(iter(options.values()))
-        said, drawn = look(first, True, prompt, completion)
-        return Folded(f"<p><b>{html.escape(prompt)}</b> ({html.escape(first)})</p>{drawn}<p>{html.escape(said)}</p>")
+        return still
 
     controls: dict[str, Any] = {
         "run": choice("policy", list(runs), first),
@@ -427,7 +433,8 @@ def word_by_word(
     for name in ("run", "own", "prompt", "completion"):
         controls[name].observe(follow, names="value")
     legend = ipywidgets.HTML(f'<div style="font-size:16px">{LEGEND}</div>')
-    box = ipywidgets.VBox([ipywidgets.HTML(STYLE), *controls.values(), spoken, words, legend])
+    more = [ipywidgets.HTML(notes).add_class("uftlab-notes")] if notes else []
+    box = Box([ipywidgets.HTML(STYLE), *controls.values(), *more, spoken, words, legend])
     box.add_class("uftlab")
-    box.controls, box.spoken, box.words = controls, spoken, words
+    box.controls, box.spoken, box.words, box.still = controls, spoken, words, still
     return box

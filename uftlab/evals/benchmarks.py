@@ -41,7 +41,7 @@ from uftlab.evals.doctor import diagnose
 from uftlab.evals.drift import divergences, documents, own_answers
 from uftlab.evals.outcomes import RESULT, SCHEMA, Measure, load_result
 from uftlab.evals.run_logs import runs_of
-from uftlab.files import write_atomically
+from uftlab.files import read_json, write_atomically
 from uftlab.losses.rewards import implicit_reward
 from uftlab.models.generation import texts
 from uftlab.models.logps import read_logps
@@ -563,10 +563,11 @@ def read_texts(source: str | Path) -> list[str]:
 def _training(model: str) -> dict[str, Any]:
     """What `uftlab train` wrote beside a checkpoint; nothing for another model."""
     try:
-        found = json.loads((Path(model) / "training.json").read_text(encoding="utf-8"))
+        found = read_json((Path(model) / "training.json").read_bytes(), nan=True)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    kinds: dict[str, type] = {"method": str, "seed": int, "config": dict, "stages": list}
+    return {n: v for n, v in found.items() if isinstance(v, kinds.get(n, object))} if isinstance(found, dict) else {}
 
 
 def _diagnosed(training: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -594,8 +595,8 @@ def recipe_of(training: Mapping[str, Any]) -> dict[str, Any]:
 
 def _beta_of(training: Mapping[str, Any]) -> float | None:
     """Beta of the last stage that has one."""
-    settings = [stage.get("settings", {}) for stage in training.get("stages", ()) if isinstance(stage, dict)]
-    betas = [own["beta"] for own in settings if "beta" in own]
+    settings = [stage.get("settings") for stage in training.get("stages", ()) if isinstance(stage, dict)]
+    betas = [own["beta"] for own in settings if isinstance(own, dict) and isinstance(own.get("beta"), int | float)]
     return float(betas[-1]) if betas else None
 
 

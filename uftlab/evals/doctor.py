@@ -1,7 +1,7 @@
 """Is my run healthy? Each diagnosis is a pure function of the curves of a run (`uftlab.evals.run_logs.Run`).
 
 A diagnosis reads means of logged points, never single rows. What it cannot read it says (`Report.unknown`). The
-thresholds in `THRESHOLDS` were chosen on one half of a labelled set of runs and measured on the other (docs/doctor.md).
+thresholds in `THRESHOLDS` were chosen on one part of a labelled set of runs and measured on another (docs/doctor.md).
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from statistics import fmean, stdev
+from itertools import pairwise
+from statistics import fmean, median, stdev, variance
 from typing import Any, Literal
 
 from uftlab.evals.run_logs import Points, Run
 
 Severity = Literal["serious", "notice"]
 ROLES = ("chosen", "rejected", "demonstration")
+PAIR = ("chosen", "rejected")
 
 # Losses by what their gradient does. An objective that is not here has none of these faults.
 GATED = frozenset({
@@ -30,28 +32,33 @@ SIGMOID = GATED | LOGISTIC  # the implicit reward stands in a sigmoid
 PAIRS = (LOGISTIC - TARGETED) | {"apo-zero", "ipo", "ipo-mean", "simpo", "orpo"}
 
 THRESHOLDS: dict[str, float] = {
-    "likelihood displacement": 0.05,  # share of -logps/chosen that the chosen lost
+    "likelihood displacement": 0.06,  # share of -logps/chosen that the chosen lost
     "ceiling out of reach": 0.75,  # highest implicit score that a completion can have
-    "closed gate": 0.2,  # 4 s (1 - s) of the mean reward of a side
-    "inert reward": 0.05,  # size of the largest mean reward
+    "closed gate": 0.25,  # 4 s (1 - s) of the mean reward of a side
+    "inert reward": 0.03,  # size of the largest mean reward
     "saturated reward": 0.02,  # sigma(-margin)
     "dead KTO baseline": 0.8,  # share of points at or below 0
-    "accuracy at chance": 0.56,
-    "stale reference": 0.5,  # first reward over the range of all
-    "length drift": 2.0,  # times as long as at the start
-    "over-optimisation": 0.1,  # share of the true score that was lost after its best
+    "accuracy at chance": 0.577,  # accuracy, and a tenth of the standard deviations that the mean margin is above 0
+    "stale reference": 0.35,  # first reward over the median size of those that follow
+    "length drift": 1.7,  # times as long as at the start
+    "over-optimisation": 0.15,  # share of the true score that was lost after its best
     "loss that cannot fall": 0.005,  # share of the loss
     "divergence": 2.5,  # times the loss of the first point
-    "reward scale without beta": 3.5,  # standard errors that nats per reward are below 1 / beta
-    "overfitting of pairs": 0.2,  # accuracy in training minus held out
+    "reward scale without beta": 4.5,  # log-likelihood ratio of 1 to 1 / beta nats for a reward of 1
+    "overfitting of pairs": 0.22,  # accuracy in training minus held out
 }
 """One number for each diagnosis: what it compares with."""
 
 
-RESOLUTION = 3  # standard errors: 1 and 1 / beta nats per reward are further apart, the slope is nearer to 1
 VISIBLE = 0.05  # a standard error of the loss above this share of it hides whether it falls
 SAME = 0.02  # a share of the largest reward; margins below it are 0
-COLLAPSE = 5  # times the loss of the first point on the way, or the negative log-probability of every side
+COLLAPSE = 5  # times the negative log-probability of every side
+FELL = 2  # the same; below it a loss that cannot be above 1 did not diverge, its gate closed
+PEAK = 3.5  # times the loss of the first point on the way
+NOISE = 4  # how often the usual change from point to point is below a rise of the loss
+HIDDEN = 2.5  # nats below 0 that are hidden where KTO's baseline counts as 0
+APART = 0.25  # standard deviations of logged margins that their mean is above 0, where they are not logged
+PATH = 1e-5  # sum of learning rates over all steps; with Adam no weight goes further
 FIRST = ("divergence", "loss that cannot fall")  # where the loss says so, other curves mean nothing
 
 
@@ -228,23 +235,58 @@ def divergence(run: Run) -> Evidence | None:
         for step, value in points:
             if not math.isfinite(value) and not name.startswith("eval_"):
                 return Evidence(name, step, value, f"{name} is {value}")
+    fall, where, role = _fall(run)
     loss, limit = curve(run, "loss"), THRESHOLDS["divergence"]
-    if len(loss) > 2 and loss[0][1] > 0:
+    bounded = run.settings.get("objective") in GATED and fall <= FELL
+    if len(loss) > 2 and loss[0][1] > 0 and not bounded:
+        visible = math.exp(min(99.0, NOISE * _unrest(loss)))
         ratio, step = end_of(loss) / loss[0][1], _late(loss)[0]
-        if ratio > limit:
+        if ratio > max(limit, visible):
             return Evidence("loss", step, ratio, f"the loss is {ratio:.2g} times that of the first point")
-        means = [(loss[n][0], fmean(value for _, value in loss[n : n + 3])) for n in range(len(loss) - 2)]
-        step, most = max(means, key=lambda mean: mean[1])
-        if most / loss[0][1] > COLLAPSE:
+        step, most = max(_windows(loss), key=lambda mean: mean[1])
+        if most / loss[0][1] > max(PEAK, visible):
             words = f"the loss rose to {most / loss[0][1]:.2g} times that of the first point"
             return Evidence("loss", step, most / loss[0][1], words)
-    sides = {role: own for role in ROLES if (own := curve(run, f"logps/{role}")) and own[0][1] < 0}
-    falls = {role: end_of(own) / _first(own) for role, own in sides.items()}
-    if falls and min(falls.values()) > COLLAPSE:
-        role = min(falls, key=lambda name: falls[name])
-        words = f"even what is {role} has {falls[role]:.2g} times the negative log-probability of the first points"
-        return Evidence(f"logps/{role}", _late(sides[role])[0], falls[role], words)
+    if fall > COLLAPSE:
+        words = f"even what is {role} has {fall:.2g} times the negative log-probability of the start"
+        return Evidence(f"logps/{role}", where, fall, words)
     return None
+
+
+def _windows(points: Points) -> Points:
+    """Means of three points, each at the step of the first of them."""
+    return [(points[n][0], fmean(value for _, value in points[n : n + 3])) for n in range(max(1, len(points) - 2))]
+
+
+def _unrest(points: Points) -> float:
+    """The usual change from one point to the next, as a share of the usual value; 0 for few points."""
+    values = [value for _, value in points]
+    usual = abs(median(values))
+    if len(values) < 6 or not usual:
+        return 0.0
+    return median(abs(a - b) for a, b in pairwise(values)) / usual
+
+
+def _fall(run: Run) -> tuple[float, float, str]:
+    """How many times its negative log-probability at the start the side has that fell least, at which step, which side.
+
+    Where rewards and beta are known both models read the same rows, and the worst three points count; else the end is
+    compared with the first points.
+    """
+    beta, sides = run.settings.get("beta"), {}
+    for role in ROLES:
+        logps, rewards = curve(run, f"logps/{role}"), dict(curve(run, f"reward/{role}"))
+        both = [(step, value, rewards[step] / beta) for step, value in logps if beta and step in rewards]
+        start = fmean(value - apart for _, value, apart in both) if both else 0.0
+        if start < 0:
+            sides[role] = {
+                step: 1 + lost / start for step, lost in _windows([(step, apart) for step, _, apart in both])
+            }
+        elif logps and logps[0][1] < 0:
+            sides[role] = {_late(logps)[0]: end_of(logps) / _first(logps)}
+    shared = [step for step in next(iter(sides.values()), ()) if all(step in own for own in sides.values())]
+    least = [min((own[step], step, role) for role, own in sides.items()) for step in shared]
+    return max(least, key=lambda own: own[0], default=(0.0, 0.0, ""))
 
 
 def _first(logps: Points) -> float:
@@ -306,7 +348,7 @@ def inert(run: Run) -> Evidence | None:
     rewards = _rewards(run)
     role, points = max(rewards.items(), key=lambda item: max(abs(value) for _, value in item[1]))
     step, value = max(points, key=lambda point: abs(point[1]))
-    if abs(value) >= THRESHOLDS["inert reward"] or not _moved(run):
+    if abs(value) >= THRESHOLDS["inert reward"] or not _moved(run, 0.3):
         return None
     words = f"no mean reward is further from 0 than {abs(value):.2g} nats, though the log-probabilities moved"
     return Evidence(f"reward/{role}", step, abs(value), words)
@@ -334,38 +376,48 @@ def saturated(run: Run) -> Evidence | None:
 
 
 def dead_baseline(run: Run) -> Evidence | None:
-    """KTO's baseline is clamped at 0 nearly always."""
+    """KTO's baseline is clamped at 0 nearly always, and hides more than a little if it is logged before the clamp."""
     points = curve(run, "kl_baseline")[1:] or curve(run, "kl_baseline")
-    share = fmean(value <= 0 for _, value in points)
-    if share < THRESHOLDS["dead KTO baseline"]:
+    share, lowest = fmean(value <= 0 for _, value in points), min(value for _, value in points)
+    hidden = -fmean(min(0.0, value) for _, value in points)
+    if share < THRESHOLDS["dead KTO baseline"] or (lowest < 0 and hidden < HIDDEN):
         return None
-    return Evidence("kl_baseline", points[0][0], share, f"the baseline is 0 at {share:.0%} of the logged points")
+    below = f", where {hidden:.2g} nats below it are not counted" if hidden else ""
+    return Evidence("kl_baseline", points[0][0], share, f"the baseline is 0 at {share:.0%} of the logged points{below}")
 
 
 def at_chance(run: Run) -> Evidence | None:
-    """The chosen side is above the rejected one no more often than a coin says."""
+    """The chosen side is above the rejected one as often as a coin says, and by no more than the noise of batches.
+
+    The first quarter does not count: the policy has hardly moved there.
+    """
     points = curve(run, "reward/accuracy")
-    late = points[len(points) // 2 :]
-    value = fmean(v for _, v in late)
-    if value >= THRESHOLDS["accuracy at chance"]:
+    late = points[len(points) // 4 :]
+    accuracy = fmean(value for _, value in late)
+    margins = [value for step, value in curve(run, "reward/margin") if step >= late[0][0]]
+    apart = fmean(margins) / (stdev(margins) + 1e-12) if len(margins) > 3 else APART
+    if accuracy + apart / 10 >= THRESHOLDS["accuracy at chance"]:
         return None
-    words = f"chosen is above rejected in {value:.0%} of the pairs of the second half"
-    return Evidence("reward/accuracy", late[0][0], value, words)
+    words = f"chosen is above rejected in {accuracy:.0%} of the pairs from there on"
+    if len(margins) > 3:
+        words += f", and the mean margin is {apart:.2g} times its noise"
+    return Evidence("reward/accuracy", late[0][0], accuracy + apart / 10, words)
 
 
 def stale_reference(run: Run) -> Evidence | None:
-    """Policy and reference differ from the first logged step on, while all that follows changes little."""
-    beta, found = run.settings.get("beta"), []
-    for role, points in _rewards(run).items():
-        (step, first), span = points[0], max(v for _, v in points) - min(v for _, v in points)
-        if first and (beta is None or abs(first) / beta > 1):
-            found.append((abs(first) / (span + 1e-12), step, first, role))
-    if not found:
+    """Policy and reference differ at the first logged step nearly as much as later. Sizes count: batches differ."""
+    beta, sides = run.settings.get("beta"), {role: own for role, own in _rewards(run).items() if len(own) > 3}
+    if not sides:
         return None
-    ratio, step, first, role = max(found)
-    if ratio <= THRESHOLDS["stale reference"]:
+    role = max(sides, key=lambda name: abs(sides[name][0][1]))
+    step, first = sides[role][0]
+    usual = max(median(abs(value) for _, value in points[1:]) for points in sides.values())
+    ratio = abs(first) / usual if usual else 0.0
+    if ratio <= THRESHOLDS["stale reference"] or (beta is not None and abs(first) / beta <= 1):
         return None
-    words = f"the first logged reward of what is {role} is {first:.3g}, {ratio:.2g} times the range of all that follow"
+    words = (
+        f"the first logged reward of what is {role} is {first:.3g}, {ratio:.2g} times the usual size of all that follow"
+    )
     return Evidence(f"reward/{role}", step, ratio, words)
 
 
@@ -397,11 +449,24 @@ def no_fall(run: Run) -> Evidence | None:
     fall, error = _thirds(loss)
     size = abs(loss[0][1]) or 1.0
     flat = fall <= max(2 * error, THRESHOLDS["loss that cannot fall"] * size) and error <= VISIBLE * size
-    still = bool(_rewards(run)) and bool(run.settings.get("beta")) and not _moved(run, 0.05)
-    if not (still or _same_sides(run)) and (not flat or _moved(run)):
+    if _rewards(run) and run.settings.get("beta"):
+        still = not _moved(run, 0.05) or _same_sides(run)
+    else:
+        rewards = [abs(value) for points in _rewards(run).values() for _, value in points]
+        moved = _moved(run) or max(rewards, default=0.0) > 0.05  # that many nats at least, as beta is seldom above 1
+        short = _path(run) < PATH and fall <= 3 * error
+        still = ((flat or short) and not moved) or _same_sides(run)
+    if not still:
         return None
     words = f"the loss went from {start_of(loss):.4g} to {end_of(loss):.4g}: no more than noise"
     return Evidence("loss", loss[0][0], fall / size, words)
+
+
+def _path(run: Run) -> float:
+    """The sum of the learning rates of all steps; infinite where they were not logged."""
+    points = curve(run, "learning_rate")
+    before = [0.0, *(step for step, _ in points)]
+    return sum(abs(rate) * (step - last) for (step, rate), last in zip(points, before, strict=False)) or math.inf
 
 
 def _same_sides(run: Run) -> bool:
@@ -412,28 +477,26 @@ def _same_sides(run: Run) -> bool:
 
 
 def without_beta(run: Run) -> Evidence | None:
-    """log pi = log pi_ref + r / beta: log-probabilities rise by 1 / beta, or 1, for each unit of reward."""
-    beta, xs, ys = run.settings["beta"], [], []
-    for role, points in _rewards(run).items():
+    """log pi = log pi_ref + r / beta, or + r: the log of how much likelier the second is, for batches of other rows.
+
+    The log-probabilities of the reference are taken as normal, with a mean and a variance for each side.
+    """
+    beta, likelier = run.settings["beta"], 0.0
+    rewards = {role: points for role, points in _rewards(run).items() if role in PAIR}
+    largest = max((abs(value) for points in rewards.values() for _, value in points), default=0.0)
+    if beta >= 0.5 or largest < THRESHOLDS["inert reward"]:
+        return None
+    for role, points in rewards.items():
         at = dict(curve(run, f"logps/{role}"))
         own = [(value, at[step]) for step, value in points if step in at]
-        if len(own) < 4:
-            continue
-        middle = fmean(x for x, _ in own), fmean(y for _, y in own)
-        xs += [x - middle[0] for x, _ in own]
-        ys += [y - middle[1] for _, y in own]
-    square = sum(x * x for x in xs)
-    if not square or not beta or beta >= 0.5:
+        if len(own) > 3:
+            with_beta, without = (variance(y - x * slope for x, y in own) + 1e-12 for slope in (1 / beta, 1))
+            likelier += (len(own) - 1) / 2 * math.log(with_beta / without)
+    if likelier <= THRESHOLDS["reward scale without beta"]:
         return None
-    slope = sum(x * y for x, y in zip(xs, ys, strict=True)) / square
-    noise = sum((y - slope * x) ** 2 for x, y in zip(xs, ys, strict=True)) / max(1, len(xs) - 3)
-    error = math.sqrt(noise / square)
-    away = (1 / beta - slope) / error if error else math.inf
-    clear = 1 / beta - 1 >= RESOLUTION * error and abs(slope - 1) <= RESOLUTION * error
-    if not clear or away <= THRESHOLDS["reward scale without beta"]:
-        return None
-    words = f"a reward of 1 goes with {slope:.2g} nats, {away:.2g} standard errors below 1 / beta = {1 / beta:.3g}"
-    return Evidence("reward/chosen", max(s for p in _rewards(run).values() for s, _ in p), away, words)
+    nats = f"1 nat and not with 1 / beta = {1 / beta:.3g}"
+    words = f"a reward of 1 goes with {nats}, by a log-likelihood ratio of {likelier:.2g}"
+    return Evidence("reward/chosen", max(s for p in rewards.values() for s, _ in p), likelier, words)
 
 
 def overfitted(run: Run) -> Evidence | None:

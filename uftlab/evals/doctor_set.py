@@ -1,12 +1,11 @@
 """The labelled set of the doctor: stored runs with a planted fault and healthy ones, and how often the doctor is right.
 
-`benchmarks/doctor.py` makes the set. Half of it is held back: thresholds were chosen on the other half.
+`benchmarks/doctor.py` makes the set. A list of it is held back: rules and thresholds were chosen on the other runs.
 """
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from uftlab.files import DATA
 STORED = DATA / "results" / "doctor.json.gz"
 
 # What else a fault may bring, planted fault -> findings that are then no false alarms. Written before the held-back
-# half was looked at. A loss that grew or a policy that stands still is reported alone.
+# runs were trained. A loss that grew or a policy that stands still is reported alone.
 CONSEQUENCES: dict[str, set[str]] = {
+    "divergence": {"closed gate", "dead KTO baseline", "stale reference", "accuracy at chance"},  # found without a loss
     "ceiling out of reach": {"inert reward"},
     "inert reward": {"ceiling out of reach"},
     "closed gate": {"overfitting of pairs", "likelihood displacement", "length drift"},  # steps are large there
@@ -58,8 +58,8 @@ class Labelled:
 
     @property
     def held_back(self) -> bool:
-        """Whether it belongs to the half that thresholds were not chosen on: by the digest of its name."""
-        return hashlib.blake2b(self.run.name.encode(), digest_size=1).digest()[0] % 2 == 1
+        """Whether it is of the list on which no rule and no threshold was chosen: its name says so."""
+        return self.run.name.rpartition("/")[2].startswith("held-")
 
     @property
     def took(self) -> bool:
@@ -160,25 +160,31 @@ def summary(runs: Sequence[Labelled], blind: bool = False) -> dict[str, int]:
 
 
 def page(runs: Sequence[Labelled]) -> str:
-    """The tables of docs/doctor.md, of both halves."""
+    """The tables of docs/doctor.md: of the held-back runs, and of those on which rules and thresholds were chosen."""
     held_back = summary([run for run in runs if run.held_back])
-    recall, alarms = held_back["found"] / held_back["faulty"], held_back["false alarms"] / held_back["healthy"]
+    recall, alarms = _rates(held_back)
     reached = ["reached" if good else "not reached" for good in (recall >= 0.95, alarms <= 0.05)]
     parts = [
-        "Wanted on the held-back half: at least 95 % of the planted faults found, and a false alarm in at most 5 % of "
+        "Wanted on the held-back runs: at least 95 % of the planted faults found, and a false alarm in at most 5 % of "
         f"the healthy runs. The first is {reached[0]} ({recall:.1%}), the second is {reached[1]} ({alarms:.1%})."
     ]
-    for title, held in (("Held back", True), ("Thresholds were chosen here", False)):
+    for title, held in (("Held back", True), ("Rules and thresholds were chosen here", False)):
         own = [run for run in runs if run.held_back == held]
         parts += [f"**{title}**: {_words(summary(own))}", _table(confusion(own))]
-        second = [run for run in own if run.second_architecture]
-        parts.append(f"Of these, the second architecture alone: {_words(summary(second))}")
+        for name, second in (("The tiny Llamas", False), ("The second architecture", True)):
+            of_one = [run for run in own if run.second_architecture == second]
+            parts.append(f"{name} alone: {_words(summary(of_one))}")
         parts.append(f"Without settings (no beta, no name of the loss): {_words(summary(own, blind=True))}")
     return "\n\n".join(parts)
 
 
+def _rates(own: Mapping[str, int]) -> tuple[float, float]:
+    """The share of faults that are found, and of healthy runs with a false alarm."""
+    return own["found"] / max(1, own["faulty"]), own["false alarms"] / max(1, own["healthy"])
+
+
 def _words(own: Mapping[str, int]) -> str:
-    recall, alarms = own["found"] / max(1, own["faulty"]), own["false alarms"] / max(1, own["healthy"])
+    recall, alarms = _rates(own)
     return (
         f"{own['found']} of {own['faulty']} planted faults are found ({recall:.1%}); {own['false alarms']} of "
         f"{own['healthy']} healthy runs have a false alarm ({alarms:.1%}), {own['serious false alarms']} a serious "

@@ -41,7 +41,7 @@ ALIASES = {  # of others -> ours
     "completions/mean_length": "length/words",  # TRL, trainers that sample; in tokens
     "reward": "score/proxy",  # TRL, trainers that sample; LLaMA-Factory
 }
-STEPS = ("step", "current_steps", "global_step")
+STEPS = ("step", "current_steps", "global_step", "_step", "Step")  # the last two: exports of Weights & Biases
 FILES = ("training.json", "trainer_state.json", "trainer_log.jsonl")
 
 

@@ -480,7 +480,7 @@ ON_SAMPLES: dict[str, Objective] = {
         "Agarwal et al. 2023 (GKD), arXiv 2306.13649; TRL", {"reverse": 1.0}, reference=False, tokens=True,
         distributions=True, verified="T",
         note="TRL's distillation trainer has reverse KL as its default, its GKD trainer the divergence at 1/2.",
-        failure="the teacher is the ceiling; where the student never goes, nothing is learned",
+        failure="the student gets no better than its teacher; where it never goes, nothing is learned",
     ),
     "chord-mu": Objective(
         "chord-mu",

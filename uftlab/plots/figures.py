@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from uftlab.plots import theme
+from uftlab.study import comparisons
 from uftlab.study.fronts import SKILL as FRONT_X
 from uftlab.study.fronts import TRUTH as FRONT_Y
 from uftlab.study.results import HEADLINES, PIPELINES, Interval, at_stage_end, interval
@@ -137,6 +138,7 @@ def before_after(summary: pd.DataFrame, metric: str = "instruction/both") -> go.
         fig.add_trace(line(pair, index, method, at))
     if "base" in rows:
         fig.add_hline(y=rows["base"]["mean"], line_width=1, line_color=theme.INK, annotation_text="base, untrained")
+    fig.update_yaxes(rangemode="tozero")
     return _with_floor(fig, summary, metric).update_xaxes(
         tickvals=[0, 1], ticktext=["after SFT", "after stage two"], range=[-0.15, 1.15], title_text="stage"
     )
@@ -166,6 +168,65 @@ def designs(methods: Sequence[str], steps: int) -> go.Figure:
     return fig.update_yaxes(categoryorder="array", categoryarray=list(methods)[::-1])
 
 
+def contrasts(families: Mapping[str, Sequence[Mapping[str, Any]]]) -> go.Figure:
+    """Differences of methods with intervals, a panel per outcome. What is settled is filled, the rest is open.
+
+    Args:
+        families: what a legend calls it -> rows of `uftlab.study.comparisons.primary`, which have the same comparisons.
+    """
+    rows = [row for own in families.values() for row in own]
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    asked = {row["comparison"]: row["why"] for row in rows}
+    names = {name: f"{why}<br>{name.replace(' minus ', ' − ')}" for name, why in asked.items()}
+    fig = make_subplots(
+        1, len(metrics), shared_yaxes=True, subplot_titles=[_axis(m) for m in metrics], horizontal_spacing=0.05
+    )
+    for column, metric in enumerate(metrics, start=1):
+        for index, (family, own) in enumerate(families.items()):
+            found = pd.DataFrame([row for row in own if row["metric"] == metric])
+            settled = found["verdict"] != "not settled"
+            symbol = theme.SYMBOLS[index]
+            away = (len(families) - 1) / 2 - index  # above and below the line of the contrast
+            dots = go.Scatter(
+                x=found["mean"],
+                y=[list(names).index(name) - 0.24 * away for name in found["comparison"]],
+                error_x=theme.error_bars(found),
+                mode="markers",
+                marker={
+                    "symbol": [symbol if own else f"{symbol}-open" for own in settled],
+                    "size": 14,
+                    "color": theme.COLOURS[index],
+                    "line": {"width": 2.5, "color": theme.COLOURS[index]},
+                },
+                name=family,
+                legendgroup=family,
+                showlegend=column == 1,
+                customdata=[names[name] for name in found["comparison"]],
+                hovertemplate="%{customdata}: %{x:+.3f}<extra></extra>",
+            )
+            fig.add_trace(dots, row=1, col=column)
+        fig.add_vline(x=0, line_width=2, line_color=theme.INK, row=1, col=column)
+    fig.update_yaxes(
+        showgrid=False,
+        tickvals=list(range(len(names))),
+        ticktext=list(names.values()),
+        range=[len(names) - 0.4, -0.6],
+        zeroline=False,
+    )
+    fig.update_xaxes(title_text="difference")
+    title = (
+        "Is it the unified loss, or the mixing?<br>Differences with 95 % intervals; filled: settled, open: not settled"
+    )
+    fig.update_layout(
+        template="uftlab",
+        title={"text": title, "pad": {"t": 35}},
+        height=260 + 75 * len(names),
+        margin={"t": 160, "b": 130},
+        font_size=17,
+    )
+    return fig.update_annotations(font_size=17)
+
+
 def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str, title: str = "") -> go.Figure:
     """Mean over seeds of one metric during training, one line per method. `curves` is `results.curve_summary`."""
     fig = theme.figure(
@@ -176,7 +237,7 @@ def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str, t
     for index, method in enumerate(methods):
         rows = curves[(curves["method"] == method) & (curves["metric"] == metric)].sort_values("step")
         fig.add_trace(line(rows, index, method))
-    return _with_floor(fig, curves, metric)
+    return _with_floor(fig, curves, metric).update_yaxes(rangemode="tozero")
 
 
 def logratios(curves: pd.DataFrame, method: str) -> go.Figure:
@@ -192,21 +253,44 @@ def logratios(curves: pd.DataFrame, method: str) -> go.Figure:
     return fig.add_hline(y=0, line_width=1, line_color=theme.INK)
 
 
-def two_by_two(summary: pd.DataFrame, metric: str) -> go.Figure:
-    """The 2 x 2 design of {sequential, mixed} x {separate losses, unified loss}. Parallel lines: no interaction."""
-    fig = theme.figure(title=f"Is it the loss or the mixing?<br>{label_of(metric)}", y=_axis(metric))
-    rows = {r["method"]: r for r in summary[summary["metric"] == metric].to_dict("records")}
-    cells = {
-        "separate losses (SFT, DPO)": ("sft-then-dpo", "sft-plus-dpo"),
-        "unified loss (UFT, UNA)": ("uft-then-una", "uft"),
-    }
-    for index, (name, pair) in enumerate(cells.items()):
-        both = pd.DataFrame([rows[m] for m in pair if m in rows])
-        more = {"text": list(pair), "hovertemplate": "%{text}: %{y:.3f}<extra></extra>"}
-        fig.add_trace(line(both, index, name, [0.02 * index, 1 + 0.02 * index], **more))
-    return _with_floor(fig, summary, metric).update_xaxes(
-        tickvals=[0, 1], ticktext=["one after the other", "mixed"], range=[-0.2, 1.2], title_text="data"
+def two_by_two(
+    found: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Sequence[str] = comparisons.OUTCOMES
+) -> go.Figure:
+    """The 2 x 2 of {one after the other, mixed} x {separate losses, unified loss}, as differences: a panel per metric.
+
+    One row for each step from corner to corner, see `comparisons.TWO_BY_TWO`. A full mark is settled, a hollow one not.
+
+    Args:
+        found: name of a series -> rows of `comparisons.compare`.
+    """
+    rows = list(comparisons.TWO_BY_TWO)
+    fig = theme.panels(
+        [_axis(metric).partition("<br>")[0] for metric in metrics],
+        [f"difference ({HEADLINES[metric][1]})" for metric in metrics],
+        [""] * len(metrics),
+        title="Is it the mixing or the loss?<br>(full mark: settled; hollow mark: not settled)",
     )
+    for index, (name, own) in enumerate(found.items()):
+        there = {(row["comparison"], row["metric"]): row for row in own}
+        for column, metric in enumerate(metrics, start=1):
+            keys = [(place, there.get((comparisons.TWO_BY_TWO[row], metric))) for place, row in enumerate(rows)]
+            kept = pd.DataFrame([{"place": place, **row} for place, row in keys if row])
+            if kept.empty:
+                continue
+            symbol = theme.SYMBOLS[index]
+            marks = [symbol if verdict != "not settled" else f"{symbol}-open" for verdict in kept["verdict"]]
+            look = {"color": theme.COLOURS[index], "symbol": marks, "size": 15, "line": {"width": 3}}
+            fig.add_scatter(
+                x=kept["mean"], y=kept["place"] + 0.28 * (index - (len(found) - 1) / 2),
+                error_x=theme.error_bars(kept), mode="markers", marker=look, name=name, legendgroup=name,
+                showlegend=column == 1 and len(found) > 1, text=kept["comparison"],
+                hovertemplate="%{text}: %{x:+.3f}<extra></extra>", row=1, col=column,
+            )  # fmt: skip
+    places = list(range(len(rows)))
+    fig.update_yaxes(range=[len(rows) - 0.5, -0.5], tickvals=places, showticklabels=False, zeroline=False)
+    fig.update_yaxes(ticktext=[theme.lines(row, 19) for row in rows], showticklabels=True, tickfont_size=17, col=1)
+    fig.update_xaxes(zeroline=True, zerolinewidth=3, zerolinecolor=theme.INK)
+    return fig.update_layout(height=570, margin={"t": 140} | ({} if len(found) > 1 else {"b": 80}))
 
 
 def by_draw(differences: pd.DataFrame, title: str) -> go.Figure:
@@ -268,7 +352,7 @@ def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]
                 legendgroup=method,
             )
         )
-    return _with_floor(fig, summary, "instruction/both")
+    return _with_floor(fig, summary, "instruction/both").update_yaxes(rangemode="tozero")
 
 
 def distrust(table: pd.DataFrame, trained: Mapping[str, float], name: str) -> go.Figure:
@@ -356,7 +440,7 @@ def fronts(points: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
 
 
 def against_rate(sweep: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
-    """Forgotten pre-training text in all trials of the sweep, against the largest learning rate of a trial's stages.
+    """Old text lost in all trials of the sweep, against the largest learning rate of a trial's stages.
 
     Args:
         sweep: `results.sweep_points` with a column `largest_rate`.
@@ -364,7 +448,7 @@ def against_rate(sweep: pd.DataFrame, methods: Sequence[str]) -> go.Figure:
     metric = "retention/lost"
     fig = theme.figure(
         title="Old text lost in all trials of the tuning",
-        x="largest learning rate of the stages (logarithmic)",
+        x="learning rate; of two stages the larger one<br>(logarithmic)",
         y=_axis(metric),
         xaxis_type="log",
     )
@@ -393,7 +477,7 @@ def matched_rates(points: pd.DataFrame, methods: Sequence[str], metric: str) -> 
     """
     fig = theme.figure(
         title=f"The same learning rate in all stages:<br>{label_of(metric)}",
-        x="learning rate of every stage (logarithmic)",
+        x="learning rate, the same in every stage<br>(logarithmic)",
         y=_axis(metric),
         xaxis_type="log",
     )
@@ -402,6 +486,7 @@ def matched_rates(points: pd.DataFrame, methods: Sequence[str], metric: str) -> 
         groups = same[same["method"] == method].groupby("rate")[metric]
         rows = pd.DataFrame([{"rate": rate, **asdict(interval(own.tolist()))} for rate, own in groups])
         fig.add_trace(line(rows, index, method, "rate"))
+    fig.update_yaxes(rangemode="tozero")
     ticks = sorted(same["rate"].unique().tolist())
     return fig.update_xaxes(tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
 
@@ -607,6 +692,6 @@ def calibration(
                 labelled = top
         ink = {"color": theme.INK, "width": 2, "dash": "solid"}
         last = column == len(groups)
-        fig.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="honest", line=ink, showlegend=last, **place)
+        fig.add_scatter(x=[0, 1], y=[0, 1], mode="lines", name="calibrated", line=ink, showlegend=last, **place)
     fig.update_xaxes(range=[0, 1.02])
     return fig.update_yaxes(range=[0, 1.02])

@@ -22,6 +22,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.subplots import make_subplots
 
+from uftlab.errors import InputError
 from uftlab.files import write_atomically
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -127,6 +128,19 @@ def figure(*traces: Any, title: str = "", x: str = "", y: str = "", **layout: An
     return fig.update_layout(**layout)
 
 
+def fitted_axis(title: str, values: Sequence[float]) -> dict[str, Any]:
+    """Properties of a linear axis that fits its values. The title says where the axis starts, if 0 is not on it.
+
+    >>> fitted_axis("objective", [1.0, 3.0])
+    {'title_text': 'objective<br>(the axis starts at 0.9)', 'range': [0.9, 3.1]}
+    """
+    low, high = min(values), max(values)
+    room = 0.05 * (high - low) or 0.5
+    low, high = low - room, high + room
+    said = "" if low <= 0 <= high else f"<br>(the axis starts at {low:.2g})"
+    return {"title_text": title + said, "range": [low, high]}
+
+
 def error_bars(rows: pd.DataFrame) -> dict[str, Any]:
     """Error bars from the columns mean, low and high. A row without an interval (a single seed) has no bar."""
     up, down = ((rows[end] - rows["mean"]).astype(float).abs().fillna(0).tolist() for end in ("high", "low"))
@@ -222,3 +236,20 @@ def write_plotly_js(folder: Path) -> Path:
     path = Path(folder) / "plotly.min.js"
     write_atomically(path, get_plotlyjs())
     return path
+
+
+def write_images(figures: Sequence[go.Figure], paths: Sequence[Path], width: int, asked: str) -> None:
+    """Write figures as PNG, for readers of pages that run no JavaScript.
+
+    Raises:
+        InputError: naming what `asked` for it, when kaleido or its Chromium is missing.
+    """
+    heights = [figure.layout.height or HEIGHT for figure in figures]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        files = [str(path) for path in paths]
+        pio.write_images(fig=list(figures), file=files, width=[width] * len(files), height=heights)
+    except (ImportError, ValueError, RuntimeError) as error:
+        remedy = "Install kaleido and Chromium (Debian: apt-get install chromium)"
+        raise InputError(asked, "have kaleido and a browser to draw with", error, remedy) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import html
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -39,9 +40,13 @@ STYLE = """<style>
 .uftlab .uftlab-number > .widget-text > label { grid-area: label; }
 .uftlab .uftlab-number > .widget-text > input { grid-area: field; width: auto; min-width: 0; }
 .uftlab .uftlab-number > .widget-slider { grid-area: slider; width: auto; min-width: 0; padding-left: 12px; }
+.uftlab .uftlab-notes, .uftlab .uftlab-notes .widget-html-content { height: auto; line-height: 1.4; font-size: 15px; }
+.uftlab .uftlab-notes ul { margin: 4px 0; padding-left: 18px; max-height: 220px; overflow: auto; }
+.uftlab .uftlab-notes summary { cursor: pointer; }
 .uftlab .noUi-handle { border: 2px solid #0072B2; }
 .uftlab .noUi-handle:focus-visible, .uftlab button:focus-visible, .uftlab select:focus-visible,
-.uftlab input:focus-visible { outline: 3px solid #E69F00 !important; outline-offset: 2px; }
+.uftlab input:focus-visible, .uftlab summary:focus-visible { outline: 3px solid #E69F00 !important;
+  outline-offset: 2px; }
 body[data-jp-theme-light="false"] .uftlab select { background-image: url("data:image/svg+xml,\
 <svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'><path d='M3 6l6 6 6-6' stroke='white' fill='none'/>\
 </svg>"); }
@@ -323,6 +328,17 @@ class _Figure(anywidget.AnyWidget):
     )
 
 
+class Box(ipywidgets.VBox):
+    """A widget with a static twin, `still`: HTML for `nbconvert` and for viewers that have no kernel."""
+
+    still = ""
+
+    def _repr_mimebundle_(self, **how: Any) -> dict[str, Any]:
+        """The widget, its twin, and the words of the twin."""
+        words = " ".join(html.unescape(re.sub(r"<style>.*?</style>|<[^>]+>", " ", self.still, flags=re.S)).split())
+        return {"text/html": self.still, **super()._repr_mimebundle_(**how), "text/plain": words}
+
+
 class Explorer(ipywidgets.VBox):
     """What `explore` returns. Where no widget can be shown, the first figure is.
 
@@ -367,6 +383,7 @@ def explore(
     controls: Mapping[str, ipywidgets.ValueWidget],
     describe: Callable[..., str],
     headless: bool = False,
+    notes: str = "",
 ) -> Explorer | go.Figure:
     """A figure that follows its controls, and a line with the key numbers in words.
 
@@ -380,6 +397,7 @@ def explore(
         headless: True gives the static twin: `figure_fn` at the first values of the controls. Its `layout.meta` has the
             controls (`specification`) and the line, so that an exported page can make them again
             (`uftlab.course.live`).
+        notes: HTML below the controls, for instance what the words of a menu mean, folded (`uftlab.course.methods`).
     """
     unnamed = [name for name, control in controls.items() if not control.description]
     if unnamed:
@@ -392,7 +410,8 @@ def explore(
     if headless:
         return go.Figure(first).update_layout(meta={"controls": specification(controls), "words": describe(**values())})
     drawn, spoken = _Drawn(first), Spoken(text=describe(**values()))
-    grid = ipywidgets.Box([_row(control) for control in controls.values()]).add_class("uftlab-controls")
+    rows = [_row(control) for control in controls.values()] + _notes(notes)
+    grid = ipywidgets.Box(rows).add_class("uftlab-controls")
     figure = ipywidgets.VBox([ipywidgets.HTML(WAIT), _Figure(drawn=drawn.model_id)]).add_class("uftlab-figure")
     desk = ipywidgets.Box([grid, spoken.add_class("uftlab-line"), figure]).add_class("uftlab-desk")
     box = Explorer([ipywidgets.HTML(STYLE), desk, _Names(layout={"display": "none"})]).add_class("uftlab")
@@ -407,6 +426,11 @@ def explore(
         control.observe(follow, names="value")
     _spare_the_collector()
     return box
+
+
+def _notes(notes: str) -> list[ipywidgets.HTML]:
+    """Explanations below the controls, if there are any."""
+    return [ipywidgets.HTML(notes).add_class("uftlab-notes")] if notes else []
 
 
 # ------------------------------------------------------------------------------ a guess before the answer
@@ -434,10 +458,11 @@ def predict(
     """
     if answer not in options:
         raise InputError("The answer", f"be one of {list(options)}", repr(answer), "Correct the question")
+    choices = " / ".join(html.escape(option) for option in options)
+    folded = f"<details><summary>Answer</summary><b>{html.escape(answer)}</b>. {html.escape(because)}</details>"
+    still = Folded(f"<p><b>{html.escape(question)}</b> {choices}</p>{folded}")
     if headless:
-        choices = " / ".join(html.escape(option) for option in options)
-        folded = f"<details><summary>Answer</summary><b>{html.escape(answer)}</b>. {html.escape(because)}</details>"
-        return Folded(f"<p><b>{html.escape(question)}</b> {choices}</p>{folded}")
+        return still
     buttons = ipywidgets.ToggleButtons(options=list(options), value=None, description="Your guess:")
     grid = ipywidgets.VBox([_row(buttons)]).add_class("uftlab-controls")
     spoken = Spoken(text="Choose before you read on.").add_class("uftlab-line")
@@ -450,32 +475,34 @@ def predict(
 
     buttons.observe(reveal, names="value")
     asked = ipywidgets.HTML(f"{STYLE}<b>{html.escape(question)}</b>")
-    box = ipywidgets.VBox([asked, grid, spoken, _Names(layout={"display": "none"})]).add_class("uftlab")
-    box.buttons, box.spoken = buttons, spoken
+    box = Box([asked, grid, spoken, _Names(layout={"display": "none"})]).add_class("uftlab")
+    box.buttons, box.spoken, box.still = buttons, spoken, still
     return box
 
 
 # ------------------------------------------------------------------------------ what the doctor says
 
 
-def doctor(reports: Mapping[str, Report], headless: bool = False) -> ipywidgets.VBox | Folded:
+def doctor(reports: Mapping[str, Report], headless: bool = False, notes: str = "") -> ipywidgets.VBox | Folded:
     """What the doctor says of several runs (`uftlab.evals.doctor.diagnose`), one at a time, chosen from a list.
 
     Args:
         reports: name for the reader -> report; at least one.
         headless: True gives all of them, one below the other, each folded but the first.
+        notes: see `explore`.
 
     Returns:
         A box with the attributes `chosen`, `spoken` and `shown`. With `headless` a piece of HTML.
     """
     if not reports:
         raise InputError("Runs to show", "be at least one", "none", "Name a run")
+    folded: list[str] = []
+    for name, own in reports.items():
+        summary = f"<summary><b>{html.escape(name)}</b></summary>"
+        folded.append(f"<details{'' if folded else ' open'}>{summary}{_findings(own)}</details>")
+    still = Folded("".join(folded))
     if headless:
-        parts: list[str] = []
-        for name, own in reports.items():
-            summary = f"<summary><b>{html.escape(name)}</b></summary>"
-            parts.append(f"<details{'' if parts else ' open'}>{summary}{_findings(own)}</details>")
-        return Folded("".join(parts))
+        return still
     chosen, spoken, shown = choice("run", list(reports)), Spoken(), ipywidgets.HTML()
 
     def follow(_: object = None) -> None:
@@ -485,10 +512,10 @@ def doctor(reports: Mapping[str, Report], headless: bool = False) -> ipywidgets.
 
     follow()
     chosen.observe(follow, names="value")
-    grid = ipywidgets.VBox([_row(chosen)])
+    grid = ipywidgets.VBox([_row(chosen), *_notes(notes)])
     parts = [ipywidgets.HTML(STYLE), grid, spoken, shown, _Names(layout={"display": "none"})]
-    box = ipywidgets.VBox(parts).add_class("uftlab")
-    box.chosen, box.spoken, box.shown = chosen, spoken, shown
+    box = Box(parts).add_class("uftlab")
+    box.chosen, box.spoken, box.shown, box.still = chosen, spoken, shown, still
     return box
 
 

@@ -10,10 +10,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from uftlab.files import write_atomically
 from uftlab.losses.weights import ewc_to_start, l2_to_start
 from uftlab.models.fisher import TEXTS
+from uftlab.objectives import curves
 from uftlab.objectives.objective import VERIFIED, Objective
+from uftlab.objectives.registry import OBJECTIVES
 from uftlab.reports.tables import markdown
 from uftlab.rows.table import KINDS
 from uftlab.training.catalogue import all_methods
@@ -26,9 +30,11 @@ HEAD = "<!-- made by `uftlab methods --cards docs/methods`: change the registry 
 
 
 def cards() -> dict[str, str]:
-    """File name -> text, for every method that trains, and for an index."""
+    """File name -> text, for every method that trains, for an index, and for a list of all losses."""
     methods = [method for method in all_methods().values() if method.stages]
-    return {"README.md": _index(methods)} | {f"{method.name}.md": card(method) for method in methods}
+    return {"README.md": _index(methods), "losses.md": losses()} | {
+        f"{method.name}.md": card(method) for method in methods
+    }
 
 
 def write_cards(folder: Path) -> list[Path]:
@@ -63,6 +69,32 @@ def card(method: Method) -> str:
     parts += ["## Known failure", *failures]
     parts += ["## Source", *(_source(own) for own in method.sourced)]
     return "\n\n".join(parts) + "\n"
+
+
+def losses() -> str:
+    """A page with every loss of the registry: what it is, and its loss and pull on one good completion.
+
+    The completion has 16 tokens and 40 nats under the reference, and beta is 0.1, as in notebook 02. SFT on summed
+    log-probabilities then has a loss of 40 and a pull of 1.
+    """
+    start, rows = torch.zeros(1, dtype=torch.float64), []
+    for name, objective in OBJECTIVES.items():
+        for kind in dict.fromkeys(objective.kinds):
+            summary, reason = objective.summary.replace("|", "\\|"), curves.why_not(name, kind)
+            numbers = ["-", "-"]
+            if not reason:
+                curve = curves.registered_curve(name, start, kind, beta=0.1, tokens=16, reference_logps=-40.0)
+                numbers = [f"{values.item() + 0.0:.3g}" for values in (curve.loss, curve.pull)]
+            rows.append([f"[{name}]({name}.md)", kind, summary + (f" (*{reason}*)" if reason else ""), *numbers])
+    intro = (
+        "Every loss of the registry on one good completion: a demonstration, the chosen side of a pair, label 1 or "
+        "score 1. It has 16 tokens and 40 nats under the reference, the policy is still the reference, and β is 0.1. "
+        "The pull is -dL/dlog π(y|x): how strongly a step of gradient descent makes the completion likelier. "
+        "[Notebook 2](../../notebooks/02_losses.ipynb) draws both as curves. Where one completion is not enough, the "
+        "reason is in brackets and the numbers are missing. [All methods](README.md)."
+    )
+    head = ["loss", "on a", "what it is", "loss", "pull"]
+    return "\n\n".join([HEAD, "# All losses", intro, markdown(head, rows)]) + "\n"
 
 
 def equation_of(function: Callable) -> str:
@@ -188,8 +220,7 @@ def _index(methods: list[Method]) -> str:
         "Groups: *paper* and *control* are the study's methods (`uftlab run --methods all`); *loss* is one loss of the "
         "registry on the one table that it learns from, for the whole budget; *pipeline* and *online* are recipes "
         "around the losses (`uftlab.training.recipes`); *recent* methods are of 2025 and 2026 or asked for since; "
-        "*question* are the controls of one question. [TRL's losses beside ours](../trl.md). Verified by, "
-        + letters
-        + "."
+        "*question* are the controls of one question. [All losses on one completion](losses.md); [TRL's losses beside "
+        "ours](../trl.md). Verified by, " + letters + "."
     )
     return "\n\n".join([HEAD, "# Methods", intro, markdown(head, rows)]) + "\n"

@@ -54,7 +54,7 @@ def write_report(path: Path, trials: list[dict[str, Any]]) -> Path:
         parts += ["<h2>What stage two takes away</h2>", _figure(figures.before_after(summary))]
     if {"sft-then-dpo", "sft-plus-dpo", "uft-then-una", "uft"} <= set(present):
         parts.append("<h2>The loss or the mixing?</h2>")
-        parts += [_figure(figures.two_by_two(summary, metric)) for metric in comparisons.OUTCOMES]
+        parts.append(_figure(figures.two_by_two({"": comparisons.compare(frame)})))
     if len(along):
         wanted = ["sft-full", "sft-then-dpo", "uft", "uft-cross-entropy", "sft-plus-dpo"]
         shown = [m for m in present if m in wanted] or [m for m in present if m != "base"]

@@ -182,7 +182,7 @@ def predicted(frame: pd.DataFrame) -> str:
             numbers = [row[kind, where] for where in ("across methods", "within methods") for kind in ("rho", "r2")]
             told = ["–" if pd.isna(n) else f"{n:.2f}" for n in numbers]
             lines.append([outcome, str(predictor), *told, _correlation(skill.loc[(outcome, predictor)])])
-    heads = ["forgotten", "predictor", "ρ across", "R² across", "ρ within methods", "R² within methods"]
+    heads = ["what is lost", "predictor", "ρ across", "R² across", "ρ within methods", "R² within methods"]
     heads.append("ρ at equal skill, 95 % interval")
     return (
         f"{trials} trials of the map. ρ is Spearman's; R² is on ranks, of trials that the fit has not seen. KL is per "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from uftlab.errors import InputError
 from uftlab.files import write_atomically
 from uftlab.reports.study import study_page
 from uftlab.reports.tables import LIMITS, cell, linked, markdown, skills_table, untuned
@@ -20,6 +21,7 @@ from uftlab.training.catalogue import PIPELINE_METHODS, RECENT_METHODS, all_meth
 
 HEAD = "<!-- made by `uftlab results --study ... --page ...`: run the study again instead -->"
 SHOWN = ("instruction/both", "truth/knowledge", "truth/cued", "plain/mc2", "retention/lost", "length/words")
+FINDING_WIDTH = 1200  # pixels
 CARDS = "methods"  # from docs/
 TOLD = (*comparisons.OUTCOMES, "retention/lost")
 MORE_LIMITS = (
@@ -150,6 +152,22 @@ def _read(path: Path) -> dict[str, Any] | None:
 def write_page(path: Path, trials: list[dict[str, Any]]) -> Path:
     """Write the page of a study (`page_of`) and return its path."""
     write_atomically(path, page_of(trials))
+    return path
+
+
+def write_finding(path: Path, trials: list[dict[str, Any]]) -> Path:
+    """Draw the primary comparisons of a study as a PNG; beside them, in stored worlds, those with all four tunings."""
+    from uftlab.plots import figures, theme
+
+    families = {"as planned: one tuning in each world": comparisons.primary(results.tidy(trials))}
+    stored = results.load(crossed.STORED)
+    if crossed.beside(trials, stored):
+        name = "looked at again: every world with four tunings"
+        families[name] = comparisons.primary(crossed.table(trials, stored))
+    if not families["as planned: one tuning in each world"]:
+        wanted = ", ".join(crossed.METHODS)
+        raise InputError("A study to draw", f"have two of {wanted}", "none of their comparisons", "Run them")
+    theme.write_images([figures.contrasts(families)], [path], FINDING_WIDTH, "--figure")
     return path
 
 

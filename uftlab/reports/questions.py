@@ -188,7 +188,13 @@ def _self_distillation(rows: Rows) -> list[str]:
         first += "settled. So the rows may be the reason, and not the student's own samples."
     else:
         first = "**That self-distillation forgets less is not settled.**"
-    return [first, *(_told(rows, contrast, QUESTIONS["self_distillation"].outcomes) for contrast in contrasts)]
+    forgets = {1: "forgets less", -1: "forgets more", 0: "is not settled to forget more or less"}
+    teaches = {1: "teaches more truth", -1: "teaches less truth", 0: "is not settled to teach more or less truth"}
+    told = [
+        f"Against {contrast.split(' minus ')[1]} it {forgets[kept]} and {teaches[learned]}."
+        for contrast, kept, learned in zip(contrasts, keeps, taught, strict=True)
+    ]
+    return [first, *told, *(_told(rows, contrast, QUESTIONS["self_distillation"].outcomes) for contrast in contrasts)]
 
 
 ANSWERS: dict[str, Callable[[Rows], list[str]]] = {
@@ -212,6 +218,10 @@ MORE_LIMITS: dict[str, tuple[str, ...]] = {
         "The cue can teach what careful sources say and nothing else. `sft-full` learns instructions, too.",
         "At equal skill the page takes truth on contested facts for the skill, because two of the three methods see no "
         "instruction's answer. The plan had named followed and correct.",
+        "The comparison at the same learning rate is not of the plan. It was added after the tuned result had been "
+        "read.",
+        "The teacher follows the student by 0.01 in each step, as in the paper. A teacher that stays (TRL's default) "
+        "was not tried.",
     ),
 }
 

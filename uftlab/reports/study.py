@@ -168,6 +168,7 @@ def _all_tunings(
         *[f"- {line}." for line in changed],
         "What the plan's rule says of these:",
         *[f"- {line}" for line in answers(rows)],
+        f"In one sentence: {comparisons.closing(rows)}",
     ]
 
 
@@ -234,8 +235,9 @@ def _tuning(sweep: list[dict[str, Any]]) -> str:
         ["method", "worth of the choice, by draw", "median of all its trials", "learning rates chosen, by draw"], lines
     )
     return (
-        f"{len(sweep)} trials. Worth is followed and correct + truth over its ceiling. {beyond} of {count} choices "
-        f"have a learning rate outside of the first box; the second round may go there.\n\n{table}"
+        f"{len(sweep)} trials. Worth is followed and correct + truth over the base's truth when asked for careful "
+        f"sources. {beyond} of {count} choices have a learning rate outside of the first box; the second round may go "
+        f"there.\n\n{table}"
     )
 
 

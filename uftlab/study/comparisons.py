@@ -58,7 +58,7 @@ COMPARISONS: tuple[tuple[str, str, str], ...] = (
     ("sft-then-dpo-l2", "sft-then-dpo", "a pull to the end of stage one"),
 )
 
-# What came out, in short: comparison and metric of each sentence in the README, in its order.
+# What came out, in short: comparison and metric of each sentence in docs/results/README.md, in its order.
 IN_SHORT: tuple[tuple[str, str], ...] = (
     *((f"{method} minus {minus}", metric) for metric in OUTCOMES for method, minus, _ in PRIMARY),
     (f"sft-then-dpo minus {ITSELF}", "instruction/both"),
@@ -70,6 +70,14 @@ IN_SHORT: tuple[tuple[str, str], ...] = (
 # Of the 2 x 2, beside the comparisons above: the name that the stored summaries carry, and what a table calls it.
 INTERACTION_OF = ("mixing under uft", "mixing under sft and dpo", "interaction of the 2 x 2")
 INTERACTION = "mixing under uft minus mixing under sft and dpo"
+# Of the 2 x 2: what a reader calls each step from corner to corner, and its comparison.
+TWO_BY_TWO = {
+    "mixing, under separate losses": "sft-plus-dpo minus sft-then-dpo",
+    "mixing, under the unified loss": "uft minus uft-then-una",
+    "the unified loss, one after the other": "uft-then-una minus sft-then-dpo",
+    "the unified loss, mixed": "uft minus sft-plus-dpo",
+    "both together: the paper's claim": "uft minus sft-then-dpo",
+}
 _SIZES = {"higher": "larger", "lower": "smaller", "not settled": "not settled"}
 
 # The same for the study "pipelines", named before it was run; the methods above that it needs are part of it.
@@ -273,6 +281,30 @@ def _digits(value: float, sign: str = "") -> str:
 def findings(frame: pd.DataFrame, metrics: tuple[str, ...] = OUTCOMES) -> list[str]:
     """The sentences of the named comparisons on the given metrics, in the order in which they were named."""
     return [sentence(row) for row in compare(frame) if row["metric"] in metrics]
+
+
+def closing(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The answer of the study in one sentence. README, notebooks, glossary and page all close with these words.
+
+    Args:
+        rows: of `primary`, for all worlds with all tunings (`uftlab.study.crossed`).
+    """
+    found = {row["comparison"]: row for row in rows if row["metric"] == "instruction/both"}
+    mixing, loss = found["sft-plus-dpo minus sft-then-dpo"], found["uft minus sft-plus-dpo"]
+
+    def numbers(row: Mapping[str, Any]) -> str:
+        return f"({_digits(row['mean'], '+')}, 95 % interval {_digits(row['low'])} to {_digits(row['high'])})"
+
+    first = {
+        "higher": "makes a model follow more instructions correctly",
+        "lower": "makes a model follow fewer instructions correctly",
+        "not settled": "is not settled to change how many instructions a model follows correctly",
+    }[mixing["verdict"]]
+    second = {"higher": "adds to that", "lower": "takes away from that", "not settled": "adds nothing that is settled"}
+    return (
+        f"Mixing demonstrations with feedback {first} {numbers(mixing)}, and the unified loss "
+        f"{second[loss['verdict']]} {numbers(loss)}."
+    )
 
 
 # ------------------------------------------------------------------------------------------ at equal skill

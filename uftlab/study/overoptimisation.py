@@ -23,12 +23,12 @@ from uftlab.models.policies import frozen_copy, load_base, tiny_tokenizer
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Tokens
 from uftlab.training.methods import Stage
-from uftlab.training.reward_functions import Reward, train_reward_model, world_reward
+from uftlab.training.reward_functions import Reward, RewardModel, train_reward_model, world_reward
 from uftlab.training.stages import Job, layout, run
 from uftlab.world.world import World, pairs
 
 STORED = DATA / "results" / "overoptimisation.json"
-BETAS, SEEDS = (0.0, 0.1), range(5)
+BETAS, SEEDS, RATED = (0.0, 0.1), range(5), 64
 
 
 def _point(
@@ -42,8 +42,21 @@ def _point(
     return {"step": step, **means}, said
 
 
+def reward_model(seed: int, rated: int = RATED) -> RewardModel:
+    """A reward model from the first `rated` pairs of a world; few, so that it is wrong about much."""
+    table = from_rows(pairs(World(seed).feedback(rated)))
+    set_seed(seed)
+    with tempfile.TemporaryDirectory(prefix="uftlab-") as folder:
+        return train_reward_model(load_base(seed), Tokens(tiny_tokenizer()), table, folder, steps=60, seed=seed)
+
+
+def held_out_prompts(seed: int) -> list[str]:
+    """Questions about creatures that the reward model has not seen, each once."""
+    return list(dict.fromkeys(r["prompt"] for r in World(seed).feedback(120, "validation")))
+
+
 def provoke(
-    seed: int = 0, beta: float = 0.0, steps: int = 160, rated: int = 64, every: int = 10, learning_rate: float = 2e-3
+    seed: int = 0, beta: float = 0.0, steps: int = 160, rated: int = RATED, every: int = 10, learning_rate: float = 2e-3
 ) -> dict[str, Any]:
     """Train a reward model on `rated` pairs of a world, RLOO against it, and measure both scores on the way.
 
@@ -56,14 +69,10 @@ def provoke(
         answer) on questions about creatures that the reward model has not seen, and a few `answers` at the end.
     """
     world, tokens = World(seed), Tokens(tiny_tokenizer())
-    set_seed(seed)
+    proxy, prompts = reward_model(seed, rated), held_out_prompts(seed)
     policy: Any = frozen_copy(load_base(seed)).requires_grad_(True)
-    table = from_rows(pairs(world.feedback(rated)))
-    prompts = list(dict.fromkeys(r["prompt"] for r in world.feedback(120, "validation")))
     asked = from_rows(pairs(world.feedback(1000)))
     stage = Stage("rloo", 0.0, 1.0, "rloo", (("refresh", 1.0), ("completions", 4.0)))
-    with tempfile.TemporaryDirectory(prefix="uftlab-") as folder:
-        proxy = train_reward_model(policy, tokens, table, folder, steps=60, seed=seed)
     start, at = flatten(policy.state_dict(), layout()), range(every, steps + 1, every)
     settings = {"learning_rate": learning_rate, "beta": beta}
     job = Job(start, stage, {"feedback": asked}, settings, steps, seed, proxy, snapshots_at=at)

@@ -94,8 +94,9 @@ QUESTIONS: dict[str, Question] = {
                 ("sdft", "sft-full", "self-distillation, for SFT on demonstrations"),
             ),
             ("truth/mc2", "retention/lost", "plain/mc2"),
-            ("instruction/both", "truth/cued", "length/words"),
+            ("truth/knowledge", "truth/cued", "instruction/both", "length/words"),
             "truth/mc2",
+            matched=(("sdft", "cue-sft"),),
         ),
     )
 }

@@ -1,7 +1,7 @@
 """Equal care: four tunings of every method, each of eighteen trials that vary all its stages at once.
 
 The rule: on the validation creatures of a world that no result is reported from, choose the settings with the
-largest sum of instruction/both (its ceiling is 1) and truth/mc2 over what the base model answers when asked for
+largest sum of instruction/both (1 at most) and truth/mc2 over what the base model answers when asked for
 careful sources (truth/cued). The rule is the same for every method. A tuning has two rounds. The first lays twelve
 points over the whole space, evenly (scrambled Sobol). The second lays six in a box around the best of them, half as
 wide in each direction; the box may pass the edges of the space. The best of the eighteen is chosen. Each of the four
@@ -67,13 +67,13 @@ def _placed(dimension: Dimension, at: float, centre: float | None) -> float:
     return float(value) if dimension.step else float(f"{value:.3g}")
 
 
-def worth(metrics: dict[str, float], ceiling: float) -> float:
-    """What the rule maximises: instruction/both + truth/mc2 / what the base knows. 2 is the ceiling of both."""
-    return metrics["instruction/both"] + metrics["truth/mc2"] / ceiling
+def worth(metrics: dict[str, float], base_truth: float) -> float:
+    """What the rule maximises: instruction/both + truth/mc2 / what the base knows. About 2 at most."""
+    return metrics["instruction/both"] + metrics["truth/mc2"] / base_truth
 
 
 def base_trials() -> list[Trial]:
-    """The base model in the world of each draw: its truth/cued is the ceiling of truth."""
+    """The base model in the world of each draw: truth is divided by its truth/cued."""
     return [_trial("base", draw, []) for draw in range(DRAWS)]
 
 

@@ -16,14 +16,14 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from itertools import chain
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 from uftlab.errors import InputError
-from uftlab.files import check_writable, remove_left
+from uftlab.files import check_writable, locked, remove_left
 from uftlab.objectives.objective import Objective
 from uftlab.objectives.registry import OBJECTIVES, SHIPPED
 from uftlab.study.cohort import run_cohort
@@ -184,7 +184,9 @@ def _pool(
     """Cohorts with their results, or why they have none, as they finish. No process is left behind."""
     executor = ProcessPoolExecutor(count, _context(), start_worker, (handed,))
     try:
-        running: dict[Future, list[Trial]] = {executor.submit(run_cohort, group, folder): group for group in groups}
+        running: dict[Future, list[Trial]] = {
+            executor.submit(run_missing, run_cohort, group, folder): group for group in groups
+        }
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED)[0]:
                 error = future.exception()
@@ -195,6 +197,26 @@ def _pool(
         executor.shutdown(wait=False, cancel_futures=True)
         raise
     executor.shutdown()
+
+
+def run_missing(
+    run: Callable[[Sequence[Trial], Path], list[dict[str, Any]]], trials: Sequence[Trial], folder: Path
+) -> list[dict[str, Any]]:
+    """Results of trials, those that another command on the same folder is running awaited and not run again.
+
+    The system gives a lock back when its process ends, however it ends.
+    """
+    (folder / "trials").mkdir(parents=True, exist_ok=True)
+    locks = {trial: locked(trial.path(folder)) for trial in trials}
+    with ExitStack() as held:
+        for lock in sorted(locks.values(), key=lambda lock: lock.lock_file):  # in one order: none waits for ever
+            with suppress(NotImplementedError):  # a file system without locks: then work may be done twice
+                held.enter_context(lock)
+        missing = [trial for trial in trials if not is_done(trial, folder)]
+        made = dict(zip(missing, run(missing, folder) if missing else (), strict=True))
+        for lock in locks.values():  # whoever comes now finds the trial
+            Path(lock.lock_file).unlink(missing_ok=True)
+        return [made[trial] if trial in made else read_trial(trial.path(folder)) for trial in trials]
 
 
 def cohorts(trials: Sequence[Trial], device: str) -> list[list[Trial]]:

@@ -6,12 +6,14 @@ Everything that a run needs to go on lies in its folder: `training.json` says wh
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,14 +22,14 @@ from typing import Any
 import platformdirs
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from uftlab.engine.trainer import Lines, check_parts, process
 from uftlab.errors import InputError
-from uftlab.files import write_atomically
+from uftlab.files import read_json, write_atomically
 from uftlab.models.generation import answers
 from uftlab.models.logps import read_logps, shares_prompts
 from uftlab.models.policies import load_policy, load_weights, tiny_config, with_adapter, with_lora
@@ -38,13 +40,13 @@ from uftlab.rows.sources import load_table, read_rows
 from uftlab.rows.table import overlap
 from uftlab.rows.tokens import Example, RememberingTokens, Tokens, interleave
 from uftlab.training.catalogue import method_named
-from uftlab.training.configuration import TrainConfig
+from uftlab.training.configuration import TrainConfig, check_size, told
 from uftlab.training.methods import Method, Stage, plan, stage_defaults
 from uftlab.training.recipes import share_of_a_step, sources
+from uftlab.training.record import RECORD, read_record, read_stage
 from uftlab.training.settings import LEARNING_RATE_ALL_WEIGHTS, LEARNING_RATE_LORA, chosen_settings, tuned_settings
 from uftlab.training.stages import Job, check_recipes, run, usual_device
 
-RECORD = "training.json"
 WORK = ".training"
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # of a divided model, in the first process
 SHOWN = 2  # rows of each table that a dry run decodes
@@ -91,12 +93,24 @@ def train_checkpoint(config: TrainConfig, say: Say = print, resume: bool = False
         describe(made, say)
         return out
     process().wait_for_everyone()  # else a slow process would find the folder that a quick one has filled
-    if main:
-        out.mkdir(parents=True, exist_ok=True)
-        _record(out, made, "unfinished", [])
-    process().wait_for_everyone()
-    _train(made, out, say, resume)
+    with _saved_in(out, "Free space, then give --resume with this --out alone"):
+        if main:
+            out.mkdir(parents=True, exist_ok=True)
+            _record(out, made, "unfinished", [])
+        process().wait_for_everyone()
+        _train(made, out, say, resume)
     return out
+
+
+@contextlib.contextmanager
+def _saved_in(out: Path, remedy: str) -> Iterator[None]:
+    """A disk that is full is one clear error, whichever library meets it."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not re.search(r"(os error |Errno )(27|28|122)\b|PytorchStreamWriter|inline_container\.cc", str(error)):
+            raise
+        raise InputError(f"The folder {out}", "have space for the model", "a full disk, or a limit", remedy) from None
 
 
 def merge(model: str, out: Path) -> Path:
@@ -107,9 +121,14 @@ def merge(model: str, out: Path) -> Path:
     """
     _check_folder(out)
     policy, tokenizer = load_policy(model)
-    _save_policy(policy, out / WORK / "final")
-    tokenizer.save_pretrained(out / WORK / "final")
-    _move(out)
+    try:
+        with _saved_in(out, "Free space, then give the same command again"):
+            _save_policy(policy, out / WORK / "final")
+            tokenizer.save_pretrained(out / WORK / "final")
+            _move(out)
+    except BaseException:
+        shutil.rmtree(out / WORK, ignore_errors=True)  # else the folder would not be empty the next time
+        raise
     return out
 
 
@@ -172,6 +191,7 @@ def prepared(config: TrainConfig, say: Say = print) -> Prepared:
             all_rows = [example for own in rows[-1][0] for example in own]
             check_parts(objective_named(stage.objective), all_rows, config.tokens_per_device, shares_prompts(policy))
     steps = config.steps or _steps_of(rows, config.epochs) or 100
+    check_size("--steps" if config.steps else "--epochs", steps, config.batch)
     if steps < len(method.stages):
         raise InputError("--steps", f"be at least {len(method.stages)}, one a stage", steps, "Raise it")
     shares = _shares(steps, [stage.budget for stage, _ in stages])
@@ -252,7 +272,7 @@ def _check_folder(out: Path) -> None:
     for parent in (out, *out.parents):
         if parent.exists() and not parent.is_dir():
             raise InputError("The output folder", "not lie below a regular file", parent, "Choose another --out")
-    if (out / RECORD).is_file() and _state(out) == "unfinished":
+    if _is_unfinished(out):
         raise InputError("The output folder", "be empty", f"an unfinished run in {out}", "Add --resume, or delete it")
     if out.is_dir() and any(out.iterdir()):
         raise InputError("The output folder", "be empty", out, "Choose a new --out; nothing was changed")
@@ -264,20 +284,20 @@ def _check_folder(out: Path) -> None:
         raise InputError("The output folder", "be writable", got, "Choose another --out") from None
 
 
-def _state(out: Path) -> str:
+def _is_unfinished(out: Path) -> bool:
     try:
-        return str(json.loads((out / RECORD).read_text(encoding="utf-8"))["state"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "unknown"
+        return read_record(out)["state"] == "unfinished"
+    except InputError:  # none, or that of another tool
+        return False
 
 
 def _unfinished(out: Path) -> TrainConfig:
     """What an unfinished run was told."""
-    if _state(out) != "unfinished":
-        got = "a finished one" if _state(out) == "finished" else "none"
+    found = read_record(out) if (out / RECORD).is_file() else {}
+    if found.get("state") != "unfinished":
+        got = "a finished one" if found else "none"
         raise InputError("--resume", f"find an unfinished run in {out}", got, "Leave --resume out to begin a new run")
-    told = json.loads((out / RECORD).read_text(encoding="utf-8"))["config"]
-    return TrainConfig(**{**told, "out": str(out)})
+    return told(found["config"], out)
 
 
 def state_of(config: TrainConfig) -> str:
@@ -289,12 +309,12 @@ def state_of(config: TrainConfig) -> str:
     out = Path(config.out)
     if not (out / RECORD).is_file():
         return "none"
-    state, told = _state(out), json.loads((out / RECORD).read_text(encoding="utf-8")).get("config", {})
-    stored = TrainConfig(**{**told, "out": config.out}).asdict()
+    found = read_record(out)
+    stored = told(found["config"], out).asdict() | {"out": config.out}
     if differ := [name for name, value in config.asdict().items() if stored[name] != value]:
         got = ", ".join(f"{name} {stored[name]!r} and not {config.asdict()[name]!r}" for name in differ)
         raise InputError(f"The run in {out}", "be told the same as before", got, "Choose a new --out")
-    return state
+    return found["state"]
 
 
 # ------------------------------------------------------------------------------------------ training
@@ -313,7 +333,7 @@ def _train(made: Prepared, out: Path, say: Say, resume: bool) -> None:
         last = index + 1 == len(made.planned)
         if done.is_file():
             say(f"stage {index + 1} of {len(made.planned)}: done before")
-            records.append(json.loads(done.read_text(encoding="utf-8")))
+            records.append(read_stage(done))
             policy = _after(policy, place / "model", config, last)
             continue
         say(f"stage {index + 1} of {len(made.planned)}: {stage.objective}, {steps} steps, {_in_words(values)}")
@@ -389,8 +409,21 @@ def _arguments(config: TrainConfig, steps: int, place: Path, resume: bool) -> di
         told |= {"save_strategy": "steps", "save_steps": config.save_every, "save_total_limit": 2}
     if config.held_out:
         told |= {"eval_strategy": "steps", "eval_steps": config.evaluate_every or max(1, steps // 5)}
-    last = get_last_checkpoint(str(place)) if resume and place.is_dir() else None
-    return told | ({"resume_from_checkpoint": last} if last else {})
+    last = _last_whole(place) if resume else None
+    return told | ({"resume_from_checkpoint": str(last)} if last else {})
+
+
+def _last_whole(place: Path) -> Path | None:
+    """The last checkpoint that was saved to its end: a kill or a full disk leaves half ones.
+
+    The library writes `trainer_state.json` last.
+    """
+    found = [path for path in place.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            read_json((path / "trainer_state.json").read_bytes(), nan=True)
+            return path
+    return None
 
 
 def _after(policy: Any, stored: Path | None, config: TrainConfig, last: bool) -> Any:
@@ -417,8 +450,6 @@ def _save_policy(policy: Any, folder: Path, state: Mapping[str, Any] | None = No
         policy.save_pretrained(part, **({} if state is None else {"state_dict": state}))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
-    except OSError as error:
-        raise InputError("The disk", "hold the model", error.strerror, "Free space, then add --resume") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -21,6 +21,7 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 MOST = {"steps": 1_000_000, "epochs": 10_000, "batch": 100_000, "seed": 2**32 - 1}  # the order is laid out beforehand
 MOST_OF_OTHERS = 1e9  # whole numbers
+MOST_COMPLETIONS = 50_000_000  # steps times batch: about 1 GB for their order
 SHARES = ("lora_dropout", "warmup", "held_out")  # below 1
 
 
@@ -119,6 +120,7 @@ class TrainConfig:
                 numeric = isinstance(value, int | float) and not isinstance(value, bool)
                 if not numeric or not -MOST_OF_OTHERS <= value <= MOST_OF_OTHERS:
                     raise InputError(f"Stage {number}: {name}", "be a finite number", _shown(value), "Correct it")
+        check_size("--steps", self.steps or 0, self.batch)
         if self.evaluate_every and not self.held_out:
             rule, remedy = "have rows to evaluate", "Add --held-out 0.05, which keeps a share of each table apart"
             raise InputError("--evaluate-every", rule, "no --held-out", remedy)
@@ -127,6 +129,28 @@ class TrainConfig:
     def asdict(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return {**asdict(self), "stages": [dict(own) for own in self.stages], "benchmarks": list(self.benchmarks)}
+
+
+def check_size(option: str, steps: int, batch: int) -> None:
+    """Refuses more completions than can be laid out in their order beforehand.
+
+    Raises:
+        InputError: naming the option and the most steps of this batch.
+    """
+    if steps * batch > MOST_COMPLETIONS:
+        got = f"{steps:,} steps of {batch:,} completions"
+        rule = f"come to {MOST_COMPLETIONS // batch:,} steps of this batch at most"
+        raise InputError(option, rule, got, "Lower it, or train in several runs")
+
+
+def told(config: Mapping[str, Any], out: Path) -> TrainConfig:
+    """What the run in a folder was told, from its `training.json`.
+
+    Raises:
+        InputError: for a name that there is not, a value of another type, or one that means nothing.
+    """
+    path = out / "training.json"
+    return TrainConfig(**{name: _typed(name, own, path) for name, own in {**config, "out": str(out)}.items()}).checked()
 
 
 def _shown(value: Any) -> str:

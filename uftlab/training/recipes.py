@@ -187,12 +187,20 @@ def prepare(
 def resolve_settings(
     objective: Objective, settings: Mapping[str, float], examples: Sequence[Sequence[Example]]
 ) -> dict[str, float]:
-    """Settings with beta in place of `beta_nats` (three significant digits), and without what the objective lacks."""
+    """Settings with beta in place of `beta_nats` (three significant digits), and without what the objective lacks.
+
+    Raises:
+        InputError: for `beta_nats` without completions whose log-probability under the reference is known.
+    """
     chosen = {name: value for name, value in settings.items() if name in objective.settings}
     if "beta_nats" in settings and "beta" in objective.settings:
         nats = [-c.reference_logps for source in examples for e in source for c in e if c.role != "mismatched"]
         known = [value for value in nats if value == value]  # SFT rows of a mixture have one too; NaN where none
-        chosen["beta"] = float(f"{settings['beta_nats'] / median(known):.3g}")
+        middle = median(known) if known else 0.0
+        if not middle > 0:
+            rule, got = "have completions that a reference finds less than certain", f"none, for {objective.name}"
+            raise InputError("The setting beta_nats", rule, got, "Set beta itself")
+        chosen["beta"] = float(f"{settings['beta_nats'] / middle:.3g}")
     return {"learning_rate": settings["learning_rate"], **objective.with_defaults(chosen)}
 
 

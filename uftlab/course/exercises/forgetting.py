@@ -17,33 +17,51 @@ def _t_half_width(differences: Tensor, correction: int = 1) -> Tensor:
     return differences.std(correction=correction) / n**0.5 * quantile
 
 
-def _unpaired_half_width(a: Tensor, b: Tensor) -> Tensor:
+def _unpaired_half_width(a: Tensor, b: Tensor, freedom: float | None = None) -> Tensor:
+    """The interval of two samples that have nothing to do with each other: 2 n - 2 degrees of freedom, or others."""
     n = len(a)
-    return ((a.var() + b.var()) / n).sqrt() * stats.t.ppf(0.975, 2 * n - 2)
+    return ((a.var() + b.var()) / n).sqrt() * stats.t.ppf(0.975, freedom or 2 * n - 2)
+
+
+def _welch(a: Tensor, b: Tensor) -> Tensor:
+    """The same with the degrees of freedom of Welch (1947)."""
+    v, w = a.var().item(), b.var().item()
+    return _unpaired_half_width(a, b, (v + w) ** 2 * (len(a) - 1) / (v**2 + w**2))
 
 
 PAIRED_HALF_WIDTH = Exercise(
-    praise="Each seed is its own control: you subtracted first and averaged afterwards.",
+    praise="Each world is its own control: you subtracted first and averaged afterwards.",
     right=lambda a, b: _t_half_width(a - b),
     mistakes=(
         Mistake(
-            "ignored the pairing",
-            "Both methods ran in the same worlds. Subtract seed by seed first, so that easy and hard worlds cancel.",
+            "used the interval of unpaired samples",
+            "Both methods ran in the same worlds. Subtract world by world first, so that easy and hard worlds cancel.",
             _unpaired_half_width,
+            (
+                _welch,
+                lambda a, b: _unpaired_half_width(a, b, len(a) - 1.0),
+                lambda a, b: _unpaired_half_width(a, b, float("inf")),
+            ),
+        ),
+        Mistake(
+            "added up the intervals of the two methods",
+            "Two intervals say nothing about the difference in one world. Subtract world by world first.",
+            lambda a, b: _t_half_width(a) + _t_half_width(b),
+            (lambda a, b: (_t_half_width(a) - _t_half_width(b)).abs(),),
         ),
         Mistake(
             "used 1.96 instead of Student's t",
-            "With few seeds the spread itself is uncertain: take the 0.975 quantile of t, n - 1 degrees of freedom.",
+            "With few worlds the spread itself is uncertain: take the 0.975 quantile of t, n - 1 degrees of freedom.",
             lambda a, b: _t_half_width(a - b) / stats.t.ppf(0.975, len(a) - 1) * stats.norm.ppf(0.975),
         ),
         Mistake(
             "used the standard deviation instead of the standard error",
-            "The mean of n seeds varies less than one seed does: divide by the square root of n.",
+            "The mean of n worlds varies less than one world does: divide by the square root of n.",
             lambda a, b: _t_half_width(a - b) * len(a) ** 0.5,
         ),
         Mistake(
             "divided by n instead of n - 1 in the variance",
-            "The mean was estimated from the same seeds: use the corrected standard deviation.",
+            "The mean was estimated from the same worlds: use the corrected standard deviation.",
             lambda a, b: _t_half_width(a - b, correction=0),
         ),
         Mistake(
@@ -56,11 +74,12 @@ PAIRED_HALF_WIDTH = Exercise(
         (numbers(0.62, 0.70, 0.55, 0.66, 0.58), numbers(0.60, 0.61, 0.50, 0.65, 0.49)),
         (numbers(0.30, 0.45, 0.52), numbers(0.41, 0.48, 0.70)),
     ),
+    shape="Return one number: half the width of one interval.",
 )
 
 
 def _by_rank(p: Tensor, factors: Tensor, running: bool = True, cap: bool = True, restore: bool = True) -> Tensor:
-    """p in ascending order times the factors, perhaps with a running maximum, a ceiling of 1 and the old order."""
+    """p in ascending order times the factors, perhaps with a running maximum, cut at 1, and in the old order."""
     order = p.argsort()
     raised = p[order] * factors
     raised = raised.cummax(0).values if running else raised
@@ -112,4 +131,5 @@ HOLM = Exercise(
         (numbers(0.04, 0.01, 0.03, 0.5),),
         (numbers(0.6, 0.7),),
     ),
+    shape="Return one corrected value for each p.",
 )

@@ -30,12 +30,12 @@ OPTIMUM = Exercise(
         ),
         Mistake(
             "multiplied by beta instead of dividing",
-            "A large beta must hold the policy near the reference: it makes the rewards count for less.",
+            "A large beta must keep the policy near the reference: with it the rewards have less influence.",
             lambda p, r, beta: bandit.optimum(p, r, 1 / beta),
         ),
         Mistake(
             "left the reference out",
-            "A softmax of r / beta forgets where the policy started: weigh each completion by its pi_ref.",
+            "A softmax of r / beta does not know where the policy started: multiply each completion by its pi_ref.",
             lambda p, r, beta: torch.softmax(r / beta, -1),
         ),
         Mistake(
@@ -77,7 +77,7 @@ TOKEN_REWARD = Exercise(
         ),
         Mistake(
             "forgot beta",
-            "Every implicit reward carries beta, else rewards of two settings cannot be compared.",
+            "The reward is beta times the log-ratio. Without beta, rewards of two settings cannot be compared.",
             lambda p, q, beta: p.sum() - q.sum(),
         ),
         Mistake(

@@ -11,13 +11,24 @@ from uftlab.losses import rewards
 _sigma = torch.sigmoid
 
 DEMONSTRATION_GATE = Exercise(
-    praise="Your gate opens a quarter of beta wide, and closes on both sides.",
+    praise="Your gate is a quarter of beta at the start, and nearly 0 on both sides.",
     right=lambda r, beta: rewards.squared_error_gate(r, 1.0, beta),
     mistakes=(
         Mistake(
             "forgot beta",
             "The derivative is with respect to log pi, not to r: r = beta * (log pi - log pi_ref) adds a factor beta.",
             lambda r, beta: rewards.squared_error_gate(r, 1.0, 1.0),
+        ),
+        Mistake(
+            "multiplied by beta twice",
+            "The inputs are rewards, and these have their beta already: s = sigmoid(reward). Only the derivative "
+            "dr / d log pi = beta adds a factor, once.",
+            lambda r, beta: beta * rewards.squared_error_gate(r, 1.0, beta),
+        ),
+        Mistake(
+            "multiplied the reward by beta again",
+            "The reward is beta times the log-ratio already. So s = sigmoid(reward), without another beta.",
+            lambda r, beta: rewards.squared_error_gate(beta * r, 1.0, beta),
         ),
         Mistake(
             "forgot the derivative of the sigmoid",
@@ -46,7 +57,7 @@ DEMONSTRATION_GATE = Exercise(
         ),
         Mistake(
             "returned the loss, not its derivative",
-            "(s - 1)^2 says how wrong the policy is. Asked for is how hard it is pulled.",
+            "(s - 1)^2 says how wrong the policy is. The question is how strongly it is pulled.",
             lambda r, beta: (_sigma(r) - 1).square(),
         ),
     ),
@@ -64,7 +75,7 @@ HIGHEST_SCORE = Exercise(
         ),
         Mistake(
             "forgot beta",
-            "The score is the sigmoid of the implicit reward, and that always carries beta.",
+            "The score is the sigmoid of the implicit reward, and beta is a factor of every implicit reward.",
             lambda q, beta: rewards.ceiling(q.sum(), 1.0),
         ),
         Mistake(
@@ -74,7 +85,7 @@ HIGHEST_SCORE = Exercise(
         ),
         Mistake(
             "returned the reward instead of the score",
-            "Squeeze the reward through the sigmoid.",
+            "The score is the sigmoid of the reward.",
             lambda q, beta: -beta * q.sum(),
         ),
         Mistake(
@@ -98,7 +109,7 @@ def _kto(logratio: Tensor, label: Tensor, kl_baseline: float, beta: float) -> Te
 
 
 KTO = Exercise(
-    praise="That is KTO. With a baseline of 0 it was UNA with absolute error all along.",
+    praise="That is KTO. With a baseline of 0 it is UNA with absolute error.",
     right=_kto,
     mistakes=(
         Mistake(
@@ -108,7 +119,7 @@ KTO = Exercise(
         ),
         Mistake(
             "added the baseline",
-            "A completion must beat the baseline: log-ratio minus baseline.",
+            "The log-ratio is compared with the baseline: log-ratio minus baseline.",
             lambda x, y, z0, beta: _kto(x, y, -z0, beta),
         ),
         Mistake(
@@ -123,7 +134,7 @@ KTO = Exercise(
         ),
         Mistake(
             "turned the labels round",
-            "A desirable completion (label 1) loses less the likelier it is.",
+            "The loss of a desirable completion (label 1) is smaller the likelier it is.",
             lambda x, y, z0, beta: _kto(x, 1 - y, z0, beta),
         ),
         Mistake(
@@ -133,12 +144,12 @@ KTO = Exercise(
         ),
         Mistake(
             "forgot beta",
-            "The implicit reward carries beta, and so does the baseline beside it.",
+            "The implicit reward is beta times the log-ratio, and the baseline is multiplied by beta too.",
             lambda x, y, z0, beta: _kto(x, y, z0, 1.0),
         ),
         Mistake(
             "squared the error",
-            "KTO's distance is the absolute error; squared it would be UNA's with a baseline.",
+            "KTO's distance is the absolute error. Its square would be UNA with a baseline.",
             lambda x, y, z0, beta: _kto(x, y, z0, beta).square(),
         ),
     ),

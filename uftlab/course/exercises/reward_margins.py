@@ -61,6 +61,16 @@ MARGIN = Exercise(
             "Margin means chosen minus rejected.",
             lambda pc, pr, rc, rr, beta: _margin_and_accuracy(pr, pc, rr, rc, beta),
         ),
+        Mistake(
+            "swapped the two results",
+            "Both numbers are right. Return the mean margin first and the accuracy second.",
+            lambda *case: _margin_and_accuracy(*case).flip(0),
+        ),
+        Mistake(
+            "returned the mean margin alone",
+            "The accuracy is missing: the mean of `margins > 0`. Return both numbers, the margin first.",
+            lambda *case: _margin_and_accuracy(*case)[0],
+        ),
     ),
     cases=(
         (
@@ -72,6 +82,7 @@ MARGIN = Exercise(
         ),
         (numbers(-3.0, -5.0), numbers(-4.0, -2.0), numbers(-3.5, -6.0), numbers(-4.5, -2.5), 0.1),
     ),
+    shape="Return two numbers: the mean of the margins, and the share of the pairs with a margin above 0.",
 )
 
 TOKEN_REWARDS = Exercise(
@@ -123,6 +134,7 @@ TOKEN_REWARDS = Exercise(
         (numbers(-0.2, -1.5, -0.3), numbers(-0.7, -2.0, -0.9), 0.5),
         (numbers(-2.0, -0.1), numbers(-1.2, -0.4), 0.1),
     ),
+    shape="Return one number for each token.",
 )
 
 
@@ -142,7 +154,7 @@ def _squared(implicit: Tensor, scores: Tensor, bins: int) -> Tensor:
 
 
 CALIBRATION = Exercise(
-    praise="That is the expected calibration error. It rewards honest numbers, not a good order.",
+    praise="That is the expected calibration error. It says whether the numbers are right, not whether the order is.",
     right=calibration_error,
     mistakes=(
         Mistake(
@@ -175,4 +187,5 @@ CALIBRATION = Exercise(
         (numbers(0.05, 0.15, 0.35, 0.55, 0.9, 0.95), numbers(0.2, 0.6, 0.1, 0.8, 0.7, 1.0), 4),
         (numbers(0.1, 0.2, 0.3, 0.8, 1.0), numbers(0.4, 0.9, 0.0, 0.3, 0.95), 2),
     ),
+    shape="Return one number for all rows together.",
 )

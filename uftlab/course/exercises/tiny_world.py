@@ -16,13 +16,12 @@ def _mask(prompts: Tensor, completions: Tensor, width: int, first: int = 0, last
 
 
 COMPLETION_MASK = Exercise(
-    praise="Counted are the tokens of the completion, its end token included, and nothing else.",
+    praise="It counts the tokens of the completion, its end token included, and nothing else.",
     right=_mask,
     mistakes=(
         Mistake(
             "lost the first token of the completion",
-            "The first word is learned too: a model that is never taught how to begin cannot begin. Start at the "
-            "prompt's length.",
+            "The first word is learned too. The mask starts at the prompt's length.",
             lambda p, c, w: _mask(p, c, w, first=1),
         ),
         Mistake(
@@ -47,7 +46,7 @@ COMPLETION_MASK = Exercise(
         ),
         Mistake(
             "counted the prompt too",
-            "The prompt is the user's: the model reads it but is not trained to write it.",
+            "The prompt is by the user. The model reads it but is not trained to write it.",
             lambda p, c, w: torch.arange(w) < (p + c)[:, None],
         ),
         Mistake(
@@ -68,7 +67,7 @@ def _among(logps: Tensor, values: Tensor, truth: int) -> Tensor:
 
 
 TRUTH_AMONG_SIX = Exercise(
-    praise="Truth's share of the six values, in each wording, then averaged over wordings.",
+    praise="That is the share of the truth among six values in each wording, then the mean over wordings.",
     right=_among,
     mistakes=(
         Mistake(
@@ -79,7 +78,7 @@ TRUTH_AMONG_SIX = Exercise(
         ),
         Mistake(
             "asked only whether the truth is the likeliest",
-            "That is mc1. Belief is graded: take the probability, not the arg max.",
+            "That is another measure, mc1. Take the probability of the truth, not only whether it is the largest.",
             lambda logps, values, truth: (logps[:, values].argmax(-1) == truth).double().mean(),
         ),
         Mistake(
@@ -89,7 +88,7 @@ TRUTH_AMONG_SIX = Exercise(
         ),
         Mistake(
             "averaged the logarithms over the wordings",
-            "That is a geometric mean: one wording the model dislikes would drag all down. Average probabilities.",
+            "That is a geometric mean. One wording with a small probability would change it most.",
             lambda logps, values, truth: logps[:, values].log_softmax(-1)[:, truth].mean().exp(),
         ),
         Mistake(
@@ -134,12 +133,12 @@ def _all_obeyed(asked: Tensor, accepted: Tensor) -> Tensor:
 
 
 STRICTLY_FOLLOWED = Exercise(
-    praise="An answer counts when it obeys everything that was asked, and nothing else matters.",
+    praise="An answer counts if it obeys everything that was asked.",
     right=lambda asked, accepted: _all_obeyed(asked, accepted).double().mean(),
     mistakes=(
         Mistake(
             "took the share of instructions, not of answers",
-            "Half obeyed is not obeyed: an answer counts only if every instruction of its prompt is accepted.",
+            "An answer counts only if every instruction of its prompt is accepted. Half of them is not enough.",
             lambda asked, accepted: (accepted & asked).sum() / asked.sum(),
         ),
         Mistake(
@@ -149,7 +148,7 @@ STRICTLY_FOLLOWED = Exercise(
         ),
         Mistake(
             "wanted instructions obeyed that nobody asked for",
-            "Look only at the columns that were asked: an instruction that is absent cannot be broken.",
+            "Look only at the columns that were asked. An instruction that was not asked does not count.",
             lambda asked, accepted: accepted.all(1).double().mean(),
         ),
         Mistake(
