@@ -155,7 +155,7 @@ def grid(controls, more):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_has_the_numbers_and_the_sentence_of_the_functions(name, explorers, opened):
     own = explorers[name]
-    places = grid(own.controls, 30)
+    places = grid(own.controls, 15)
     found = opened(name).evaluate(FIGURES, [driver.plain(place) for place in places])
     for place, page in zip(places, found, strict=True):
         expected = driver.drawing(own.picture(**place))
