@@ -38,6 +38,7 @@ pages: $(VENV)/tests
 	$(BIN)/uftlab results --page docs/results/study.md
 	$(BIN)/uftlab results --figure docs/previews/finding.png
 	$(BIN)/uftlab results --study pipelines --page docs/pipelines.md
+	$(BIN)/uftlab results --study recent --page docs/recent.md
 	$(BIN)/python -m uftlab.reports.questions docs/questions
 	$(BIN)/python benchmarks/trl_parity.py --page docs/trl.md
 	$(BIN)/python benchmarks/real_runs.py --page docs/results/real.md

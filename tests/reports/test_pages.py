@@ -83,3 +83,14 @@ def test_the_committed_page_is_the_one_of_the_stored_trials():
     assert {t["method"] for t in stored} == set(PIPELINE_METHODS) and {t["seed"] for t in stored} == set(range(5))
     page = (results.RESULTS.parents[1] / "docs" / "pipelines.md").read_text(encoding="utf-8")
     assert page == pages.page_of(stored)
+
+
+def test_the_committed_page_of_recent_methods_is_the_one_of_the_stored_trials():
+    stored = results.load(results.RESULTS / "recent")
+    methods = {t["method"] for t in stored}
+    assert methods <= set(RECENT_METHODS) and {(t["seed"], t["draw"]) for t in stored} == {
+        (w, w % 4) for w in range(16)
+    }
+    assert len(stored) == 16 * len(methods) and all(t["tuned"] for t in stored)
+    page = (results.RESULTS.parents[1] / "docs" / "recent.md").read_text(encoding="utf-8")
+    assert page == pages.page_of(stored)

@@ -305,18 +305,24 @@ def test_stored_means_are_the_means_of_the_trial_files(class_trials):
         assert row["mean"] == pytest.approx(np.mean(values)) and row["seeds"] == len(values)
 
 
-def test_tuned_settings_are_what_the_rule_chooses_from_the_committed_sweep(tmp_path, monkeypatch):
+SWEEPS = {
+    "sweep": [name for name, method in METHODS.items() if method.tuned],
+    "recent_sweep": sorted({t["method"] for t in results.load(results.RESULTS / "recent")}),
+}
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_tuned_settings_are_what_the_rule_chooses_from_the_committed_sweep(sweep, tmp_path, monkeypatch):
     committed = json.loads(training.TUNED.read_text())["settings"]
-    tuned = [name for name, method in METHODS.items() if method.tuned]
     monkeypatch.setattr(tuning, "TUNED", tmp_path / "tuned.json")
-    tuning.choose(tuned, results.RESULTS / "sweep")
-    # of the first study's methods; others are tuned in sweeps of their own
-    assert json.loads(tuning.TUNED.read_text())["settings"] == {name: committed[name] for name in tuned}
+    tuning.choose(SWEEPS[sweep], results.RESULTS / sweep)
+    assert json.loads(tuning.TUNED.read_text())["settings"] == {name: committed[name] for name in SWEEPS[sweep]}
 
 
-def test_the_sweep_has_the_trials_of_both_rounds_of_every_tuned_method_and_no_others():
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_the_sweep_has_the_trials_of_both_rounds_of_every_tuned_method_and_no_others(sweep):
     """Eighteen of each in each draw; two points may fall on the same three digits."""
-    folder, names = results.RESULTS / "sweep", [name for name, method in METHODS.items() if method.tuned]
+    folder, names = results.RESULTS / sweep, SWEEPS[sweep]
     wanted = [*tuning.base_trials(), *tuning.first_round(names), *tuning.second_round(names, folder)]
     assert len(wanted) == study.DRAWS * (1 + len(names) * (tuning.FIRST + tuning.SECOND))
     assert {t.path(folder).name for t in wanted} == {p.name for p in (folder / "trials").iterdir()}
