@@ -102,8 +102,8 @@ def train(folder: str) -> int:
     """The optimiser steps of a UFT training of the tiny model on both JSONL files of a folder."""
     from uftlab.training.checkpoint import TrainConfig, train_checkpoint
 
-    files = {"demonstrations": f"{folder}/demonstrations.jsonl", "feedback": f"{folder}/pairs.jsonl"}
-    train_checkpoint(TrainConfig(f"{folder}/trained", **files, steps=STEPS), say=print)
+    shown, judged = f"{folder}/demonstrations.jsonl", f"{folder}/pairs.jsonl"
+    train_checkpoint(TrainConfig(f"{folder}/trained", demonstrations=shown, feedback=judged, steps=STEPS), say=print)
     return STEPS
 
 
