@@ -11,6 +11,7 @@ from pathlib import Path
 import against_trl
 import population
 import pytest
+import scale
 from datasets import Dataset
 
 from uftlab.errors import InputError
@@ -167,3 +168,26 @@ def test_the_grid_trains_and_measures_every_setting_in_every_world(tmp_path, cap
     assert (result["members"], result["steps"]) == (4, 2)
     assert result["seconds"] == pytest.approx(result["train_seconds"] + result["evaluate_seconds"])
     assert "4 members, 2 steps" in capsys.readouterr().out
+
+
+def test_what_one_machine_holds_is_measured_of_every_file(tmp_path, monkeypatch):
+    """A tiny run without processes of its own, and without the training."""
+    works = []
+    monkeypatch.setattr(
+        scale, "in_a_process", lambda work, place: works.append(work) or scale.work_here(work, str(place))
+    )
+    monkeypatch.setitem(scale.WORK, "train", lambda folder: len(list(Path(folder).glob("*.jsonl"))))
+    made = list(scale.measured(tmp_path, 40, 3))
+    assert works == [*["load"] * 3, "score", *["load"] * 3, "score", "train", "trials"]
+    assert [own["count"] for own in made] == [40, 40, 40, 40, 40, 40, 40, 80, 2, 3]
+    assert all(own["peak"] >= own["before"] > 1e7 and own["size"] > 0 for own in made)
+    assert made[0]["size"] == (tmp_path / "demonstrations.jsonl").stat().st_size
+
+
+def test_a_process_of_its_own_has_not_the_memory_of_this_one(tmp_path):
+    (tmp_path / "trials").mkdir()
+    stored = next(scale.TRIALS.glob("*.json"))
+    (tmp_path / "trials" / "one.json").write_bytes(stored.read_bytes())
+    held = b"x" * 300_000_000  # the likely mistake: a child inherits the peak of its parent
+    found = scale.in_a_process("trials", tmp_path)
+    assert found["count"] == 1 and found["before"] <= found["peak"] < len(held) + 100e6 < scale.peak()

@@ -288,3 +288,11 @@ def test_a_step_holds_different_rows_even_of_a_small_table(rows, per_step):
     order = interleave([table], [per_step], 20, 0)
     steps = [order[k : k + per_step] for k in range(0, len(order), per_step)]
     assert min(len({example[0].completion_ids for example in step}) for step in steps) >= 0.75 * per_step
+
+
+def test_equal_ids_are_one_object_so_a_token_takes_eight_bytes():
+    """Python makes a new object of 32 bytes of each number above 256."""
+    word = next(word for word, own in tiny_tokenizer().get_vocab().items() if own > 300 and word.isalpha())
+    (first,), (second,) = Tokens(tiny_tokenizer()).examples(demonstrations((word, f"{word} is"), (word, f"is {word}")))
+    assert first.completion_ids[0] > 300 and first.completion_ids[0] is second.completion_ids[1]
+    assert first.prompt_ids[2] is first.completion_ids[0]

@@ -18,8 +18,8 @@ from uftlab.errors import InputError
 from uftlab.models import references
 from uftlab.models.logps import read_logps
 from uftlab.models.policies import load_policy
-from uftlab.rows.tokens import Completion
-from uftlab.training import checkpoint, configuration
+from uftlab.rows.tokens import Completion, Tokens
+from uftlab.training import checkpoint, configuration, recipes
 from uftlab.training.checkpoint import train_checkpoint
 from uftlab.training.configuration import TrainConfig, read_config
 from uftlab.world.world import World, pairs
@@ -264,6 +264,31 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(tmp_path, files
     text = "\n".join(lines)
     assert "20 steps of 32 completions" in text and "trained on" in text and "minutes on this machine" in text
     assert text.endswith("nothing was trained or written") and not (tmp_path / "out").exists()
+
+
+def test_of_a_large_table_no_more_is_tokenised_than_a_run_can_need(tmp_path, files, monkeypatch):
+    """A million rows for a hundred steps: the likely mistakes are all of them, or always the first ones."""
+    monkeypatch.setattr(recipes, "TOKENISED", 10)
+    tokenised, whole = [], Tokens._example
+    monkeypatch.setattr(Tokens, "_example", lambda *of: tokenised.append(of[1]["prompt"]) or whole(*of))
+
+    def made(**options):
+        tokenised.clear()
+        lines = []
+        told = TrainConfig(str(tmp_path), method="sft-full", batch=4, **{**files, **options})
+        (rows,), _ = checkpoint.prepared(told, lines.append).rows[0]
+        drawn = [line for line in lines if "are drawn for this run" in line]
+        return len(rows), list(tokenised), drawn
+
+    assert made(steps=1)[0] == 10
+    length, prompts, said = made(steps=3)
+    assert length == len(prompts) == 2 * 3 * 4
+    assert "demonstrations: 24 of these rows are drawn for this run, which reads fewer" in said
+    everything = [json.loads(line)["prompt"] for line in Path(files["demonstrations"]).read_text().splitlines()]
+    assert prompts != everything[:24] and set(prompts) <= set(everything)
+    assert made(steps=3)[1] == prompts != made(steps=3, seed=1)[1]
+    for options in ({"steps": 8}, {"epochs": 0.1}):
+        assert made(**options) == (ROWS, everything, [])
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,20 @@ layouts share.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from decimal import Decimal
+from itertools import islice
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset
+from datasets.table import InMemoryTable
 
 from uftlab.errors import InputError
+
+CHUNK = 4096  # rows that are Python objects at a time
 
 KINDS = {
     "preference": {"prompt", "chosen", "rejected"},
@@ -35,12 +42,100 @@ def kind_of(columns: Iterable[str], what: str = "A table") -> str:
     raise InputError(what, rule, sorted(present), "Rename the columns")
 
 
-def table_of(rows: list[dict[str, Any]], kind: str) -> Dataset:
-    """A table from rows that `validate` has accepted. Each column has one type, see `uftlab.rows.table.from_rows`."""
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    needed = KINDS[kind] | (OPTIONAL & set(columns) if kind == "preference" else set())
-    _one_type(columns, needed)
-    return Dataset.from_dict({name: values for name, values in columns.items() if name in needed or _fits(values)})
+@dataclass(frozen=True)
+class Rows:
+    """Rows that are read anew in each pass over them, so that they are never all in memory."""
+
+    read: Callable[[], Iterator[Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.read()
+
+
+def rows_from(table: Dataset) -> Iterator[dict[str, Any]]:
+    """The rows of a table as Python objects, some thousands at a time."""
+    for start in range(0, len(table), CHUNK):
+        yield from table.select(range(start, min(start + CHUNK, len(table)))).to_list()
+
+
+def table_of(rows: Iterable[dict[str, Any]], kind: str) -> Dataset:
+    """A table from rows that `validate` has accepted. Each column has one type, see `uftlab.rows.table.from_rows`.
+
+    The rows become Arrow some thousands at a time; only then the types of the parts are made one.
+    """
+    rows = iter(rows)
+    columns: dict[str, list[pa.ChunkedArray]] = {}
+    needed, bare = set(KINDS[kind]), set[str]()
+    while part := list(islice(rows, CHUNK)):
+        if not columns:
+            columns = {name: [] for name in part[0]}
+            needed |= OPTIONAL & set(columns) if kind == "preference" else set()
+        for name in list(columns):
+            values = [row[name] for row in part]
+            values = _own_type(values, name) if name in needed else values
+            if (
+                made := _arrow(values, name)
+            ) is None and name in needed:  # other keys of the messages, which no loss needs
+                bare.add(name)
+                made = _arrow(list(map(_bare, values)), name)
+            if made is None:
+                del columns[name]
+            else:
+                columns[name].append(made)
+    for speaker in set(SPEAKERS.values()) if columns else ():
+        own = [name for name in needed if SPEAKERS.get(name) == speaker]
+        if any(not pa.types.is_string(part.type) for name in own for part in columns[name]):
+            for name in own:
+                texts = [pa.types.is_string(part.type) for part in columns[name]]
+                columns[name] = [
+                    _arrow([as_messages(text, speaker) for text in part.to_pylist()], name) if is_text else part
+                    for part, is_text in zip(columns[name], texts, strict=True)
+                ]
+    joined = {name: None if name in bare else _joined(parts) for name, parts in columns.items()}
+    for name in needed & {name for name, values in joined.items() if values is None}:
+        joined[name] = _joined([_arrow(list(map(_bare, part.to_pylist())), name) for part in columns[name]])
+    table = pa.table({name: values for name, values in joined.items() if values is not None})
+    return Dataset(InMemoryTable(table), fingerprint=_fingerprint(table))
+
+
+def _own_type(values: list[Any], column: str) -> list[Any]:
+    """Some values of a column that its kind needs, as what it must hold. Texts beside messages become messages."""
+    if column not in SPEAKERS:
+        as_type = bool if column == "label" else float
+        return [None if value is None else as_type(value) for value in values]
+    mixed = any(isinstance(value, list) for value in values)
+    return [as_messages(value, SPEAKERS[column]) for value in values] if mixed else values
+
+
+def _bare(messages: list[dict]) -> list[dict]:
+    return [{key: message[key] for key in ("role", "content")} for message in messages]
+
+
+NO_COLUMN = (TypeError, ValueError, OverflowError, NotImplementedError)  # what Arrow raises for mixed types
+
+
+def _arrow(values: list[Any], column: str) -> pa.ChunkedArray | None:
+    """The values as a column of this name; None if a table cannot hold it."""
+    try:
+        return Dataset.from_dict({column: values}).data.table.column(0)
+    except NO_COLUMN:
+        return None
+
+
+def _joined(parts: list[pa.ChunkedArray]) -> pa.ChunkedArray | None:
+    """The parts of a column as one, of the type that all of them together have; None if there is no such type."""
+    try:
+        return pa.concat_tables([pa.table({"column": part}) for part in parts], promote_options="permissive").column(0)
+    except NO_COLUMN:
+        return None
+
+
+def _fingerprint(table: pa.Table) -> str:
+    """What the library knows a table by. It would pickle the whole of it to find one."""
+    digest = hashlib.blake2b(table.schema.serialize(), digest_size=8)
+    for batch in table.to_batches():
+        digest.update(batch.serialize())
+    return digest.hexdigest()
 
 
 class EmptyError(InputError):
@@ -113,33 +208,9 @@ def _encodes(text: str) -> bool:
         return False
 
 
-def _one_type(columns: dict[str, list[Any]], needed: set[str]) -> None:
-    """Give each needed column one type, in place (see `uftlab.rows.table.from_rows`)."""
-    for column in needed - set(SPEAKERS):
-        as_type = bool if column == "label" else float
-        columns[column] = [None if value is None else as_type(value) for value in columns[column]]
-    for speaker in ("user", "assistant"):
-        own = [column for column in sorted(needed) if SPEAKERS.get(column) == speaker]
-        if any(isinstance(value, list) for column in own for value in columns[column]):
-            for column in own:
-                columns[column] = [as_messages(value, speaker) for value in columns[column]]
-                if not _fits(columns[column]):  # because of other keys of the messages, which no loss needs
-                    bare = [[{k: m[k] for k in ("role", "content")} for m in value] for value in columns[column]]
-                    columns[column] = bare
-
-
 def as_messages(text: str | list[dict], role: str) -> list[dict]:
     """Text becomes one chat message. Messages stay as they are."""
     return [{"role": role, "content": text}] if isinstance(text, str) else list(text)
-
-
-def _fits(values: list[Any]) -> bool:
-    """Whether a table can hold these values as one column."""
-    try:
-        Dataset.from_dict({"column": values})
-    except (TypeError, ValueError, OverflowError, NotImplementedError):  # what Arrow raises for mixed types
-        return False
-    return True
 
 
 def without_signal(table: Dataset) -> list[str]:
@@ -150,8 +221,9 @@ def without_signal(table: Dataset) -> list[str]:
     """
     kind = kind_of(table.column_names)
     if kind == "preference":
-        equal = sum(w == x for w, x in zip(table["chosen"], table["rejected"], strict=True))
+        pairs = rows_from(table.select_columns(["chosen", "rejected"]))
+        equal = sum(pair["chosen"] == pair["rejected"] for pair in pairs)
         return [f"{equal} of {len(table)} pairs have two equal answers, which teach no preference"] if equal else []
-    if kind == "label" and len(found := set(table["label"])) == 1:
+    if kind == "label" and len(found := {row["label"] for row in rows_from(table.select_columns(["label"]))}) == 1:
         return [f"all {len(table)} labels are {str(found.pop()).lower()}: there is only one class to learn"]
     return []

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -32,7 +32,7 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from uftlab.errors import InputError
-from uftlab.rows.kinds import KINDS, EmptyError, as_messages, table_of, validate, without_signal
+from uftlab.rows.kinds import KINDS, EmptyError, Rows, as_messages, table_of, validate, without_signal
 
 Row = dict[str, Any]
 OnBadRow = Literal["drop-empty", "drop", "refuse"]
@@ -47,7 +47,49 @@ SPEAKER = {  # who speaks, in the words of other tools
     "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
     "function": "tool", "observation": "tool", "function_call": "assistant",
 }  # fmt: skip
+SCORES = ("score", *OWN_NAME.values(), *OWN_NAME)  # columns whose scale is decided over the whole table
 LIKE_A_SCORE = re.compile(r"score|rating|reward|grade|label|helpful|correct|coheren|honest|truthful|quality", re.I)
+
+
+@dataclass
+class Numbers:
+    """What is known of the numbers of a column."""
+
+    low: Any = None
+    high: Any = None
+    inside: bool = False  # whether one is between 0 and 1
+
+    def add(self, value: Any) -> None:
+        """One more value; what is no number does not count."""
+        if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and value == value:
+            self.low = value if self.low is None or value < self.low else self.low
+            self.high = value if self.high is None or value > self.high else self.high
+            self.inside = self.inside or 0 < value < 1
+
+
+@dataclass
+class Survey:
+    """What the first pass over the rows finds: all that depends on the whole table."""
+
+    count: int = 0
+    first: set[str] = field(default_factory=set)  # columns of the first row
+    columns: dict[str, None] = field(default_factory=dict)
+    numbers: dict[str, Numbers] = field(default_factory=lambda: {column: Numbers() for column in SCORES})
+    sides: int = 0  # of pairs, where the prompt and the side are texts
+    repeating: int = 0  # of these begin with the text of the prompt
+
+    def add(self, row: Row) -> None:
+        """One more row."""
+        self.first = self.first if self.count else set(row)
+        self.count += 1
+        self.columns.update(dict.fromkeys(row))
+        for column in self.numbers.keys() & row.keys():
+            self.numbers[column].add(row[column])
+        prompt = row.get("prompt")
+        for text in (row.get("chosen"), row.get("rejected")):
+            if isinstance(prompt, str) and isinstance(text, str) and prompt.strip():
+                self.sides += 1
+                self.repeating += text.startswith(prompt)
 
 
 @dataclass
@@ -64,6 +106,15 @@ class Reading:
     train_on: TrainOn | None = None
     used: set[str] = field(default_factory=set)
     found: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)  # rows that were left out, by the rule that they break
+    first: dict[str, InputError] = field(default_factory=dict)  # of each rule
+
+    def drop(self, error: InputError, on_bad_row: OnBadRow) -> None:
+        """Counts a row that is left out, or raises its error."""
+        if on_bad_row == "refuse" or not (on_bad_row == "drop" or isinstance(error, EmptyError)):
+            raise error
+        self.dropped[error.parts[1]] += 1
+        self.first.setdefault(error.parts[1], error)
 
 
 @dataclass(frozen=True)
@@ -77,7 +128,7 @@ class Layout:
 
 
 def understand(
-    rows: Sequence[Any],
+    rows: Sequence[Any] | Rows,
     source: str = "rows",
     *,
     layout: str | None = None,
@@ -86,6 +137,9 @@ def understand(
     on_bad_row: OnBadRow = "drop-empty",
 ) -> tuple[Dataset, list[str]]:
     """Rows in any known layout as a validated table, and what was understood: one phrase each.
+
+    There are two passes over the rows: one for what depends on all of them, one that converts each. So `Rows` are never
+    all in memory.
 
     Args:
         source: names the rows in errors.
@@ -103,49 +157,52 @@ def understand(
     Raises:
         InputError: for a table of no known layout, for an unclear scale, and for bad rows as `on_bad_row` says.
     """
-    if not rows:
-        raise InputError(source, "contain at least one row", "none", "Add rows")
+    survey, wrong = Survey(), None
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            where = f"{source}, row {number},"
-            raise InputError(where, "be an object with named columns", repr(row)[:60], "Write {column: value, ...}")
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+        if isinstance(row, dict):
+            survey.add(row)
+        elif wrong is None:  # a line that is no JSON, wherever it stands, is said before
+            what, remedy = f"{source}, row {number},", "Write {column: value, ...}"
+            wrong = InputError(what, "be an object with named columns", repr(row)[:60], remedy)
+    if wrong is not None:
+        raise wrong
+    if not survey.count:
+        raise InputError(source, "contain at least one row", "none", "Add rows")
+    columns = list(survey.columns)
     name = _recognised(columns, source) if layout is None else _named(layout, columns, source)
     reading = Reading(source, columns, train_on=train_on, used=set(LAYOUTS[name].needs | LAYOUTS[name].uses))
-    _decide(reading, name, rows, score_range)
-    kept: list[Row] = []
-    dropped: list[InputError] = []
+    _decide(reading, name, survey, score_range)
+    # our own layouts keep all columns, so all rows must have the same
+    table = table_of(_converted(rows, reading, name, survey.first if name in OWN else set(), on_bad_row), reading.kind)
+    if not len(table):
+        first = next(iter(reading.first.values()))
+        raise InputError(source, "contain a row to learn from", f"only bad rows. {str(first)[:-1]}", "Correct them")
+    return table, _phrases(reading, name, table, survey.count)
 
-    def refused(error: InputError) -> None:
-        if on_bad_row == "refuse" or not (on_bad_row == "drop" or isinstance(error, EmptyError)):
-            raise error
-        dropped.append(error)
 
-    own = set(rows[0]) if name in OWN else set()  # our own layouts keep all columns, so all rows must have the same
+def _converted(
+    rows: Iterable[Row], reading: Reading, name: str, own: set[str], on_bad_row: OnBadRow
+) -> Iterator[dict[str, Any]]:
+    """The rows that each row becomes, as far as they are sound. `own` are columns that every row must have."""
+    layout = LAYOUTS[name]
     for number, row in enumerate(rows, start=1):
-        where = f"{source}, row {number},"
+        where = f"{reading.source}, row {number},"
         try:
-            lacking = sorted((own ^ set(row) if own else set()) | (LAYOUTS[name].needs - set(row)))
+            lacking = sorted((own ^ set(row) if own else set()) | (layout.needs - set(row)))
             if lacking:
-                raise InputError(
-                    where, "have the columns of the first row", f"a difference in {lacking}", "Fill them in"
-                )
-            made = LAYOUTS[name].convert(row, reading, where)
+                rule, got = "have the columns of the first row", f"a difference in {lacking}"
+                raise InputError(where, rule, got, "Fill them in")
+            made = layout.convert(row, reading, where)
         except InputError as error:
-            refused(error)
+            reading.drop(error, on_bad_row)
             continue
         for new in made:
             try:
                 validate(new, reading.kind, set(new), where)
-                kept.append(new)
             except InputError as error:
-                refused(error)
-    if not kept:
-        raise InputError(
-            source, "contain a row to learn from", f"only bad rows. {str(dropped[0])[:-1]}", "Correct them"
-        )
-    table = table_of(kept, reading.kind)
-    return table, _phrases(reading, name, table, len(rows), dropped)
+                reading.drop(error, on_bad_row)
+                continue
+            yield new
 
 
 def _recognised(columns: Sequence[str], source: str) -> str:
@@ -173,7 +230,7 @@ def _named(layout: str, columns: Sequence[str], source: str) -> str:
 # --------------------------------------------------------------------- what is decided over the table
 
 
-def _decide(reading: Reading, name: str, rows: Sequence[Row], score_range: Range | None) -> None:
+def _decide(reading: Reading, name: str, survey: Survey, score_range: Range | None) -> None:
     """Kind, feedback, scale and repeated prompts of the table, in place."""
     present = set(reading.columns)
     scores: list[str]
@@ -184,9 +241,7 @@ def _decide(reading: Reading, name: str, rows: Sequence[Row], score_range: Range
         reading.kind = "preference"
         scores = [c for c in ("chosen_score", "rejected_score") if c in present]
         scores = scores or [c for c in OWN_NAME if c in present]
-        texts = [(r.get("prompt"), r.get(side)) for r in rows for side in ("chosen", "rejected")]
-        pairs = [(p, y) for p, y in texts if isinstance(p, str) and isinstance(y, str) and p.strip()]
-        reading.repeats = bool(pairs) and all(y.startswith(p) for p, y in pairs)
+        reading.repeats = 0 < survey.sides == survey.repeating
     else:
         reading.feedback = next((column for column in ("label", "score") if column in present), "")
         reading.kind = {"label": "label", "score": "scored", "": "demonstration"}[reading.feedback]
@@ -194,20 +249,24 @@ def _decide(reading: Reading, name: str, rows: Sequence[Row], score_range: Range
         reading.used.update({reading.feedback} - {""})
     reading.used.update(scores)
     if scores:
-        values = [row.get(column) for column in scores for row in rows]
-        known = [v for v in values if isinstance(v, int | float | Decimal) and not isinstance(v, bool) and v == v]
-        reading.seen = f"{min(known)} to {max(known)}" if known else "none"
-        reading.scale = score_range or _scale(known, f"{reading.source}, {' and '.join(scores)},")
+        known = [survey.numbers[column] for column in scores if survey.numbers[column].low is not None]
+        both = Numbers()
+        for own in known:
+            both.add(own.low)
+            both.add(own.high)
+        both.inside = any(own.inside for own in known)
+        reading.seen = f"{both.low} to {both.high}" if known else "none"
+        reading.scale = score_range or _scale(both, f"{reading.source}, {' and '.join(scores)},")
 
 
-def _scale(known: Sequence[Any], what: str) -> Range | None:
+def _scale(known: Numbers, what: str) -> Range | None:
     """The scale of a whole column of scores: None for [0, 1], else the lowest and the highest rating.
 
     A value between 0 and 1 shows that the scale is [0, 1]; then a larger value is a bad row and no rating.
     """
-    if not known or any(0 < v < 1 for v in known) or (min(known) >= 0 and max(known) <= 1):
+    low, high = known.low, known.high
+    if low is None or known.inside or (low >= 0 and high <= 1):
         return None
-    low, high = min(known), max(known)
     if low >= 1 and 5 < high <= 10:
         return 1, 10
     remedy = "Name the lowest and the highest possible rating as score_range, for instance (1, 5) or (0, 10)"
@@ -490,7 +549,7 @@ def _counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
-def _phrases(reading: Reading, name: str, table: Dataset, count: int, dropped: list[InputError]) -> list[str]:
+def _phrases(reading: Reading, name: str, table: Dataset, count: int) -> list[str]:
     """What was understood: the rows first, then what a user should know of them."""
     rows = _counted(len(table), _SINGULAR[reading.kind])
     said = [rows + (f" from {_counted(count, 'row')}" if len(table) != count else "")]
@@ -512,10 +571,8 @@ def _phrases(reading: Reading, name: str, table: Dataset, count: int, dropped: l
     if repeated and name != "implicit":
         said.append(f"the sides of {_counted(repeated, 'pair')} repeat the prompt, which is not learned")
     said += [f"{number:,} {what}" for what, number in reading.found.items() if number]
-    reasons = Counter(error.parts[1] for error in dropped)
-    for rule, number in reasons.items():
-        first = next(error.parts[0] for error in dropped if error.parts[1] == rule)
-        where = re.sub(rf"^{re.escape(reading.source)},? ?", "", first).rstrip(",")
+    for rule, number in reading.dropped.items():
+        where = re.sub(rf"^{re.escape(reading.source)},? ?", "", reading.first[rule].parts[0]).rstrip(",")
         said.append(f"{number:,} left out, which must {rule} (first: {where})")
     unused = [column for column in reading.columns if column not in reading.used]
     ratings = [column for column in unused if LIKE_A_SCORE.search(column)]

@@ -11,7 +11,8 @@ A source is a text:
 Without a split, `train` is read; else `train_sft` for demonstrations and `train_prefs` for feedback; else the only one
 whose name begins with `train`, but for `train_gen`, which has no answers to learn; else the only split there is. Where
 there are several, the line of what was understood names the one that was taken, as in `owner/name@train_sft`.
-Local files are read directly, without a cache, so a file that was replaced is read anew.
+Local files are read directly, without a cache, so a file that was replaced is read anew. They are read twice, line by
+line or some thousand rows at a time, and never lie in memory whole; but for a JSON array, which has no lines.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from io import BufferedIOBase
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +37,13 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 
 from uftlab.errors import InputError
 from uftlab.files import read_json
+from uftlab.rows.kinds import CHUNK, Rows, rows_from
 from uftlab.rows.layouts import OnBadRow, Range, TrainOn, sentence, understand
 
 ENDINGS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")
+BUFFER = 1 << 20  # bytes of a column of Parquet that are read at a time
 HUB_TIMEOUT = 10  # seconds to wait for the hub's first answer; there is no second attempt
+UTF_8_MARK = b"\xef\xbb\xbf"  # which some editors put before UTF-8
 PIECE = re.compile(r"[-_.]?(\d{5}-of-\d{5}([-_.]\w+)?|part[-_.]?\d*|\d+)$")  # of a file name: which piece of a split
 
 USUAL = {"demonstrations": "train_sft", "feedback": "train_prefs"}  # splits of UltraChat and of binarized UltraFeedback
@@ -71,9 +78,7 @@ def load_table(
         InputError: for a source that cannot be read, within seconds, and for what `understand` refuses.
     """
     rows, source = rows_of(source, split=split, subset=subset, purpose=purpose)
-    rows = rows[:limit]
-    if columns is not None:
-        rows = [_renamed(row, columns, f"{source}, row {number},") for number, row in enumerate(rows, start=1)]
+    rows = Rows(partial(_some, rows, limit, columns, source))
     options: dict[str, Any] = {"layout": layout, "train_on": train_on, "score_range": score_range}
     table, phrases = understand(rows, source, **options, on_bad_row=on_bad_row)
     return table, sentence(source, phrases)
@@ -81,11 +86,11 @@ def load_table(
 
 def rows_of(
     source: str | Path, *, split: str | None = None, subset: str | None = None, purpose: str | None = None
-) -> tuple[list[Any], str]:
+) -> tuple[Rows, str]:
     """The rows of any source as Python objects, and the source with the split that was chosen among several.
 
     Raises:
-        InputError: for a source that cannot be read, within seconds.
+        InputError: for a source that does not exist, within seconds. What is wrong in a file is found as it is read.
     """
     name, subset, split = _parsed(str(source), subset, split)
     path = Path(name)
@@ -94,7 +99,7 @@ def rows_of(
             raise InputError(
                 f"The file {path}", "be given without split or subset", f"{split or subset}", "Leave it out"
             )
-        return read_rows(path), str(source)
+        return Rows(partial(rows_in, path)), str(source)
     if path.is_dir():
         rows, chosen = _from_folder(path, subset, split, purpose)
     elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not name.endswith(ENDINGS):
@@ -149,6 +154,11 @@ def _parsed(source: str, subset: str | None, split: str | None) -> tuple[str, st
     return name, subset or own_subset, split or own_split
 
 
+def _some(rows: Rows, limit: int | None, columns: Mapping[str, str] | None, source: str) -> Iterator[Any]:
+    for number, row in enumerate(islice(rows, limit), start=1):
+        yield row if columns is None else _renamed(row, columns, f"{source}, row {number},")
+
+
 def _renamed(row: Any, columns: Mapping[str, str], where: str) -> dict[str, Any]:
     lacking = sorted(set(columns.values()) - set(row if isinstance(row, dict) else ()))
     if lacking:
@@ -161,29 +171,50 @@ def _renamed(row: Any, columns: Mapping[str, str], where: str) -> dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Any]:
-    """The rows of one file, as Python objects.
+    """All rows of one small file at once: see `rows_in`."""
+    return list(rows_in(path))
+
+
+def rows_in(path: Path) -> Iterator[Any]:
+    """The rows of one file as Python objects, one after the other.
 
     Raises:
-        InputError: naming the file, and the line if there is one.
+        InputError: naming the file, and the line if there is one, when it is reached.
     """
     if path.name.endswith(".parquet"):
-        return _parquet(path)
+        yield from _parquet(path)
+        return
     if not path.name.endswith(ENDINGS):
         raise InputError("A data file", "end in .jsonl or .parquet", path.name, "Convert it")
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            try:
+                yield from _json_rows(file, path)
+            except InputError:
+                for _ in file:  # where a damaged gzip is noticed at its end alone, this is the cause
+                    pass
+                raise
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}", "be readable", error, "Check its permissions, or download it again") from None
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+
+
+def _json_rows(file: BufferedIOBase, path: Path) -> Iterator[Any]:
+    """The rows of an open file of lines, or of one array."""
+    start = file.read(len(UTF_8_MARK))
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"{path}", "be written in UTF-8", "UTF-16", "Save it as UTF-8")
-    content = content.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors put before UTF-8
-    if content.lstrip()[:1] == b"[" and (rows := _array(content)) is not None:
-        return rows
-    rows = []
-    for number, line in enumerate(content.split(b"\n"), start=1):
+    begin = len(UTF_8_MARK) if start == UTF_8_MARK else 0
+    file.seek(begin)
+    first = next(filter(None, map(bytes.strip, file)), b"")
+    file.seek(begin)
+    if first.startswith(b"["):
+        if (rows := _array(file.read())) is not None:
+            yield from rows
+            return
+        file.seek(begin)
+    for number, line in enumerate(file, start=1):
         if line.strip():
-            rows.append(_json(line, f"{path}, line {number},"))
-    return rows
+            yield _json(line.removesuffix(b"\n"), f"{path}, line {number},")
 
 
 def _array(content: bytes) -> list[Any] | None:
@@ -206,14 +237,16 @@ def _json(line: bytes, what: str) -> Any:
         raise InputError(what, "be valid JSON", f"{shown} ({error})", "Write one JSON object per line") from None
 
 
-def _parquet(path: Path) -> list[Any]:
+def _parquet(path: Path) -> Iterator[Any]:
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        # a buffer made in advance would keep the whole file
+        with pyarrow.parquet.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
             names = file.schema_arrow.names
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 remedy = "Rename or drop one of them"
                 raise InputError(f"{path}", "have each column once", f"{', '.join(twice)} twice", remedy)
-            return file.read().to_pylist()
+            for batch in file.iter_batches(CHUNK):
+                yield from batch.to_pylist()
     except (OSError, pyarrow.ArrowException, ValueError, ArithmeticError) as error:  # a date of the year 10,000
         if isinstance(error, InputError):
             raise
@@ -224,9 +257,7 @@ def _parquet(path: Path) -> list[Any]:
 # -------------------------------------------------------------------------------------------- folders
 
 
-def _from_folder(
-    folder: Path, subset: str | None, split: str | None, purpose: str | None
-) -> tuple[list[Any], str | None]:
+def _from_folder(folder: Path, subset: str | None, split: str | None, purpose: str | None) -> tuple[Rows, str | None]:
     """The rows of one split of a folder, its files in the order of their names; and the split, if it was chosen here
     among several.
     """
@@ -244,7 +275,8 @@ def _from_folder(
     if len({file.suffix for file in own}) > 1:
         got = ", ".join(file.name for file in own)
         raise InputError(f"The split {chosen} of {folder}", "be in files of one format", got, "Give one of the files")
-    return [row for file in own for row in read_rows(file)], chosen if split is None and len(splits) > 1 else None
+    rows = Rows(lambda: chain.from_iterable(map(rows_in, own)))
+    return rows, chosen if split is None and len(splits) > 1 else None
 
 
 def _split_of(file: Path) -> str:
@@ -260,7 +292,7 @@ def _split_of(file: Path) -> str:
 # ---------------------------------------------------------------------------------------------- hub
 
 
-def _from_hub(name: str, subset: str | None, split: str | None, purpose: str | None) -> tuple[list[Any], str | None]:
+def _from_hub(name: str, subset: str | None, split: str | None, purpose: str | None) -> tuple[Rows, str | None]:
     """The rows of a data set of the hub, or of its cache if the hub cannot be reached; and the split, if it was chosen
     here among several.
     """
@@ -292,7 +324,7 @@ def _from_hub(name: str, subset: str | None, split: str | None, purpose: str | N
         raise InputError(what, "be loadable", _first_line(error), remedy) from None
     full = f"{name}:{subset}" if subset else name
     chosen = _split_among(tables, split, purpose, what, full)
-    return tables[chosen].to_list(), chosen if split is None and len(tables) > 1 else None
+    return Rows(partial(rows_from, tables[chosen])), chosen if split is None and len(tables) > 1 else None
 
 
 def _gated(name: str) -> InputError:

@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 from uftlab.errors import InputError
-from uftlab.rows.kinds import KINDS, as_messages, kind_of, table_of, validate
+from uftlab.rows.kinds import KINDS, Rows, as_messages, kind_of, rows_from, table_of, validate
 from uftlab.rows.sources import load_file
 
 
@@ -39,28 +40,28 @@ def load_rows(path: str | Path) -> Dataset:
     return load_file(path)
 
 
-def from_rows(rows: list[Any], source: str = "rows") -> Dataset:
+def from_rows(rows: list[Any] | Rows, source: str = "rows") -> Dataset:
     """A validated table from Python rows. `source` names them in errors.
 
     Each column of the table has one type. Labels become bool and scores become float. If some prompts are text and some
     are messages, all become messages; the same holds for completions. Other columns stay as they are. They are left
     out if the table cannot hold them, for instance numbers mixed with text.
     """
-    if not rows:
-        raise InputError(source, "contain at least one row", "none", "Add rows")
-    kind = ""
+    kind, columns = "", set[str]()
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number},"
         if not isinstance(row, dict):
             raise InputError(where, "be an object with named columns", repr(row)[:60], "Write {column: value, ...}")
-        kind = kind or kind_of(row, where)
-        validate(row, kind, set(rows[0]), where)
+        kind, columns = kind or kind_of(row, where), columns or set(row)
+        validate(row, kind, columns, where)
+    if not kind:
+        raise InputError(source, "contain at least one row", "none", "Add rows")
     return table_of(rows, kind)
 
 
 def validated(table: Dataset, source: str = "table") -> Dataset:
     """The same table after a check of every row."""
-    return from_rows(table.to_list(), source)
+    return from_rows(Rows(partial(rows_from, table)), source)
 
 
 # ------------------------------------------------------------------------------ benchmarks in a table
@@ -75,9 +76,10 @@ def overlap(prompts: Iterable[str | list[dict]], benchmark: Iterable[str]) -> li
     >>> overlap(["What is  it?", "Who?"], ["what is it", "where"])
     ['what is it']
     """
+    asked = {question: _normalised(question) for question in benchmark}
     turns = (m["content"] for prompt in prompts for m in as_messages(prompt, "user") if m["role"] == "user")
-    seen = {_normalised(turn) for turn in turns} - {""}
-    return [question for question in dict.fromkeys(benchmark) if _normalised(question) in seen]
+    seen = (set(asked.values()) - {""}).intersection(map(_normalised, turns))
+    return [question for question, own in asked.items() if own in seen]
 
 
 def _normalised(text: str) -> str:
@@ -99,18 +101,18 @@ def as_scored(table: Dataset) -> Dataset:
     kind = kind_of(table.column_names)
     if kind == "scored":
         return table.select_columns(["prompt", "completion", "score"])
-    if kind == "demonstration":
-        rows = [{"prompt": r["prompt"], "completion": r["completion"], "score": 1.0} for r in table]
-    elif kind == "label":
-        rows = [{"prompt": r["prompt"], "completion": r["completion"], "score": float(r["label"])} for r in table]
-    else:
-        rows = []
-        for row in table:
+    return table_of(_scored(table, kind), "scored")
+
+
+def _scored(table: Dataset, kind: str) -> Iterator[dict[str, Any]]:
+    for row in rows_from(table):
+        if kind == "preference":
             for side, without in (("chosen", 1.0), ("rejected", 0.0)):
                 known = row.get(f"{side}_score")
                 score = without if known is None else float(known)
-                rows.append({"prompt": row["prompt"], "completion": row[side], "score": score})
-    return Dataset.from_list(rows)
+                yield {"prompt": row["prompt"], "completion": row[side], "score": score}
+        else:
+            yield {"prompt": row["prompt"], "completion": row["completion"], "score": float(row.get("label", 1.0))}
 
 
 def as_labels(table: Dataset, threshold: float = 0.5) -> Dataset:
@@ -123,12 +125,11 @@ def as_labels(table: Dataset, threshold: float = 0.5) -> Dataset:
         return table.select_columns(["prompt", "completion", "label"])
     if kind == "preference":
         table = table.select_columns(["prompt", "chosen", "rejected"])
-    return Dataset.from_list(
-        [
-            {"prompt": r["prompt"], "completion": r["completion"], "label": r["score"] >= threshold}
-            for r in as_scored(table)
-        ]
+    rows = (
+        {"prompt": row["prompt"], "completion": row["completion"], "label": row["score"] >= threshold}
+        for row in rows_from(as_scored(table))
     )
+    return table_of(rows, "label")
 
 
 def convert(table: Dataset, kind: str) -> Dataset:

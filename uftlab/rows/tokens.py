@@ -15,7 +15,7 @@ import itertools
 import random
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal, cast
 
 import torch
@@ -25,12 +25,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from uftlab.errors import InputError
-from uftlab.rows.kinds import as_messages, kind_of
+from uftlab.rows.kinds import as_messages, kind_of, rows_from
 
 # The role of a completion in its loss. A mismatched one is the completion of another row, for KTO's baseline.
 ROLES = ("demonstration", "scored", "label", "chosen", "rejected", "mismatched")
 ROLE_INDEX = {role: index for index, role in enumerate(ROLES)}
 UNKNOWN_REFUSED = 0.5  # largest share of rows with unknown words
+REMEMBERED = 2**18  # texts
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,11 @@ class Tokens:
             raise InputError("The tokenizer", "have an end-of-sequence token", None, "Set tokenizer.eos_token")
         self.tokenizer = tokenizer
         self._last: tuple[tuple[bool, str], tuple[int, ...]] = ((False, ""), ())  # each completion asks for its prompt
+        self._numbers: dict[int, int] = {}  # one object for each number: 8 bytes a token and not 40
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tuple(map(self._numbers.setdefault, ids, ids))
 
     def _render(self, messages: list[dict], **options: Any) -> str:
         try:
@@ -210,7 +213,7 @@ class Tokens:
         kind = kind_of(table.column_names)
         examples: list[Example] = []
         refused: list[InputError] = []
-        for number, row in enumerate(table, start=1):
+        for number, row in enumerate(rows_from(table), start=1):
             try:
                 examples.append(self._example(row, kind))
             except InputError as error:
@@ -256,7 +259,7 @@ class Tokens:
 
 
 class RememberingTokens(Tokens):
-    """Remembers the ids of each text and of the last tables, for several runs on the same rows."""
+    """Remembers the ids of the last texts and tables, for several runs on the same rows."""
 
     TABLES = 16
 
@@ -276,7 +279,7 @@ class RememberingTokens(Tokens):
 
 def _remembering(ids_of: Callable[..., tuple[int, ...]]) -> Callable[..., tuple[int, ...]]:
     """The same function of texts, which computes each ids once. Messages are no keys, so they are computed again."""
-    remembered = cache(ids_of)
+    remembered = lru_cache(REMEMBERED)(ids_of)
     return lambda *texts: (remembered if all(isinstance(t, str) for t in texts) else ids_of)(*texts)
 
 

@@ -36,19 +36,21 @@ from uftlab.models.policies import load_policy, load_weights, tiny_config, with_
 from uftlab.models.references import ReferenceCache
 from uftlab.objectives.registry import objective_named
 from uftlab.rows.batches import in_parts, positions_of, to_batch
+from uftlab.rows.kinds import rows_from
 from uftlab.rows.sources import load_table, read_rows
 from uftlab.rows.table import overlap
 from uftlab.rows.tokens import Example, RememberingTokens, Tokens, interleave
 from uftlab.training.catalogue import method_named
 from uftlab.training.configuration import TrainConfig, check_size, told
 from uftlab.training.methods import Method, Stage, plan, stage_defaults
-from uftlab.training.recipes import share_of_a_step, sources
+from uftlab.training.recipes import enough, share_of_a_step, sources
 from uftlab.training.record import RECORD, read_record, read_stage
 from uftlab.training.settings import LEARNING_RATE_ALL_WEIGHTS, LEARNING_RATE_LORA, chosen_settings, tuned_settings
 from uftlab.training.stages import Job, check_recipes, run, usual_device
 
 WORK = ".training"
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # of a divided model, in the first process
+STEPS = 100  # of a run that is told nothing
 SHOWN = 2  # rows of each table that a dry run decodes
 Say = Callable[[str], None]
 
@@ -153,10 +155,16 @@ def prepared(config: TrainConfig, say: Say = print) -> Prepared:
             how: Any = {"layout": config.layout, "train_on": config.train_on, "on_bad_row": config.on_bad_row}
             table, line = load_table(source, **how, score_range=_range(config.score_range), purpose=name)
             say(f"{name}: {line}")
-            tables[name], held[name] = _split(table, config.held_out, config.seed, name)
+            table, held[name] = _split(table, config.held_out, config.seed, name)
+            tables[name] = table
+            if config.epochs is None:  # else all rows are read
+                tables[name] = enough(table, (config.steps or STEPS) * config.batch, config.seed)
+            if len(tables[name]) < len(table):
+                say(f"{name}: {len(tables[name]):,} of these rows are drawn for this run, which reads fewer")
     for source in config.benchmarks:
         asked = [str(row.get("question", row.get("prompt", ""))) for row in read_rows(Path(source))]
-        seen = overlap([row["prompt"] for table in tables.values() for row in table], asked)
+        prompts = (row["prompt"] for table in tables.values() for row in rows_from(table.select_columns("prompt")))
+        seen = overlap(prompts, asked)
         if seen:
             say(f"warning: {len(seen)} prompts are in {source} too, so its scores will flatter. One: {seen[0][:60]!r}")
     check_recipes(method, tables, lora=config.lora)
@@ -190,7 +198,7 @@ def prepared(config: TrainConfig, say: Say = print) -> Prepared:
         if config.tokens_per_device:
             all_rows = [example for own in rows[-1][0] for example in own]
             check_parts(objective_named(stage.objective), all_rows, config.tokens_per_device, shares_prompts(policy))
-    steps = config.steps or _steps_of(rows, config.epochs) or 100
+    steps = config.steps or _steps_of(rows, config.epochs) or STEPS
     check_size("--steps" if config.steps else "--epochs", steps, config.batch)
     if steps < len(method.stages):
         raise InputError("--steps", f"be at least {len(method.stages)}, one a stage", steps, "Raise it")
@@ -260,7 +268,7 @@ def _check_tokens(policy: PreTrainedModel, tokens: Tokens, examples: Sequence[Se
     """Refuses rows with a token that the model has no embedding for. Padding may be such a token: nobody reads it."""
     embeddings: Any = policy.get_input_embeddings()
     have = embeddings.weight.shape[0]
-    highest = max(i for own in examples for e in own for c in e for i in (*c.prompt_ids, *c.completion_ids))
+    highest = max(max((*c.prompt_ids, *c.completion_ids)) for own in examples for e in own for c in e)
     if highest >= have:
         got = f"{tokens.tokenizer.decode([highest])!r}, number {highest}"
         remedy = "Resize the model's embeddings, or use the tokenizer that it was trained with"

@@ -36,6 +36,7 @@ from uftlab.training.methods import Method, Stage, data_kinds, tables_of
 from uftlab.training.reward_functions import Reward
 
 BATCH = 32  # completions per optimiser step
+TOKENISED = 100_000  # rows of a table that are tokenised in any case, so that each of them is checked
 
 # ---------------------------------------------------------------------------- what a stage trains on
 
@@ -85,6 +86,21 @@ def sources(
         made = with_quantiles(made) if objective.quantiles else made
         examples.append(with_mismatched(made) if objective.mismatched else made)
     return examples, per_step
+
+
+def enough(table: Dataset, reads: int, seed: int) -> Dataset:
+    """No more rows of a table than a run has use for, because what nobody reads need not be tokenised.
+
+    These are `TOKENISED` rows, or twice as many as the run reads if that is more: a part may be too long for the model.
+    They are drawn at random and keep their order. A table that has no more stays as it is.
+
+    Args:
+        reads: rows of the table that the run reads at most.
+    """
+    most = max(TOKENISED, 2 * reads)
+    if len(table) <= most:
+        return table
+    return table.select(sorted(random.Random(f"uftlab rows {seed}").sample(range(len(table)), most)))
 
 
 def _examples(name: str, table: Dataset, tokens: Tokens, max_length: int | None) -> list[Example]:

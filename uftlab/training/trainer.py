@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -19,11 +20,12 @@ from uftlab.errors import InputError
 from uftlab.models.policies import load_policy
 from uftlab.models.references import ReferenceCache
 from uftlab.objectives.registry import objective_named
+from uftlab.rows.kinds import Rows, rows_from
 from uftlab.rows.layouts import understand
 from uftlab.rows.table import kind_of
 from uftlab.rows.tokens import Example, RememberingTokens
 from uftlab.training.methods import Stage
-from uftlab.training.recipes import prepare, share_of_a_step, sources
+from uftlab.training.recipes import enough, prepare, share_of_a_step, sources
 
 OF_TRL = ("loss_type", "beta")  # names that scripts of TRL set too
 
@@ -103,6 +105,8 @@ class UFTTrainer(ObjectiveTrainer):
         per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         batch = per_step * (2 if objective.kinds == ("preference",) else 1)
         settings = {**({"beta": args.beta} if "beta" in objective.settings else {}), **(args.loss_settings or {})}
+        if args.max_steps > 0:
+            tables = {name: enough(table, args.max_steps * batch, args.seed) for name, table in tables.items()}
         refer = ReferenceCache().reader(policy) if objective.reference else list
         examples, counts = sources(stage, tables, tokens, batch, args.max_length)
         rounds = max(len(own) / count for own, count in zip(examples, counts, strict=True))
@@ -132,6 +136,7 @@ def _tables(given: Dataset | Mapping[str, Dataset] | Sequence[Mapping[str, Any]]
         known = ("demonstrations", "feedback")
         if other := sorted(set(given) - set(known)):
             raise InputError("The tables", f"be named {' and '.join(known)}", other, "Rename them")
-        return {name: understand(table.to_list(), name)[0] for name, table in given.items()}
-    table = understand(list(given), "the table")[0]
+        return {name: understand(Rows(partial(rows_from, table)), name)[0] for name, table in given.items()}
+    rows = Rows(partial(rows_from, given)) if isinstance(given, Dataset) else list(given)
+    table = understand(rows, "the table")[0]
     return {"demonstrations" if kind_of(table.column_names) == "demonstration" else "feedback": table}
