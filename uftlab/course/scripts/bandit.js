@@ -36,7 +36,7 @@ uftlabModels.bandit = (twin, _, { numbers, fixed, short }) => {
     const below = beta * (times(probs, probs.map(Math.log)) - times(probs, logBest)), most = Math.max(...best);
     const words =
       `β = ${fixed(beta, 2)}: the likeliest answer is “${answers[best.indexOf(most)]}” with probability ` +
-      `${fixed(most, 2)}. Expected reward ${fixed(expected, 2)}, KL ${fixed(kl, 2)} nats, objective ` +
+      `${fixed(most, 2)}. Expected reward ${fixed(expected, 2)}, KL ${fixed(Math.max(kl, 0), 2)} nats, objective ` +
       `${fixed(expected - beta * kl, 2)}. Gradient ascent ends ${fixed(Math.abs(below), 4)} below.`;
 
     const layout = { ...twin.layout };

@@ -183,7 +183,7 @@ uftlabModels.losses = (twin, { nats_per_token: NATS }, { fixed, short, titled })
     const own = member(values), built = drawn(own, -edge, end, 200);
     const over = drawn(method(nameOf(overlay), values), -edge, end, 80);
     const factor = factorBetween(tabled(own, over.x).pull, over.pull);
-    const names = knownAs(distance, baseline, normalisation, score), nameless = "a loss that nobody has named";
+    const names = knownAs(distance, baseline, normalisation, score), nameless = "a loss without a name in the literature";
 
     const scale = as_reward ? beta : 1, along = ({ x }) => x.map((value) => value * scale);
     const last = built.x.at(-1) === certain ? [along(built).at(-1)] : [];
@@ -200,7 +200,7 @@ uftlabModels.losses = (twin, { nats_per_token: NATS }, { fixed, short, titled })
     }
 
     const [loss, slope] = own(0);
-    const same = factor === null ? "another curve" : `the same curve (factor ${short(factor, 3)})`;
+    const same = factor === null ? "a different curve" : `the same curve (factor ${short(factor, 3)})`;
     const words =
       `This is ${names.join(", also ") || nameless}. At the reference: loss ${short(loss, 3)}, pull ${short(-slope, 3)}. ` +
       `Highest score ${fixed(sigmoid(beta * certain), 2)}. ${laid[0].toUpperCase()}${laid.slice(1)}, ${overlay[0]}: ${same}.`;
