@@ -436,14 +436,16 @@ def picture(gain: Number, changed: Number, questions: Number, seeds: Number, spr
     bar = {"type": "data", "array": [here["questions"]], "thickness": 3, "width": 8}
     point = {"mode": "markers", "marker": mark, "name": f"{questions:.0f} questions"}
     fig.add_scatter(x=[questions], y=[gain], error_y=bar, **point, row=1, col=1)
-    for index, (name, h) in enumerate(((f"{questions:.0f} questions", "questions"), (f"{seeds:.0f} seeds", "seeds"))):
+    for index, (name, h) in enumerate(
+        ((f"{questions:.0f}<br>questions", "questions"), (f"{seeds:.0f}<br>seeds", "seeds"))
+    ):
         shown = min(here[h], 100.0)
         bar = {"type": "data", "array": [shown], "thickness": 4, "width": 12}
         mark = {"color": theme.COLOURS[(1, 2)[index]], "symbol": theme.SYMBOLS[index], "size": 16}
         more = {"mode": "markers", "marker": mark, "showlegend": False, "error_y": bar}
         fig.add_scatter(x=[name], y=[gain], **more, row=1, col=2)
-    fig.update_xaxes(type="log", tickvals=[3, 10, 30, 100, 300, 1000, 3000], col=1)
-    fig.update_xaxes(range=[-0.5, 1.5], col=2)
+    fig.update_xaxes(type="log", tickvals=[3, 30, 300, 3000], tickangle=0, col=1)
+    fig.update_xaxes(range=[-0.5, 1.5], tickangle=0, col=2)
     fig.update_yaxes(range=[-30, 50], zeroline=True, zerolinewidth=3, zerolinecolor=theme.INK)
     return fig.update_layout(height=500)
 
