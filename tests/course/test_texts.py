@@ -3,7 +3,6 @@
 import html
 import random
 import re
-import time
 from dataclasses import replace
 
 import ipywidgets
@@ -269,17 +268,6 @@ def test_word_by_word_follows_policy_reference_and_typing(runs, rows):
     assert len(numbers_in(box.words.value)) == 5 and "banana" in box.spoken.text
     box.controls["completion"].value = " "
     assert "at least one word" in box.spoken.text and not box.words.value
-
-
-def test_word_by_word_answers_within_a_tenth_of_a_second(runs, rows):
-    box = texts.word_by_word(runs, rows)
-    box.controls["completion"].value = "it is moss ."
-    durations = []
-    for text in ("it is fish .", "of course , it is fish .", "it is nuts , i believe ."):
-        started = time.perf_counter()
-        box.controls["completion"].value = text
-        durations.append(time.perf_counter() - started)
-    assert min(durations) < 0.1
 
 
 def test_every_control_of_word_by_word_has_a_label_and_the_static_twin_shows_the_same(runs, rows):

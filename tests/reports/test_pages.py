@@ -11,7 +11,7 @@ from uftlab.cli import app
 from uftlab.files import write_atomically
 from uftlab.reports import pages
 from uftlab.study import comparisons, results
-from uftlab.training.catalogue import METHODS, PIPELINE_METHODS
+from uftlab.training.catalogue import METHODS, PIPELINE_METHODS, RECENT_METHODS
 
 SHARED = ("base", "sft-then-dpo", "sft-then-una", "uft", "sft-plus-dpo")
 
