@@ -533,7 +533,7 @@ DIAGNOSES: tuple[Diagnosis, ...] = (
         "inert reward", "serious", inert, REWARDS,
         "Where beta times the log-ratio stays near 0 the sigmoid is a straight line: this is weighted likelihood.",
         "Raise beta until the rewards reach a few tenths, or use plain likelihood and save the reference.",
-        "notebook 05, exercise 3 (how dishonest is a score)", losses=SIGMOID, any_loss=True,
+        "notebook 05, exercise 3 (how far is a score from the feedback)", losses=SIGMOID, any_loss=True,
     ),
     Diagnosis(
         "ceiling out of reach", "notice", ceiling, ("reward/chosen", "logps/chosen"),
