@@ -247,11 +247,12 @@ def test_of_the_contrasts_what_is_settled_is_filled_and_every_one_is_named():
     told = {"higher": "settled", "lower": "settled", "not settled": "not settled"}
     rows = [row("uft minus sft", m, v) for m, v in zip(comparisons.OUTCOMES, ("lower", "not settled"), strict=True)]
     rows += [row("uft minus dpo", m, "higher") for m in comparisons.OUTCOMES]
-    fig = figures.contrasts({"once": rows, "again": rows})
-    assert [trace.name for trace in fig.data] == ["once", "again"] * 2
-    for trace, metric in zip(fig.data[::2], comparisons.OUTCOMES, strict=True):
+    names = {f"why {c}<br>{c.replace(' minus ', ' − ')}": c for c in ("uft minus sft", "uft minus dpo")}
+    fig = figures.contrasts({"once": rows, "again": rows}, names, "title")
+    assert [trace.name for trace in fig.data] == ["once"] * 2 + ["again"] * 2  # a panel each
+    for trace, metric in zip(fig.data[:2], comparisons.OUTCOMES, strict=True):
         verdicts = [told[r["verdict"]] for r in rows if r["metric"] == metric]
         assert ["not settled" if s.endswith("-open") else "settled" for s in trace.marker.symbol] == verdicts
     assert list(fig.layout.yaxis.ticktext) == ["why uft minus sft<br>uft − sft", "why uft minus dpo<br>uft − dpo"]
-    heights = [y for trace in fig.data[:2] for y in trace.y]
+    heights = [y for trace in fig.data[::2] for y in trace.y]
     assert len(set(heights)) == 4  # no mark hides another

@@ -238,30 +238,9 @@ def tests_table(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def contrasts_figure(found: pd.DataFrame, contrasts: Sequence[str], metrics: Sequence[str], title: str) -> go.Figure:
-    """Tests as points with intervals: a panel per outcome, a row per contrast, and a line at no difference."""
-    fig = theme.panels(
-        [theme.lines(f"{questions.LABELS[m][0]}", 16) for m in metrics], ["difference"] * len(metrics),
-        [""] * len(metrics), title,
-    )  # fmt: skip
-    for column, metric in enumerate(metrics, start=1):
-        rows = found.loc[[(contrast, metric) for contrast in contrasts]]
-        settled = rows["verdict"] != "not settled"
-        for index, (name, own) in enumerate((("settled", rows[settled]), ("not settled", rows[~settled]))):
-            look = {"color": theme.COLOURS[(2, 1)[index]], "symbol": theme.SYMBOLS[(0, 4)[index]], "size": 15}
-            at = [contrasts.index(contrast) for contrast, _ in own.index]
-            more = {"error_x": theme.error_bars(own), "mode": "markers", "marker": look, "name": name}
-            fig.add_scatter(x=own["mean"], y=at, **more, legendgroup=name, showlegend=False, row=1, col=column)
-    for index, name in enumerate(("settled", "not settled")):  # in the legend even where there are none
-        look = {"color": theme.COLOURS[(2, 1)[index]], "symbol": theme.SYMBOLS[(0, 4)[index]], "size": 15}
-        fig.add_scatter(x=[None], y=[None], mode="markers", marker=look, name=name, row=1, col=1)
-    labels = [plain(contrast).replace(" − ", " −<br>") for contrast in contrasts]
-    fig.update_yaxes(tickvals=list(range(len(contrasts))), range=[len(contrasts) - 0.5, -0.5], zeroline=False)
-    fig.update_yaxes(ticktext=labels, tickfont_size=15, col=1)
-    for column in range(2, len(metrics) + 1):
-        fig.update_yaxes(showticklabels=False, col=column)
-    top = 90 + 26 * max(theme.lines(questions.LABELS[m][0], 16).count("<br>") + 1 for m in metrics)
-    fig.update_xaxes(zeroline=True, zerolinewidth=3, zerolinecolor=theme.INK, nticks=4)
-    return fig.update_layout(height=250 + 75 * len(contrasts), margin={"t": top})
+    """Tests of `answered` as points with intervals, see `figures.contrasts`."""
+    names = {plain(contrast).replace(" − ", " −<br>"): contrast for contrast in contrasts}
+    return figures.contrasts({"": found.reset_index().to_dict("records")}, names, title, metrics, questions.LABELS)
 
 
 NOT_YET = "The trials of self-distillation are not stored in this copy of the course, so this part has no results."

@@ -168,65 +168,6 @@ def designs(methods: Sequence[str], steps: int) -> go.Figure:
     return fig.update_yaxes(categoryorder="array", categoryarray=list(methods)[::-1])
 
 
-def contrasts(families: Mapping[str, Sequence[Mapping[str, Any]]]) -> go.Figure:
-    """Differences of methods with intervals, a panel per outcome. What is settled is filled, the rest is open.
-
-    Args:
-        families: what a legend calls it -> rows of `uftlab.study.comparisons.primary`, which have the same comparisons.
-    """
-    rows = [row for own in families.values() for row in own]
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    asked = {row["comparison"]: row["why"] for row in rows}
-    names = {name: f"{why}<br>{name.replace(' minus ', ' − ')}" for name, why in asked.items()}
-    fig = make_subplots(
-        1, len(metrics), shared_yaxes=True, subplot_titles=[_axis(m) for m in metrics], horizontal_spacing=0.05
-    )
-    for column, metric in enumerate(metrics, start=1):
-        for index, (family, own) in enumerate(families.items()):
-            found = pd.DataFrame([row for row in own if row["metric"] == metric])
-            settled = found["verdict"] != "not settled"
-            symbol = theme.SYMBOLS[index]
-            away = (len(families) - 1) / 2 - index  # above and below the line of the contrast
-            dots = go.Scatter(
-                x=found["mean"],
-                y=[list(names).index(name) - 0.24 * away for name in found["comparison"]],
-                error_x=theme.error_bars(found),
-                mode="markers",
-                marker={
-                    "symbol": [symbol if own else f"{symbol}-open" for own in settled],
-                    "size": 14,
-                    "color": theme.COLOURS[index],
-                    "line": {"width": 2.5, "color": theme.COLOURS[index]},
-                },
-                name=family,
-                legendgroup=family,
-                showlegend=column == 1,
-                customdata=[names[name] for name in found["comparison"]],
-                hovertemplate="%{customdata}: %{x:+.3f}<extra></extra>",
-            )
-            fig.add_trace(dots, row=1, col=column)
-        fig.add_vline(x=0, line_width=2, line_color=theme.INK, row=1, col=column)
-    fig.update_yaxes(
-        showgrid=False,
-        tickvals=list(range(len(names))),
-        ticktext=list(names.values()),
-        range=[len(names) - 0.4, -0.6],
-        zeroline=False,
-    )
-    fig.update_xaxes(title_text="difference")
-    title = (
-        "Is it the unified loss, or the mixing?<br>Differences with 95 % intervals; filled: settled, open: not settled"
-    )
-    fig.update_layout(
-        template="uftlab",
-        title={"text": title, "pad": {"t": 35}},
-        height=260 + 75 * len(names),
-        margin={"t": 160, "b": 130},
-        font_size=17,
-    )
-    return fig.update_annotations(font_size=17)
-
-
 def learning_curves(curves: pd.DataFrame, methods: Sequence[str], metric: str, title: str = "") -> go.Figure:
     """Mean over seeds of one metric during training, one line per method. `curves` is `results.curve_summary`."""
     fig = theme.figure(
@@ -253,27 +194,33 @@ def logratios(curves: pd.DataFrame, method: str) -> go.Figure:
     return fig.add_hline(y=0, line_width=1, line_color=theme.INK)
 
 
-def two_by_two(
-    found: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Sequence[str] = comparisons.OUTCOMES
+def contrasts(
+    found: Mapping[str, Sequence[Mapping[str, Any]]],
+    names: Mapping[str, str],
+    title: str,
+    metrics: Sequence[str] = comparisons.OUTCOMES,
+    labels: Mapping[str, tuple[str, str, Any]] = HEADLINES,
 ) -> go.Figure:
-    """The 2 x 2 of {one after the other, mixed} x {separate losses, unified loss}, as differences: a panel per metric.
+    """Differences of methods with intervals: a panel per metric, a row per contrast, a line at no difference.
 
-    One row for each step from corner to corner, see `comparisons.TWO_BY_TWO`. A full mark is settled, a hollow one not.
+    A full mark is settled, a hollow one not.
 
     Args:
         found: name of a series -> rows of `comparisons.compare`.
+        names: what stands beside a row -> the contrast, "a minus b".
+        labels: of each metric, its name and its unit first.
     """
-    rows = list(comparisons.TWO_BY_TWO)
+    fit = 48 // len(metrics)  # characters of a line above and below a panel
     fig = theme.panels(
-        [_axis(metric).partition("<br>")[0] for metric in metrics],
-        [f"difference ({HEADLINES[metric][1]})" for metric in metrics],
+        [theme.lines(labels[metric][0], fit) for metric in metrics],
+        [theme.lines(f"difference ({labels[metric][1]})", fit) for metric in metrics],
         [""] * len(metrics),
-        title="Is it the mixing or the loss?<br>(full mark: settled; hollow mark: not settled)",
+        title=f"{title}<br>(full mark: settled; hollow mark: not settled)",
     )
     for index, (name, own) in enumerate(found.items()):
         there = {(row["comparison"], row["metric"]): row for row in own}
         for column, metric in enumerate(metrics, start=1):
-            keys = [(place, there.get((comparisons.TWO_BY_TWO[row], metric))) for place, row in enumerate(rows)]
+            keys = [(place, there.get((contrast, metric))) for place, contrast in enumerate(names.values())]
             kept = pd.DataFrame([{"place": place, **row} for place, row in keys if row])
             if kept.empty:
                 continue
@@ -286,11 +233,24 @@ def two_by_two(
                 showlegend=column == 1 and len(found) > 1, text=kept["comparison"],
                 hovertemplate="%{text}: %{x:+.3f}<extra></extra>", row=1, col=column,
             )  # fmt: skip
-    places = list(range(len(rows)))
-    fig.update_yaxes(range=[len(rows) - 0.5, -0.5], tickvals=places, showticklabels=False, zeroline=False)
-    fig.update_yaxes(ticktext=[theme.lines(row, 19) for row in rows], showticklabels=True, tickfont_size=17, col=1)
-    fig.update_xaxes(zeroline=True, zerolinewidth=3, zerolinecolor=theme.INK)
-    return fig.update_layout(height=570, margin={"t": 140} | ({} if len(found) > 1 else {"b": 80}))
+    fig.update_yaxes(range=[len(names) - 0.5, -0.5], tickvals=list(range(len(names))), showticklabels=False)
+    fig.update_yaxes(ticktext=list(names), showticklabels=True, tickfont_size=17, col=1)
+    fig.update_xaxes(zeroline=True, zerolinewidth=3, zerolinecolor=theme.INK, nticks=4, tickangle=0)
+    heads = max(theme.lines(labels[metric][0], fit).count("<br>") for metric in metrics)
+    more = 30 * (fig.layout.title.text.count("<br>") - 1) + 26 * heads  # for each line that is not usual
+    margin = {"t": 140 + more} | ({} if len(found) > 1 else {"b": 80})
+    return fig.update_yaxes(zeroline=False).update_layout(height=250 + 64 * len(names) + more, margin=margin)
+
+
+def two_by_two(
+    found: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Sequence[str] = comparisons.OUTCOMES
+) -> go.Figure:
+    """The 2 x 2 of {one after the other, mixed} x {separate losses, unified loss}, as `contrasts`.
+
+    One row for each step from corner to corner, see `comparisons.TWO_BY_TWO`.
+    """
+    names = {theme.lines(row, 19): contrast for row, contrast in comparisons.TWO_BY_TWO.items()}
+    return contrasts(found, names, "Is it the mixing or the loss?", metrics)
 
 
 def by_draw(differences: pd.DataFrame, title: str) -> go.Figure:

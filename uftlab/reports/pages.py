@@ -159,15 +159,18 @@ def write_finding(path: Path, trials: list[dict[str, Any]]) -> Path:
     """Draw the primary comparisons of a study as a PNG; beside them, in stored worlds, those with all four tunings."""
     from uftlab.plots import figures, theme
 
-    families = {"as planned: one tuning in each world": comparisons.primary(results.tidy(trials))}
-    stored = results.load(crossed.STORED)
-    if crossed.beside(trials, stored):
-        name = "looked at again: every world with four tunings"
-        families[name] = comparisons.primary(crossed.table(trials, stored))
-    if not families["as planned: one tuning in each world"]:
+    found = {"as planned: one tuning in each world": comparisons.primary(results.tidy(trials))}
+    (rows,) = found.values()
+    if not rows:
         wanted = ", ".join(crossed.METHODS)
         raise InputError("A study to draw", f"have two of {wanted}", "none of their comparisons", "Run them")
-    theme.write_images([figures.contrasts(families)], [path], FINDING_WIDTH, "--figure")
+    stored = results.load(crossed.STORED)
+    if crossed.beside(trials, stored):
+        again = comparisons.primary(crossed.table(trials, stored))
+        found["looked at again: every world with four tunings"] = again
+    names = {f"{row['why']}<br>{row['comparison'].replace(' minus ', ' − ')}": row["comparison"] for row in rows}
+    figure = figures.contrasts(found, names, "Is it the unified loss, or the mixing? Differences with 95 % intervals")
+    theme.write_images([figure], [path], FINDING_WIDTH, "--figure")
     return path
 
 
