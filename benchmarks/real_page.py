@@ -27,7 +27,7 @@ from real_runs import (
 )
 
 from uftlab.reports.evaluation import Group, estimate, label_of
-from uftlab.reports.real import IFEVAL, MC2, Contrast, contrast, mean_in, measures_of
+from uftlab.reports.real import IFEVAL, MC2, Contrast, contrast, label, mean_in, measures_of, spreads
 from uftlab.reports.tables import markdown
 from uftlab.study.results import Interval, interval
 
@@ -159,7 +159,7 @@ def _verdicts(folder: Path) -> str:
             found = contrasts(stored, PATTERN, rates)
             if not found:
                 continue
-            said = "; ".join(f"{c.first} against {c.second} on {_label(c.measure)} {c.verdict}" for c in found)
+            said = "; ".join(f"{c.first} against {c.second} on {label(c.measure)} {c.verdict}" for c in found)
             part = "" if len(found) == len(PATTERN) else f" ({len(found)} of its {len(PATTERN)} contrasts)"
             lines.append(f"- **{name}, {rates} rates**: {OVERALL[pattern(found)]}{part}: {said}. {_limits(stored)}")
     return "\n".join(lines)
@@ -189,7 +189,7 @@ def _section(stored: Stored) -> list[str]:
             "Mean over seeds; in parentheses the 95 % interval over seeds, then that over questions. No interval "
             "stands where all values are equal, or where there is one seed."
         )
-        head = ["method", "already aligned", "learning rates", "seeds", *map(_label, SHOWN)]
+        head = ["method", "already aligned", "learning rates", "seeds", *map(label, SHOWN)]
         rows = [
             [method, "yes" if result["model"] in ALIGNED else "not known", _rates(stored.rates(method, rates)),
              str(len(group.runs)), *(_cell(group, name) for name in SHOWN)]
@@ -211,7 +211,7 @@ def _section(stored: Stored) -> list[str]:
 
 def _row(found: Contrast) -> list[str]:
     ends = (_ends(found.seeds, digits=4), _ends(found.questions, digits=4))
-    return [f"{found.first} − {found.second}", _label(found.measure), f"{found.seeds.mean:+.4f}", *ends, found.verdict]
+    return [f"{found.first} − {found.second}", label(found.measure), f"{found.seeds.mean:+.4f}", *ends, found.verdict]
 
 
 def _grid(stored: Stored, run: Run) -> list[str]:
@@ -264,10 +264,6 @@ def _not_run(size: Size, stored: Stored | None) -> list[str]:
     return [f"## {size.name}", text]
 
 
-def _label(name: str) -> str:
-    return "IFEval, mean of the four" if name == IFEVAL else label_of(name)[0]
-
-
 def _rates(rates: Sequence[float] | None) -> str:
     return ", ".join(f"{rate:g}" for rate in rates or ()) or "–"
 
@@ -281,7 +277,7 @@ def _cell(group: Group, name: str) -> str:
 
 
 def _ends(found: Interval, share: bool = False, digits: int = 3) -> str:
-    if found.low is None or found.high is None or found.high - found.low < 1e-9:
+    if not spreads(found):
         return ""
     low, high = (max(0.0, found.low), min(1.0, found.high)) if share else (found.low, found.high)
     return f"{low:.{digits}f} to {high:.{digits}f}"

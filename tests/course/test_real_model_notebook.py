@@ -1,7 +1,6 @@
 """Notebook 10: its stand-ins are as real files are, and what it says of stored runs is what they have."""
 
 import json
-import math
 
 import pytest
 
@@ -10,7 +9,6 @@ from uftlab.errors import InputError
 from uftlab.models.policies import load_base, load_policy
 from uftlab.reports import real
 from uftlab.rows.sources import load_table
-from uftlab.study.results import interval
 
 
 @pytest.fixture(scope="module")
@@ -78,32 +76,6 @@ def test_the_largest_reward_is_the_last_of_each_seed():
               for own in last if "reward/demonstration" in own]  # fmt: skip
     found = real_model.largest_rewards()
     assert len(found) == len(runs) == 3 and set(wanted) <= set(found)
-    assert real_model.mean_of(found) == interval(found)
-
-
-def test_what_is_resolved_by_hand():
-    """20 % of 541 questions changed, a gain of 4: 196 sqrt(0.1984 / 541) = 3.75; three seeds: 4.303 / sqrt 3."""
-    found = real_model.resolution(4, 20, 541, 3, 1)
-    assert found["questions"] == pytest.approx(196 * math.sqrt(0.1984 / 541))
-    assert found["seeds"] == pytest.approx(4.3027 / math.sqrt(3), abs=1e-3)
-    assert math.isinf(real_model.resolution(4, 20, 541, 1, 1)["seeds"])
-    assert real_model.resolution(20, 2, 100, 3, 1)["questions"] == pytest.approx(196 * math.sqrt(0.16 / 100))
-
-
-@pytest.mark.parametrize(("gain", "changed"), [(4, 20), (1, 10), (19.4, 19.4)])
-def test_the_questions_that_are_enough_are_just_enough(gain, changed):
-    enough = real_model.needed(gain, changed)
-    assert real_model.resolution(gain, changed, enough, 3, 1)["questions"] <= gain
-    assert real_model.resolution(gain, changed, enough - 1, 3, 1)["questions"] > gain
-
-
-def test_picture_and_words_agree():
-    place = {"gain": 4.0, "changed": 20.0, "questions": 64, "seeds": 3.0, "spread": 1.0}
-    fig, said = real_model.picture(**place), real_model.words(**place)
-    half = real_model.resolution(*place.values())
-    assert fig.data[2].error_y.array[0] == pytest.approx(half["questions"]) and f"±{half['questions']:.1f}" in said
-    assert "Not settled." in said and "higher" in real_model.words(**{**place, "questions": 817})
-    assert "with one seed" in real_model.words(**{**place, "seeds": 1.0})
 
 
 def test_the_doctor_reads_the_runs_of_the_gpu():

@@ -119,7 +119,7 @@ def load_base(world_seed: int = 0) -> LlamaForCausalLM:
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
+def without_progress_bar() -> Iterator[None]:
     """No "Loading weights" within: it would stand between a command and its refusal. Downloads keep their bar.
 
     Nor a table of weights that do not fit: `_loaded` refuses them in one line.
@@ -151,7 +151,7 @@ def load_policy(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     path = str(TINY) if name == "tiny" else name
     try:
-        with _without_progress_bar():
+        with without_progress_bar():
             model, home = _loaded(path)
             tokenizer = AutoTokenizer.from_pretrained(home, **SAFE, **_near(home), **_gguf(home))
     except InputError:
@@ -233,7 +233,7 @@ def _near(name: str) -> dict[str, Any]:
 
 def load_weights(path: str) -> PreTrainedModel:
     """A model without its tokenizer, as `load_policy` loads it."""
-    with _without_progress_bar():
+    with without_progress_bar():
         return _loaded(path)[0]
 
 

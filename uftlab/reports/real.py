@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from uftlab.evals.outcomes import Measure
-from uftlab.reports.evaluation import Group, difference
+from uftlab.reports.evaluation import Group, difference, label_of
 from uftlab.study.results import RESULTS, Interval, interval
 
 STORE = RESULTS / "real"
 IFEVAL, MC2 = "ifeval, mean of the four", "truthfulqa/mc2"
+ALIKE = 1e-9  # ends of an interval that are nearer to each other are rounding
 
 
 def stored(size: str) -> dict[str, Any]:
@@ -44,11 +45,26 @@ def mean_of_four(four: Sequence[Measure]) -> Measure:
     return Measure(IFEVAL, False, {question: (value, 1.0) for question, value in values.items()})
 
 
+def label(measure: str) -> str:
+    """What a table calls a measure."""
+    return "IFEval, mean of the four" if measure == IFEVAL else label_of(measure)[0]
+
+
+def has_one_rate(run: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+    """Whether a run has the rate of its size in every stage, or has no stage: it is at matched rates."""
+    return set(run["rates"]) <= {result["size"]["rate"]}
+
+
+def spreads(found: Interval) -> bool:
+    """Whether an interval tells of a spread: not that of one value, nor of values that are all alike."""
+    return found.low is not None and found.high is not None and found.high - found.low >= ALIKE
+
+
 def at_one_rate(result: Mapping[str, Any]) -> dict[str, Group]:
     """The runs of each method with the same learning rate in every stage, and the base: at matched rates."""
     found: dict[str, list[dict[str, Any]]] = {}
     for run in result["runs"]:
-        if set(run["rates"]) <= {result["size"]["rate"]} and "measures" in run:
+        if has_one_rate(run, result) and "measures" in run:
             own = {"measures": measures_of(run, result), "seed": run["seed"]}
             found.setdefault(run["method"], []).append(own)
     return {method: Group(method, tuple(runs)) for method, runs in found.items()}
