@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from uftlab.errors import InputError
+from uftlab.errors import InputError, first_fault
 from uftlab.evals.sizes import Sizes, metric_names
 from uftlab.files import home, read_json
 from uftlab.training.catalogue import method_named
@@ -165,9 +165,7 @@ def wrong_in(stored: dict[str, Any]) -> tuple[str, str] | None:
     try:
         _trial_file().validate_python(stored)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        given = "" if first["type"] == "missing" else f" (given: {repr(first['input'])[:60]})"
-        return ".".join(map(str, first["loc"]))[:120], f"{first['msg']}{given}"
+        return first_fault(error)
     return None
 
 

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from uftlab.errors import InputError
+from uftlab.errors import InputError, first_fault
 from uftlab.files import read_json
 
 RECORD = "training.json"
@@ -39,9 +39,7 @@ def _read(path: Path, remedy: str, kind: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(str(path), rule, error.strerror, remedy) from None
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"]))[:120]
-        got = first["msg"] if first["type"] == "missing" else f"{first['msg']} (given: {repr(first['input'])[:60]})"
+        place, got = first_fault(error)
         raise InputError(f"{path}: {place}" if place else str(path), rule, got, remedy) from None
     except ValueError as error:
         raise InputError(str(path), rule, error, remedy) from None
