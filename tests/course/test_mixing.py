@@ -91,5 +91,5 @@ def test_the_words_name_the_best_and_the_gain():
 
 def test_less_old_text_lost_is_better():
     said = mixing.words(**{**PLACE, "metric": "retention/lost"})
-    lost = {name: mixing._methods("retention/lost")[name, 0.5, True, 2e-3].mean() for name in maps.SIX}
+    lost = {name: mixing.by_method("retention/lost")[name, 0.5, True, 2e-3].mean() for name in maps.SIX}
     assert f"Best method: {min(lost, key=lost.get)}" in said

@@ -87,12 +87,12 @@ def test_with_trials_self_distillation_has_a_question_a_figure_and_its_answer(mo
     made = [{**t, "method": new} for new, old in lent.items() for t in stored if t["method"] == old]
     kept = [t for t in stored if t["method"] not in lent]
     monkeypatch.setattr(online, "trials_of_questions", lambda: [*kept, *made])
-    online.answered.cache_clear()
+    online.tests_of.cache_clear()
     try:
         asked = online.guess_about_distillation(headless=True)
         online.show_distillation()
     finally:
-        online.answered.cache_clear()
+        online.tests_of.cache_clear()
     assert "How much old text" in asked and "<details>" in asked
     assert "sdft − cue-sft" in capsys.readouterr().out
 

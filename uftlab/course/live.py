@@ -112,10 +112,10 @@ def mixing_data(profile: str) -> dict[str, Any]:
     def keyed(places: dict[tuple, np.ndarray]) -> dict[str, list[float]]:
         return {" | ".join(map(_javascript, at)): values.tolist() for at, values in places.items()}
 
-    worlds = {len(values) for metric in mixing.OUTCOMES for values in mixing._orders(metric).values()}
+    worlds = {len(values) for metric in mixing.OUTCOMES for values in mixing.by_order(metric).values()}
     return {
-        "orders": {metric: keyed(mixing._orders(metric)) for metric in mixing.OUTCOMES},
-        "methods": {metric: keyed(mixing._methods(metric)) for metric in mixing.OUTCOMES},
+        "orders": {metric: keyed(mixing.by_order(metric)) for metric in mixing.OUTCOMES},
+        "methods": {metric: keyed(mixing.by_method(metric)) for metric in mixing.OUTCOMES},
         "names": {"orders": mixing.ORDERS, "methods": maps.SIX},
         "rates": maps.RATES,
         "nats": maps.NATS,

@@ -110,7 +110,7 @@ def paper_figure() -> go.Figure:
 
 
 @cache
-def _orders(metric: str) -> dict[tuple, np.ndarray]:
+def by_order(metric: str) -> dict[tuple, np.ndarray]:
     """E1: (order, loss, rate of stage one, last rate, nats) -> one value per world. A mixture has one rate."""
     own = maps.of_experiment(frame(), "E1").sort_values("seed")
     keys = ["order", "loss", "first_rate", "rate", "nats"]
@@ -118,7 +118,7 @@ def _orders(metric: str) -> dict[tuple, np.ndarray]:
 
 
 @cache
-def _methods(metric: str) -> dict[tuple, np.ndarray]:
+def by_method(metric: str) -> dict[tuple, np.ndarray]:
     """E2: (method, share of instructed feedback, demonstrations on target, rate) -> one value per world."""
     own = maps.of_experiment(frame(), "E2").sort_values("seed")
     return {at: rows[metric].to_numpy() for at, rows in own.groupby(["method", "instructed", "on_target", "rate"])}
@@ -127,7 +127,7 @@ def _methods(metric: str) -> dict[tuple, np.ndarray]:
 def of_order(metric: str, order: str, loss: str, first_rate: float, rate: float, nats: float) -> np.ndarray:
     """One metric in each world for an order of training. DPO was run at 0.5 nats only, a mixture has the last rate."""
     first = rate if order == "mixed" else first_rate
-    return _orders(metric)[order, loss, first, rate, nats if loss == "UNA" else maps.NATS]
+    return by_order(metric)[order, loss, first, rate, nats if loss == "UNA" else maps.NATS]
 
 
 def controls() -> dict[str, ipywidgets.ValueWidget]:
@@ -172,7 +172,7 @@ def picture(metric: str, first_rate: float, rate: float, nats: float, instructed
     for index, loss in enumerate(("UNA", "DPO")):
         means, ends = _bars([of_order(metric, order, loss, first_rate, rate, nats) for order in ORDERS])
         fig.add_bar(y=ORDERS, x=means, error_x=ends, **_look(index), name=f"{loss} on the feedback", row=1, col=1)
-    means, ends = _bars([_methods(metric)[name, instructed, on_target, rate] for name in maps.SIX])
+    means, ends = _bars([by_method(metric)[name, instructed, on_target, rate] for name in maps.SIX])
     fig.add_bar(y=maps.SIX, x=means, error_x=ends, **_look(5), showlegend=False, row=1, col=2)
     blind = floor() if metric in figures.FLOORED else None
     for column in (1, 2):  # the line is there for every metric, so that nothing but its place changes
@@ -220,7 +220,7 @@ def words(metric: str, first_rate: float, rate: float, nats: float, instructed: 
     """Who is best at this place, by how much mixing helps, and what moves the result most."""
     place = {"first_rate": first_rate, "rate": rate, "nats": nats}
     orders = {order: of_order(metric, order, "UNA", **place) for order in ORDERS}
-    methods = {name: _methods(metric)[name, instructed, on_target, rate] for name in maps.SIX}
+    methods = {name: by_method(metric)[name, instructed, on_target, rate] for name in maps.SIX}
     best = [_best(metric)(own, key=lambda name: own[name].mean()) for own in (orders, methods)]
     gain = interval(orders["mixed"] - orders["SFT first"])
     moves = list(_moves(metric, **place).items())

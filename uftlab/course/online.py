@@ -201,13 +201,18 @@ def cures() -> pd.DataFrame:
 
 
 @cache
-def answered(question: str) -> pd.DataFrame | None:
-    """The tests of a question of docs/questions by contrast and metric; None where its trials are not stored."""
+def tests_of(question: str) -> list[dict[str, Any]]:
+    """The tests of a question of docs/questions; none where its trials are not stored."""
     asked = questions.QUESTIONS[question]
     stored = trials_of_questions()
-    if not set(asked.methods) <= {trial["method"] for trial in stored}:
-        return None
-    return pd.DataFrame(questions.tested(asked, stored)).set_index(["comparison", "metric"])
+    there = set(asked.methods) <= {trial["method"] for trial in stored}
+    return questions.tested(asked, stored) if there else []
+
+
+def answered(question: str) -> pd.DataFrame | None:
+    """`tests_of` by contrast and metric; None where there are none."""
+    rows = tests_of(question)
+    return pd.DataFrame(rows).set_index(["comparison", "metric"]) if rows else None
 
 
 @cache
@@ -279,7 +284,7 @@ def show_distillation() -> None:
     names = [f"sdft minus {minus}" for minus in DISTILLED]
     theme.show(contrasts_figure(found, names, asked.outcomes, "Self-distillation minus its control, and minus SFT"))
     theme.show(texts.table(tests_table(found), "six tests, p corrected by Holm"))
-    for line in ANSWERS["self_distillation"](questions.tested(asked, trials_of_questions())):
+    for line in ANSWERS["self_distillation"](tests_of("self_distillation")):
         print(line.replace("**", ""))
 
 

@@ -27,7 +27,7 @@ from uftlab.errors import InputError
 from uftlab.losses.rewards import implicit_score
 from uftlab.models.generation import answers
 from uftlab.plots import theme
-from uftlab.plots.widgets import STYLE, Box, Folded, Spoken, choice
+from uftlab.plots.widgets import STYLE, Box, Folded, Spoken, choice, notes_below
 from uftlab.world.instructions import (
     NUMBERS,
     VERIFIERS,
@@ -433,8 +433,7 @@ def word_by_word(
     for name in ("run", "own", "prompt", "completion"):
         controls[name].observe(follow, names="value")
     legend = ipywidgets.HTML(f'<div style="font-size:16px">{LEGEND}</div>')
-    more = [ipywidgets.HTML(notes).add_class("uftlab-notes")] if notes else []
-    box = Box([ipywidgets.HTML(STYLE), *controls.values(), *more, spoken, words, legend])
+    box = Box([ipywidgets.HTML(STYLE), *controls.values(), *notes_below(notes), spoken, words, legend])
     box.add_class("uftlab")
     box.controls, box.spoken, box.words, box.still = controls, spoken, words, still
     return box

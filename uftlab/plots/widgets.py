@@ -410,7 +410,7 @@ def explore(
     if headless:
         return go.Figure(first).update_layout(meta={"controls": specification(controls), "words": describe(**values())})
     drawn, spoken = _Drawn(first), Spoken(text=describe(**values()))
-    rows = [_row(control) for control in controls.values()] + _notes(notes)
+    rows = [_row(control) for control in controls.values()] + notes_below(notes)
     grid = ipywidgets.Box(rows).add_class("uftlab-controls")
     figure = ipywidgets.VBox([ipywidgets.HTML(WAIT), _Figure(drawn=drawn.model_id)]).add_class("uftlab-figure")
     desk = ipywidgets.Box([grid, spoken.add_class("uftlab-line"), figure]).add_class("uftlab-desk")
@@ -428,7 +428,7 @@ def explore(
     return box
 
 
-def _notes(notes: str) -> list[ipywidgets.HTML]:
+def notes_below(notes: str) -> list[ipywidgets.HTML]:
     """Explanations below the controls, if there are any."""
     return [ipywidgets.HTML(notes).add_class("uftlab-notes")] if notes else []
 
@@ -512,7 +512,7 @@ def doctor(reports: Mapping[str, Report], headless: bool = False, notes: str = "
 
     follow()
     chosen.observe(follow, names="value")
-    grid = ipywidgets.VBox([_row(chosen), *_notes(notes)])
+    grid = ipywidgets.VBox([_row(chosen), *notes_below(notes)])
     parts = [ipywidgets.HTML(STYLE), grid, spoken, shown, _Names(layout={"display": "none"})]
     box = Box(parts).add_class("uftlab")
     box.chosen, box.spoken, box.shown, box.still = chosen, spoken, shown, still

@@ -108,7 +108,7 @@ PIPELINE_COMPARISONS: tuple[tuple[str, str, str], ...] = (
 )
 
 # The same for the study "recent", of methods of 2025 and 2026, named before it was run.
-RECENT_COMPARISONS: tuple[tuple[str, str, str], ...] = (
+_NEAREST: tuple[tuple[str, str, str], ...] = (
     ("sft-then-dpo-norm", "sft-then-dpo", "log-ratios per token for sums"),
     ("tpo", "sft-plus-dpo", "DPO without a reference, mixed with SFT"),
     ("chord-mu", "sft-plus-dpo", "policy gradient on own samples for DPO on pairs, mixed with SFT"),
@@ -124,10 +124,10 @@ RECENT_COMPARISONS: tuple[tuple[str, str, str], ...] = (
     ("on-policy-distillation", "sft-full", "a teacher after SFT, on own samples, for SFT itself"),
     ("hpt", "sft-full", "policy gradient where own samples solve the prompt"),
     ("luffy", "sft-full", "policy gradient with the demonstration among the samples"),
-    *((name, "uft", "against the paper's method") for name in ("sft-then-dpo-norm", "tpo", "chord-mu", "psft")),
-    *((name, "uft", "against the paper's method") for name in ("iw-sft", "chord-phi", "eaft", "ewc", "l2-start")),
-    *((name, "uft", "against the paper's method") for name in ("self-sft", "sdft", "on-policy-distillation")),
-    *((name, "uft", "against the paper's method") for name in ("hpt", "luffy")),
+)
+RECENT_COMPARISONS = (
+    *_NEAREST,
+    *((name, "uft", "against the paper's method") for name in dict.fromkeys(name for name, _, _ in _NEAREST)),
 )
 
 
