@@ -5,9 +5,10 @@ from families import family
 
 from uftlab.errors import InputError
 from uftlab.rows.kinds import kind_of, without_signal
-from uftlab.rows.layouts import LAYOUTS, sentence, understand
+from uftlab.rows.layouts import LAYOUTS
 from uftlab.rows.table import as_scored, from_rows, overlap
 from uftlab.rows.tokens import Tokens
+from uftlab.rows.understanding import sentence, understand
 
 
 def user(text):

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from uftlab.errors import InputError
 from uftlab.rows import kinds
 from uftlab.rows.kinds import Rows, rows_from, table_of
-from uftlab.rows.layouts import LAYOUTS, understand
+from uftlab.rows.layouts import LAYOUTS
 from uftlab.rows.sources import load_table, rows_in
 from uftlab.rows.table import as_labels, as_scored, from_rows, validated
+from uftlab.rows.understanding import understand
 
 RATINGS = {"helpfulness": 4, "correctness": 3, "coherence": 4}
 

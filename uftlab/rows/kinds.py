@@ -197,7 +197,7 @@ def _validate_roles(roles: list[str], column: str, where: str) -> None:
         raise InputError(what, "end with the assistant", f"a completion that ends with the {roles[-1]}", remedy)
     elif len(roles) > 1:
         got = f"{len(roles)} messages ({', '.join(roles)[:60]})"
-        remedy = "Move the earlier turns to the prompt, as `uftlab.rows.layouts.understand` does where it can"
+        remedy = "Move the earlier turns to the prompt, as `uftlab.rows.understanding.understand` does where it can"
         raise InputError(what, "be one message of the assistant", got, remedy)
 
 

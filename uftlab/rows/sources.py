@@ -38,7 +38,8 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from uftlab.errors import InputError
 from uftlab.files import read_json
 from uftlab.rows.kinds import CHUNK, Rows, rows_from
-from uftlab.rows.layouts import OnBadRow, Range, TrainOn, sentence, understand
+from uftlab.rows.layouts import OnBadRow, Range, TrainOn
+from uftlab.rows.understanding import sentence, understand
 
 ENDINGS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")
 BUFFER = 1 << 20  # bytes of a column of Parquet that are read at a time
@@ -71,7 +72,7 @@ def load_table(
         columns: our name -> the name in the source. Only these columns are read then, for instance
             `{"prompt": "question", "completion": "answer"}`.
         limit: read this many rows from the beginning. A conversation is one row here.
-        layout, train_on, score_range, on_bad_row: see `uftlab.rows.layouts.understand`.
+        layout, train_on, score_range, on_bad_row: see `uftlab.rows.understanding.understand`.
         purpose: "demonstrations" or "feedback"; decides where no split is named and several could be meant.
 
     Raises:

@@ -39,7 +39,8 @@ class TrainConfig:
         lora: rank of adapters; 0 trains all weights. Between two stages they are merged.
         warmup: share of the steps. clip: largest norm of a gradient; 0 clips nothing.
         held_out: share of each table that is kept apart; its loss and margins are logged.
-        train_on, layout, on_bad_row: how rows are read (`uftlab.rows.layouts.understand`); `score_range` is "1,10".
+        train_on, layout, on_bad_row: how rows are read, see `uftlab.rows.understanding.understand`; `score_range` is
+            "1,10".
         dropout: whether dropout is on in the policy. It is always off in the reference.
         log_to: loggers of transformers by name, with commas: tensorboard, trackio, wandb.
         benchmarks: files whose questions the training prompts are compared with; what is in both is named.

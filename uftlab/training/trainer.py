@@ -21,9 +21,9 @@ from uftlab.models.policies import load_policy
 from uftlab.models.references import ReferenceCache
 from uftlab.objectives.registry import objective_named
 from uftlab.rows.kinds import Rows, rows_from
-from uftlab.rows.layouts import understand
 from uftlab.rows.table import kind_of
 from uftlab.rows.tokens import Example, RememberingTokens
+from uftlab.rows.understanding import understand
 from uftlab.training.methods import Stage
 from uftlab.training.recipes import enough, prepare, share_of_a_step, sources
 
@@ -66,7 +66,7 @@ class UFTTrainer(ObjectiveTrainer):
 
     Args:
         model: a causal language model, or where to load one (`uftlab.models.policies.load_policy`).
-        train_dataset: a table in any layout that `uftlab.rows.layouts.understand` knows, or two of them as
+        train_dataset: a table in any layout that `uftlab.rows.understanding.understand` knows, or two of them as
             {"demonstrations": table, "feedback": table}.
         eval_dataset: the same, held out: loss, margin and accuracy of it are logged where `eval_strategy` says.
         processing_class: the tokenizer; by default the model's own, loaded by its name.
