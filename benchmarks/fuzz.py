@@ -288,7 +288,7 @@ def invoke(arguments: list[str], folder: Path) -> None:
         mock.patch("uftlab.evals.benchmarks.evaluate", _begins),
         mock.patch("uftlab.course.notebooks.run_all", _begins),
         mock.patch("uftlab.course.export.export", _begins),
-        mock.patch("uftlab.course.notebooks.open_lab", _begins),
+        mock.patch("uftlab.course.lab.open_lab", _begins),
         mock.patch("uftlab.models.pretrain.pretrain", _begins),
         mock.patch("uftlab.training.checkpoint.merge", _begins),
     ]

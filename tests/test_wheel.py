@@ -76,9 +76,11 @@ def test_the_sdist_is_the_repository(built):
 
 def test_the_package_that_runs_is_the_one_that_was_unpacked(installed):
     folder, run, cache = installed
-    modules = ("files as f", "course.snapshots as s", "course.notebooks as n", "training.settings as t")
+    modules = (
+        "files as f", "course.snapshots as s", "course.notebooks as n", "course.lab as o", "training.settings as t",
+    )  # fmt: skip
     code = "import " + ", ".join(f"uftlab.{module}" for module in modules)
-    ended = run("-c", f"{code}\nprint(f.PACKAGE, f.DATA, s.FOLDER, n.NOTEBOOKS, n.LAB_HOME, t.TUNED, sep='\\n')")
+    ended = run("-c", f"{code}\nprint(f.PACKAGE, f.DATA, s.FOLDER, n.NOTEBOOKS, o.LAB_HOME, t.TUNED, sep='\\n')")
     package, *written = map(Path, ended.stdout.splitlines())
     assert package == folder.parent / "package" / "uftlab", ended.stderr
     assert len(written) == 5 and all(path.is_relative_to(cache) for path in written)

@@ -746,7 +746,7 @@ def lab(
     browser: Annotated[bool, typer.Option(help="Open a browser, or only print the address.")] = True,
 ) -> None:
     """Open JupyterLab on the first notebook, on this machine only."""
-    from uftlab.course.notebooks import COPIES, open_lab
+    from uftlab.course.lab import COPIES, open_lab
 
     sys.exit(open_lab(folder or COPIES, browser, say=lambda line: print(line, flush=True)))
 
