@@ -84,3 +84,16 @@ def loss_of(objective, examples, counts=None, settings=None, **made):
     """The scalar loss of the examples under the made-up models."""
     counts = objective.counts(collate(examples, 0)) if counts is None else counts
     return objective.loss(rows_of(examples, **made), objective.with_defaults(settings or {}), counts.double())
+
+
+def rows_of_length(*lengths, seed=0):
+    """Random completions; `lengths` are pairs (prompt, completion)."""
+    rng = random.Random(seed)
+
+    def ids(n):
+        return tuple(rng.randrange(6, 500) for _ in range(n))
+
+    return [Completion(ids(before), ids(after), "scored", 0.5) for before, after in lengths]
+
+
+ROWS = rows_of_length((1, 3), (9, 1), (4, 7), (2, 2))
