@@ -100,7 +100,8 @@ def score(path: str) -> int:
 
 def train(folder: str) -> int:
     """The optimiser steps of a UFT training of the tiny model on both JSONL files of a folder."""
-    from uftlab.training.checkpoint import TrainConfig, train_checkpoint
+    from uftlab.training.checkpoint import train_checkpoint
+    from uftlab.training.configuration import TrainConfig
 
     shown, judged = f"{folder}/demonstrations.jsonl", f"{folder}/pairs.jsonl"
     train_checkpoint(TrainConfig(f"{folder}/trained", demonstrations=shown, feedback=judged, steps=STEPS), say=print)

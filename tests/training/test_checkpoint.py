@@ -19,7 +19,7 @@ from uftlab.models import references
 from uftlab.models.logps import read_logps
 from uftlab.models.policies import load_policy
 from uftlab.rows.tokens import Completion, Tokens
-from uftlab.training import checkpoint, configuration, recipes
+from uftlab.training import checkpoint, configuration, preparing, recipes
 from uftlab.training.checkpoint import train_checkpoint
 from uftlab.training.configuration import TrainConfig, read_config
 from uftlab.world.world import World, pairs
@@ -97,10 +97,10 @@ def test_an_adapters_folder_is_a_policy_wherever_it_lies(tmp_path, files, monkey
 
 def test_steps_of_the_stages_add_up(tmp_path, files):
     for steps, expected in ((2, [1, 1]), (3, [2, 1]), (5, [2, 3]), (7, [4, 3])):
-        made = checkpoint.prepared(TrainConfig(str(tmp_path), method="sft-then-dpo", steps=steps, batch=4, **files))
+        made = preparing.prepared(TrainConfig(str(tmp_path), method="sft-then-dpo", steps=steps, batch=4, **files))
         assert [own for _, own, _ in made.planned] == expected
     with pytest.raises(InputError, match="--steps must be at least 2, one a stage; got 1"):
-        checkpoint.prepared(TrainConfig(str(tmp_path), method="sft-then-dpo", steps=1, batch=4, **files))
+        preparing.prepared(TrainConfig(str(tmp_path), method="sft-then-dpo", steps=1, batch=4, **files))
 
 
 def test_a_single_step_changes_the_model(tmp_path, files):
@@ -276,7 +276,7 @@ def test_of_a_large_table_no_more_is_tokenised_than_a_run_can_need(tmp_path, fil
         tokenised.clear()
         lines = []
         told = TrainConfig(str(tmp_path), method="sft-full", batch=4, **{**files, **options})
-        (rows,), _ = checkpoint.prepared(told, lines.append).rows[0]
+        (rows,), _ = preparing.prepared(told, lines.append).rows[0]
         drawn = [line for line in lines if "are drawn for this run" in line]
         return len(rows), list(tokenised), drawn
 
@@ -404,5 +404,5 @@ def test_prompts_that_a_benchmark_asks_too_are_named(tmp_path, files):
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps({"question": asked.upper()}) + "\n" + json.dumps({"question": "who ?"}) + "\n")
     lines = []
-    checkpoint.prepared(TrainConfig(str(tmp_path / "out"), benchmarks=(str(path),), **files), lines.append)
+    preparing.prepared(TrainConfig(str(tmp_path / "out"), benchmarks=(str(path),), **files), lines.append)
     assert [line for line in lines if line.startswith("warning: 1 prompts are in") and "flatter" in line]

@@ -11,8 +11,9 @@ import pytest
 
 from uftlab.errors import InputError
 from uftlab.models.policies import load_policy
-from uftlab.training.checkpoint import prepared, train_checkpoint
+from uftlab.training.checkpoint import train_checkpoint
 from uftlab.training.configuration import TrainConfig
+from uftlab.training.preparing import prepared
 from uftlab.world.world import World, pairs
 
 DIVIDED = Path(__file__).parents[1] / "helpers" / "divided.py"

@@ -22,9 +22,10 @@ from uftlab.engine.trainer import DivergedError, process
 from uftlab.errors import InputError
 from uftlab.evals.benchmarks import Settings, check, evaluate, is_measured
 from uftlab.training.catalogue import method_named
-from uftlab.training.checkpoint import estimate, prepared, state_of, train_checkpoint
+from uftlab.training.checkpoint import state_of, train_checkpoint
 from uftlab.training.configuration import TrainConfig, read_config, read_file, section, typed, with_changes
 from uftlab.training.methods import stage_defaults
+from uftlab.training.preparing import estimate, prepared
 
 Say = Callable[[str], None]
 
