@@ -385,7 +385,8 @@ def one(run: Run, made: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
     Weights are deleted afterwards: a pipeline's merged model has the size of the base.
     """
     from uftlab.engine.trainer import DivergedError
-    from uftlab.evals.benchmarks import Settings, evaluate
+    from uftlab.evals.benchmarks import evaluate
+    from uftlab.evals.suites import Settings
     from uftlab.models.policies import load_policy
     from uftlab.training.checkpoint import train_checkpoint
     from uftlab.training.configuration import TrainConfig

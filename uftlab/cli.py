@@ -566,7 +566,8 @@ def eval(
 
     Writes eval.json (every question), eval.md (the page) and the answers into --out.
     """
-    from uftlab.evals.benchmarks import Settings, evaluate
+    from uftlab.evals.benchmarks import evaluate
+    from uftlab.evals.suites import Settings
     from uftlab.reports.evaluation import write_run_page
 
     suites = tuple(name.strip() for name in suite.split(",") if name.strip())

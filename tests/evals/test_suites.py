@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 from uftlab.cli import app
 from uftlab.errors import InputError
-from uftlab.evals import benchmarks
-from uftlab.evals.benchmarks import Settings, evaluate, read_texts, recipe_of
+from uftlab.evals import benchmarks, suites
+from uftlab.evals.benchmarks import evaluate, recipe_of
 from uftlab.evals.drift import divergences, documents
 from uftlab.evals.outcomes import Measure, load_result
+from uftlab.evals.suites import Settings, read_texts
 from uftlab.models.logps import completion_logits
 from uftlab.reports.evaluation import compare, comparison_page, difference, estimate, grouped, run_page
 from uftlab.rows.batches import to_batch
@@ -470,15 +471,15 @@ def test_what_a_later_suite_cannot_use_is_refused_before_the_first(lab, tmp_path
 
 def test_lm_eval_has_the_tasks_of_every_benchmark():
     tasks = pytest.importorskip("lm_eval.tasks")
-    for benchmark in benchmarks.BENCHMARKS.values():
+    for benchmark in suites.BENCHMARKS.values():
         folder = Path(tasks.__file__).parent / benchmark.folder
         have = tasks.TaskManager(include_path=str(folder), include_defaults=False).all_tasks
         assert set(benchmark.tasks) <= set(have)
 
 
 def test_without_lm_eval_there_is_one_line_that_names_the_extra(monkeypatch, tmp_path):
-    find = benchmarks.find_spec
-    monkeypatch.setattr(benchmarks, "find_spec", lambda name: None if name == "lm_eval" else find(name))
+    find = suites.find_spec
+    monkeypatch.setattr(suites, "find_spec", lambda name: None if name == "lm_eval" else find(name))
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(InputError, match=r'no lm_eval.*pip install "uftlab\[real\]"'):
         evaluate("there/is/no/such/model", tmp_path / "out", Settings(), say=str)

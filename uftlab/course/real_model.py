@@ -235,7 +235,8 @@ def measure(files: Files, models: Mapping[str, str | Path], profile: str) -> dic
     Raises:
         InputError: without lm-eval (`uftlab[real]`).
     """
-    from uftlab.evals.benchmarks import Settings, evaluate
+    from uftlab.evals.benchmarks import evaluate
+    from uftlab.evals.suites import Settings
 
     settings = Settings(
         ("ifeval", "truthfulqa"), data=files.benchmarks, chat_template=True, batch=8,

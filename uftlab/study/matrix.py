@@ -20,7 +20,8 @@ from typing import Any
 
 from uftlab.engine.trainer import DivergedError, process
 from uftlab.errors import InputError
-from uftlab.evals.benchmarks import Settings, check, evaluate, is_measured
+from uftlab.evals.benchmarks import check, evaluate, is_measured
+from uftlab.evals.suites import Settings
 from uftlab.training.catalogue import method_named
 from uftlab.training.checkpoint import state_of, train_checkpoint
 from uftlab.training.configuration import TrainConfig, read_config, read_file, section, typed, with_changes
