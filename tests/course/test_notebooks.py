@@ -1,6 +1,9 @@
 """Every notebook runs in the smoke profile with its solutions, and what it says is what the results say."""
 
+import ast
 import builtins
+import importlib
+import inspect
 import json
 import os
 import re
@@ -225,6 +228,30 @@ def test_the_core_of_a_notebook_runs_without_the_rest_of_it(path):
             if name.is_global() and name.is_referenced():
                 known = name.get_name() in given or hasattr(builtins, name.get_name()) or name.get_name() == "display"
                 assert known, f"{name.get_name()} is not given by a core cell"
+
+
+@pytest.mark.parametrize("path", notebook_paths(), ids=lambda path: path.stem)
+def test_what_the_cells_take_from_a_module_is_there_and_public(path):
+    """A renamed function is found here in a second, not after the minutes that a run of the notebooks takes."""
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    tree = ast.parse("\n".join(cells))
+    modules = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("uftlab"):
+            owner = importlib.import_module(node.module)
+            for name in node.names:
+                own = f"{node.module}.{name.name}"
+                found = getattr(owner, name.name, None) or importlib.import_module(own)
+                if inspect.ismodule(found):
+                    modules[name.asname or name.name] = found
+    taken = {
+        (node.value.id, node.attr)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules
+    }
+    assert taken
+    missing = {f"{own}.{name}" for own, name in taken if name.startswith("_") or not hasattr(modules[own], name)}
+    assert missing == set()
 
 
 def test_notebooks_are_committed_without_outputs():

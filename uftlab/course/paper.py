@@ -201,7 +201,8 @@ def controls() -> dict[str, ipywidgets.ValueWidget]:
     }
 
 
-def _differences(task: str, minus: str, together: float, spread: float) -> dict[str, Interval]:
+def differences(task: str, minus: str, together: float, spread: float) -> dict[str, Interval]:
+    """Each other model minus `minus`: points of the test set, with the interval that questions and seeds leave."""
     scores = both_scores()[task]
     return {
         model: difference(scores[model], scores[minus], QUESTIONS[task], together, spread)
@@ -212,7 +213,7 @@ def _differences(task: str, minus: str, together: float, spread: float) -> dict[
 
 def picture(task: str, minus: str, together: float, spread: float) -> go.Figure:
     """Every model of the paper minus one of them, with the interval that questions and seeds leave."""
-    found = _differences(task, minus, together, spread)
+    found = differences(task, minus, together, spread)
     fig = theme.figure(
         title=f"{task}: each model minus {minus},<br>with the interval the paper does not give",
         x="difference, points (of 100)",
@@ -241,7 +242,7 @@ def picture(task: str, minus: str, together: float, spread: float) -> go.Figure:
 
 def words(task: str, minus: str, together: float, spread: float) -> str:
     """How many of the differences are larger than their noise, and how UFT and SFT, then DPO stand."""
-    found = _differences(task, minus, together, spread)
+    found = differences(task, minus, together, spread)
     clear = [model for model, i in found.items() if i.verdict != "not settled"]
     main = "UFT" if minus != "UFT" else "SFT"
     i = found[main]
