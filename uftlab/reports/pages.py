@@ -12,9 +12,9 @@ from typing import Any
 
 from uftlab.errors import InputError
 from uftlab.files import write_atomically
-from uftlab.reports.study import study_page
+from uftlab.reports.study import primary_table, study_page
 from uftlab.reports.tables import LIMITS, cell, linked, markdown, skills_table, untuned
-from uftlab.study import comparisons, crossed, gate, questions, rehearsal, results
+from uftlab.study import comparisons, crossed, gate, matched, questions, rehearsal, results
 from uftlab.study.overoptimisation import STORED
 from uftlab.study.trials import draw_of
 from uftlab.training.catalogue import PIPELINE_METHODS, RECENT_METHODS, all_methods
@@ -43,6 +43,7 @@ class Beside:
     asks: str
     comparisons: tuple[tuple[str, str, str], ...]
     reward_model: bool = False  # whether the runs against a reward model are told
+    matched: tuple[matched.Pair, ...] = ()  # who was run at whose learning rate, too
 
     @property
     def methods(self) -> set[str]:
@@ -61,6 +62,7 @@ RECENT = Beside(
     "Methods of 2025 and 2026",
     "Does one of them beat its plain relative, or UFT, at an equal budget?",
     comparisons.RECENT_COMPARISONS,
+    matched=matched.OF_RECENT,
 )
 
 
@@ -100,10 +102,25 @@ def page_beside(study: Beside, trials: list[dict[str, Any]]) -> str:
             if study.reward_model
             else []
         ),
+        *_at_equal_rates(study, trials),
         "## What this does not show",
         "\n".join(f"- {line}" for line in (*LIMITS, *MORE_LIMITS)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _at_equal_rates(study: Beside, trials: list[dict[str, Any]]) -> list[str]:
+    """The control of a difference between two tuned methods: each with the learning rate of the other."""
+    if not study.matched or not (matched.STORED / "trials").is_dir():
+        return []
+    rows = matched.differences(study.matched, results.load(matched.STORED), trials, TOLD)
+    told = " and ".join(f"`{name}` at the rates of `{other}`" for name, other in study.matched)
+    return [
+        "## At the same learning rate",
+        f"Tuning gives each method a rate of its own. Here {told}, in the same worlds with the same tuning draws. This "
+        "was added after the tuned result had been read. A family of its own.",
+        primary_table(rows, {name: results.HEADLINES[name] for name in TOLD}),
+    ]
 
 
 def _untuned(trials: list[dict[str, Any]]) -> list[str]:

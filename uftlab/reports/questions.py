@@ -16,6 +16,7 @@ from uftlab.files import write_atomically
 from uftlab.reports.study import levels_table, primary_table, verdict
 from uftlab.reports.tables import LIMITS, skills_table
 from uftlab.study import results
+from uftlab.study.matched import differences
 from uftlab.study.questions import (
     EACH,
     LABELS,
@@ -25,7 +26,6 @@ from uftlab.study.questions import (
     SWEEP,
     Question,
     at_equal_skill,
-    at_matched_rates,
     explored,
     of_question,
     tested,
@@ -73,7 +73,7 @@ def question_page(question: Question, stored: Rows, sweep: Rows, matched: Rows) 
         parts += [
             "## At the same learning rate",
             f"Tuning gives each method a rate of its own. Here {told}. A family of its own.",
-            primary_table(at_matched_rates(question, stored, matched), LABELS),
+            primary_table(differences(question.matched, matched, stored, question.outcomes), LABELS),
         ]
     parts += [
         "## At equal skill",

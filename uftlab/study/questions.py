@@ -18,9 +18,9 @@ import pandas as pd
 
 from uftlab.errors import InputError
 from uftlab.study.comparisons import at_levels, best_kept, contrast, corrected, matched_skill
+from uftlab.study.matched import at_rate_of
 from uftlab.study.results import HEADLINES, RESULTS, tidy
-from uftlab.study.trials import DRAWS, PROFILES, Trial, frozen, trial
-from uftlab.training.settings import tuned_settings
+from uftlab.study.trials import DRAWS, PROFILES, Trial, trial
 
 STORED = RESULTS / "questions"
 STORED_MATCHED = RESULTS / "questions_matched"
@@ -28,7 +28,6 @@ SWEEP = RESULTS / "questions_sweep"
 WORLDS = range(16)
 EACH = 2  # draws of a world
 PROFILE = PROFILES["class"]
-MATCHED = replace(PROFILE, name="matched")  # a method with the learning rate of another one
 LABELS = {**HEADLINES, "truth/myths": ("truth on myths", "probability", True)}
 
 
@@ -121,18 +120,11 @@ def trials(question: Question) -> list[Trial]:
 def matched_trials(question: Question) -> list[Trial]:
     """What runs at the learning rate of another method, in the same worlds."""
     return [
-        _matched(name, other, world, draw)
+        at_rate_of(name, other, world, draw)
         for world in WORLDS
         for draw in draws_of(world)
         for name, other in question.matched
     ]
-
-
-def _matched(name: str, other: str, world: int, draw: int) -> Trial:
-    """A method of one stage in a world, with its own settings but the learning rate of another method."""
-    (own,), (lent,) = tuned_settings(name, draw), tuned_settings(other, draw)
-    settings = frozen([{**own, "learning_rate": lent["learning_rate"]}])
-    return Trial(name, world, MATCHED, settings, curves=False, draw=draw)
 
 
 def of_question(question: Question, stored: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -152,16 +144,6 @@ def tested(question: Question, stored: Sequence[dict[str, Any]]) -> list[dict[st
 def explored(question: Question, stored: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same contrasts on the outcomes that are not tested: a family of its own."""
     return _rows(of_question(question, stored), question.tests, question.beside, len(question.tests))
-
-
-def at_matched_rates(
-    question: Question, stored: Sequence[dict[str, Any]], matched: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """What each method of `matched` has more than the one whose learning rate it has: a family of its own."""
-    pairs = [(name, other, "at the same learning rate") for name, other in question.matched]
-    others = {other for _, other in question.matched}
-    frame = tidy([*matched, *(t for t in stored if t["method"] in others)])
-    return _rows(frame, pairs, question.outcomes, len(pairs))
 
 
 def at_equal_skill(question: Question, sweep: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
