@@ -1,7 +1,11 @@
-"""The course in JupyterLab, in a real browser: every control moves the figure as the notebook's function says."""
+"""The course in JupyterLab, in a real browser: every control moves the figure as the notebook's function says.
+
+    UFTLAB_EXPLORERS=all python -m pytest tests/test_browser.py    those of all notebooks: ten minutes on two cores
+"""
 
 import json
 import math
+import os
 import statistics
 from pathlib import Path
 
@@ -21,7 +25,8 @@ SLOW = {
     "10_real_model",
 }
 WITHOUT = "01_implicit_reward"  # its page has an impatient anywidget, and JupyterLab has no plotly there
-NAMES = [path.stem for path in explorer_paths() if path.stem not in SLOW]
+ALL = os.environ.get("UFTLAB_EXPLORERS") == "all"
+NAMES = [path.stem for path in explorer_paths() if ALL or path.stem not in SLOW]
 PAINTED = Path(__file__).parent.parent / "build" / "key-to-paint.json"
 
 pytestmark = pytest.mark.skipif(
