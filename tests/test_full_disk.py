@@ -103,6 +103,20 @@ def test_pages_on_a_full_disk(disk, study):
     assert (place / "report.html").read_text().endswith("</html>")
 
 
+def test_an_export_on_a_full_disk_leaves_nothing_half_and_finishes_when_there_is_space(disk, tmp_path):
+    place, enlarge = disk
+    notebook = nbformat.read(course.NOTEBOOKS / "00_start.ipynb", as_version=4)
+    for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
+        cell.execution_count = number
+    nbformat.write(notebook, tmp_path / "00_start.ipynb")
+    arguments = ("export", "--only", "00", "--executed", tmp_path, "--out", place / "site")
+    refused(*uftlab(*arguments), place / "site", "No space left on device", "plotly.min.js", "Free space")
+    assert parts(place) == [] and not list(place.glob("site/*.html"))
+    enlarge()
+    assert uftlab(*arguments)[0] == 0
+    assert (place / "site" / "00_start.html").read_text().rstrip().endswith("</html>") and parts(place) == []
+
+
 @pytest.mark.parametrize("leave", [0, 300_000, 1_000_000], ids=["nothing", "half a model", "half a checkpoint"])
 def test_a_training_on_a_full_disk_resumes_when_there_is_space(disk, rows, leave):
     place, enlarge = disk
