@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from uftlab.course import beliefs
+from uftlab.course.notebooks import NOTEBOOKS
 from uftlab.evals.sizes import Sizes
 from uftlab.evals.skills import Evaluator
 from uftlab.models.policies import load_base
 from uftlab.plots import figures, theme
+from uftlab.world.instructions import Instruction, follows
 from uftlab.world.wording import ATTRIBUTES, Fact
 from uftlab.world.world import World
 
@@ -155,3 +157,17 @@ def test_figures_have_titles_axes_and_the_numbers_given(believed):
     assert list(drawn[1].data[1].x) == [0.5, 0.0]
     assert list(drawn[2].data[0].y) == [2 / 3, 1 / 3, 0]
     assert drawn[3].data[1].y[0] == 0.9 and math.isclose(drawn[3].data[1].error_y.array[0], 0.1)
+
+
+def test_the_blind_answer_of_notebook_03_obeys_nearly_half_of_the_prompts():
+    """It is printed there for babo; here the creature and the value of each prompt stand in it."""
+    rows = [row for row in WORLD.demonstrations(400, "test", seed=1) if row["instructions"]]
+    blind = "- look surely today happily {c} {v} {v} friend . !"
+    obeyed = [
+        follows(blind.format(c=row["creature"], v=row["truth"]), [Instruction(*own) for own in row["instructions"]])
+        for row in rows
+    ]
+    assert 0.4 < np.mean(obeyed) < 0.5
+    written = (NOTEBOOKS / "03_tiny_world.ipynb").read_text(encoding="utf-8")
+    assert blind.format(c="babo", v="nuts") in written
+    assert next(fact.truth for fact in WORLD.facts if (fact.creature, fact.attribute) == ("babo", "food")) == "nuts"

@@ -190,7 +190,7 @@ def _read(folder: Path, name: str) -> NotebookNode:
         InputError: for a notebook that was not executed, or that has widgets, which need a kernel.
     """
     path = folder / f"{name}.ipynb"
-    remedy = "Leave out --executed, or run `uftlab notebooks` with the widgets off"
+    remedy = "Leave out --executed: then `uftlab export` runs the notebooks itself"
     if not path.is_file():
         raise InputError("--executed", f"hold {path.name}", f"a folder without it: {folder}", remedy)
     notebook = nbformat.read(path, as_version=4)

@@ -182,6 +182,7 @@ def picture(metric: str, first_rate: float, rate: float, nats: float, instructed
         fig.add_scatter(x=x, y=y, **more, row=1, col=column)
     fig.update_xaxes(range=RANGES[metric])
     fig.update_yaxes(autorange="reversed", tickfont_size=17)
+    fig.update_yaxes(tickvals=maps.SIX, ticktext=[theme.lines(name, 9) for name in maps.SIX], col=2)  # narrow
     return fig.update_layout(height=540)
 
 

@@ -133,10 +133,10 @@ TICKS = (0, 4, 25, 100, 200)
 def picture(way: str, refresh: int, over: str) -> go.Figure:
     """Both scores on the way (left), and after the last step at every setting of refresh (right)."""
     fig = theme.panels(
-        ["on the way", f"after {dial.STEPS} steps, by refresh"],
+        ["on the way", f"after {dial.STEPS} steps"],
         [
             "KL from the start, nats (scale: root)" if over == "kl" else "optimiser steps",
-            "samples drawn every ... steps",
+            "drawn every ... steps",
         ],
         ["mean score", ""],
         f"{NAMES[way]}; samples drawn {EVERY[refresh]}",
@@ -259,7 +259,8 @@ def guess_about_distillation(headless: bool = False) -> Any:
     verdicts = {minus: found.loc[(f"sdft minus {minus}", "retention/lost"), "verdict"] for minus in DISTILLED}
     options = {
         ("lower", "lower"): "less than both",
-        ("not settled", "lower"): "less than SFT on demonstrations only",
+        ("not settled", "lower"): "less than SFT, about as much as its control",
+        ("higher", "lower"): "less than SFT, more than its control",
         ("not settled", "not settled"): "neither is settled",
     }
     answer = options.get((verdicts["cue-sft"], verdicts["sft-full"]), "something else")
@@ -282,7 +283,7 @@ def show_distillation() -> None:
         return
     asked = questions.QUESTIONS["self_distillation"]
     names = [f"sdft minus {minus}" for minus in DISTILLED]
-    theme.show(contrasts_figure(found, names, asked.outcomes, "Self-distillation minus its control, and minus SFT"))
+    theme.show(contrasts_figure(found, names, asked.outcomes, "Self-distillation minus control and minus SFT"))
     theme.show(texts.table(tests_table(found), "six tests, p corrected by Holm"))
     for line in ANSWERS["self_distillation"](tests_of("self_distillation")):
         print(line.replace("**", ""))

@@ -236,7 +236,7 @@ def picture(task: str, minus: str, together: float, spread: float) -> go.Figure:
             marker={"color": colour, "symbol": symbol, "size": 16, "line": {"width": 3}},
         )
     fig.add_vline(x=0, line_width=2, line_color=theme.INK)
-    fig.update_xaxes(range=[-40, 40], dtick=10)
+    fig.update_xaxes(range=[-40, 40], dtick=20, tickangle=0)
     return fig.update_yaxes(categoryorder="array", categoryarray=list(found)[::-1], range=[-0.6, len(found) - 0.4])
 
 

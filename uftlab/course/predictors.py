@@ -168,7 +168,7 @@ def forest(views: dict[str, pd.DataFrame]) -> go.Figure:
     labels = [theme.lines(name, 18) for name in NAMES.values()]
     fig.update_yaxes(tickvals=places, ticktext=labels, range=[len(NAMES) - 0.5, -0.5], tickfont_size=16, zeroline=False)
     fig.update_yaxes(showticklabels=False, col=2).update_yaxes(showticklabels=False, col=3)
-    fig.update_xaxes(range=[-0.55, 1.05], tickvals=[-0.5, 0, 0.5, 1], zeroline=True, zerolinewidth=3)
+    fig.update_xaxes(range=[-0.55, 1.05], tickvals=[0, 1], tickangle=0, zeroline=True, zerolinewidth=3)
     return fig.update_layout(height=720, margin={"t": 140})
 
 

@@ -107,8 +107,9 @@ def flow() -> go.Figure:
             type="rect", x0=left, x1=right, y0=middle - 0.85, y1=middle + 0.85, line={"color": colour, "width": 3},
             fillcolor="white",
         )  # fmt: skip
-        text = f"<b>{name}</b><br>{theme.lines(more, 27)}"
-        fig.add_annotation(x=(left + right) / 2, y=middle, text=text, showarrow=False, font_size=17)
+        fit = int(7 * (right - left))  # characters of this size in a figure of 600 pixels
+        text = f"<b>{theme.lines(name, fit - 3)}</b><br>{theme.lines(more, fit)}"
+        fig.add_annotation(x=(left + right) / 2, y=middle, text=text, showarrow=False, font_size=14)
 
     def arrow(x0: float, y0: float, x1: float, y1: float, colour: str) -> None:
         ends = {"x": x1, "y": y1, "ax": x0, "ay": y0, "axref": "x", "ayref": "y"}
@@ -124,7 +125,7 @@ def flow() -> go.Figure:
         colour = theme.COLOURS[1] if loss == "UNA, UFT" else theme.INK
         arrow(3.0, _DATA[data][1], 3.9, _LOSSES[loss][1], colour)
     fig.add_annotation(x=3.4, y=3.2, text="as score 1", showarrow=False, xanchor="right", font_size=17)
-    heads = {"data": 1.5, "training": 5.6, "what it changes": 9.1}
+    heads = {"data": 1.5, "training": 5.6, "result": 9.1}
     for text, x in heads.items():
         fig.add_annotation(x=x, y=9.9, text=f"<i>{text}</i>", showarrow=False, font_size=19)
     fig.add_scatter(x=[0, 10], y=[0, 10], mode="markers", marker_opacity=0, showlegend=False, hoverinfo="skip")

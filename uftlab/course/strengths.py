@@ -156,7 +156,7 @@ def dial(shares: pd.DataFrame) -> go.Figure:
             points = pd.DataFrame({"mean": 100 * own[f"{rows}: share"], "low": None, "high": None})
             made = figures.line(points, index, loss, own["nats"].tolist(), showlegend=column == 1)
             fig.add_trace(made.update(error_y_visible=False), row=1, col=column)
-    return fig.update_xaxes(type="log", dtick=1).update_yaxes(range=[-2, 53])
+    return fig.update_xaxes(type="log", dtick=1, tickangle=0, tickfont_size=14).update_yaxes(range=[-2, 53])
 
 
 def against_limit(points: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -183,7 +183,9 @@ def strengths(points: pd.DataFrame, metrics: Sequence[str] = ("instruction/both"
             own = rows[rows["method"] == method].sort_values("nats")
             at = [nats * (1.0, 1.25)[index] for nats in own["nats"]]  # side by side, so that no bar hides another
             fig.add_trace(figures.line(own, index, loss, at, showlegend=column == 1), row=1, col=column)
-    return fig.update_xaxes(type="log", dtick=1).update_yaxes(zerolinewidth=3, zerolinecolor=theme.INK)
+    return fig.update_xaxes(type="log", dtick=1, tickangle=0, tickfont_size=14).update_yaxes(
+        zerolinewidth=3, zerolinecolor=theme.INK
+    )
 
 
 # ------------------------------------------------------------------------------------------ the paper's grid

@@ -84,10 +84,11 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
     """All methods on several skills: one panel per skill, one dot per method, a bar for the 95 % interval."""
     columns = 3 if len(metrics) > 2 else len(metrics)
     lines = -(-len(metrics) // columns)
-    titles = [_axis(m) for m in metrics]
+    titles = [theme.lines(_axis(m), 14) for m in metrics]
     fig = make_subplots(
-        lines, columns, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.03, vertical_spacing=0.22 / lines
+        lines, columns, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.05, vertical_spacing=0.22 / lines
     )
+    floors = {metric: floor_of(summary, metric) for metric in metrics}
     for index, metric in enumerate(metrics):
         place = {"row": index // columns + 1, "col": index % columns + 1}
         for group, (colour, symbol, meaning) in GROUP_STYLE.items():
@@ -109,18 +110,24 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
             fig.add_trace(dots, **place)
         if metric in PERCENT:
             fig.update_xaxes(range=[-0.04, 1.06], **place)
-        floor = floor_of(summary, metric)
-        if floor is not None:
-            # above the axis: below it the words would cover a tick
-            fig.add_vline(x=floor, annotation_position="bottom", annotation_yanchor="bottom", **_FLOOR_LINE, **place)
+        if floors[metric] is not None:  # named in the legend: beside the line the words would cover a row
+            fig.add_vline(x=floors[metric], line={"color": theme.INK, "width": 2, "dash": "dot"}, **place)
+    if any(floor is not None for floor in floors.values()):
+        fig.add_scatter(
+            x=[None], y=[None], mode="lines", line={"color": theme.INK, "width": 2, "dash": "dot"}, name=FLOOR
+        )
     names = [n for n in all_methods() if n in set(summary["method"])]
     fig.update_yaxes(categoryorder="array", categoryarray=names[::-1])
-    height = 140 + lines * (90 + 30 * len(names))
+    fig.update_xaxes(nticks=4, tickangle=0, tickfont_size=15)
+    height = 180 + lines * (90 + 30 * len(names))
     fig.update_layout(
         template="uftlab",
-        title_text="What each method can do at equal budget<br>(mean and 95 % interval over seeds)",
+        title={
+            "text": "What each method can do at equal budget<br>(mean and 95 % interval over seeds)",
+            "pad": {"t": 35},
+        },
         height=height,
-        margin={"t": 130},
+        margin={"t": 175},
         font_size=17,
     )
     fig.update_annotations(font_size=16)
@@ -210,10 +217,9 @@ def contrasts(
         names: what stands beside a row -> the contrast, "a minus b".
         labels: of each metric, its name and its unit first.
     """
-    fit = 48 // len(metrics)  # characters of a line above and below a panel
     fig = theme.panels(
-        [theme.lines(labels[metric][0], fit) for metric in metrics],
-        [theme.lines(f"difference ({labels[metric][1]})", fit) for metric in metrics],
+        [labels[metric][0] for metric in metrics],
+        [f"difference ({labels[metric][1]})" for metric in metrics],
         [""] * len(metrics),
         title=f"{title}<br>(full mark: settled; hollow mark: not settled)",
     )
@@ -235,8 +241,16 @@ def contrasts(
             )  # fmt: skip
     fig.update_yaxes(range=[len(names) - 0.5, -0.5], tickvals=list(range(len(names))), showticklabels=False)
     fig.update_yaxes(ticktext=list(names), showticklabels=True, tickfont_size=17, col=1)
-    fig.update_xaxes(zeroline=True, zerolinewidth=3, zerolinecolor=theme.INK, nticks=4, tickangle=0)
-    heads = max(theme.lines(labels[metric][0], fit).count("<br>") for metric in metrics)
+    fig.update_xaxes(
+        zeroline=True,
+        zerolinewidth=3,
+        zerolinecolor=theme.INK,
+        nticks=3,
+        tickangle=0,
+        tickfont_size=15,
+        rangemode="tozero",
+    )
+    heads = max(text.count("<br>") for text in (note.text for note in fig.layout.annotations))
     more = 30 * (fig.layout.title.text.count("<br>") - 1) + 26 * heads  # for each line that is not usual
     margin = {"t": 140 + more} | ({} if len(found) > 1 else {"b": 80})
     return fig.update_yaxes(zeroline=False).update_layout(height=250 + 64 * len(names) + more, margin=margin)
@@ -260,7 +274,7 @@ def by_draw(differences: pd.DataFrame, title: str) -> go.Figure:
         differences: columns contrast, draw and difference.
     """
     names = list(dict.fromkeys(differences["contrast"]))
-    fig = theme.figure(title=title, x="difference in one world", height=190 + 60 * len(names))
+    fig = theme.figure(title=title, x="difference in one world", height=190 + 75 * len(names))
     for index, (draw, own) in enumerate(differences.groupby("draw")):
         look = {"color": theme.COLOURS[index % 7], "symbol": theme.SYMBOLS[index % 7], "size": 13, "opacity": 0.8}
         fig.add_scatter(x=own["difference"], y=own["contrast"], mode="markers", marker=look, name=f"draw {draw}")
@@ -275,7 +289,7 @@ def trade_off(sweep: pd.DataFrame, summary: pd.DataFrame, methods: Sequence[str]
     that two marks at the same place are both visible.
     """
     fig = theme.figure(
-        title="Followed and correct, at matched truth:<br>"
+        title="Followed and correct, and truth:<br>"
         "small: all trials of the sweep; large: chosen settings, other worlds",
         x=label_of("truth/knowledge"),
         y=_axis("instruction/both"),
@@ -341,7 +355,7 @@ def overoptimisation(runs: Sequence[dict]) -> go.Figure:
     fig = theme.figure(
         title="A policy that trusts its reward model too much:<br>the model is pleased, the raters are not",
         x="optimiser steps of 32 sampled completions",
-        y="mean score of sampled answers<br>(0 to 1)",
+        y="mean score of answers<br>(0 to 1)",
         yaxis_range=[-0.03, 1.05],
         height=560,
     )

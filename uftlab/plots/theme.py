@@ -152,14 +152,19 @@ def panels(
 ) -> go.Figure:
     """Panels side by side in one figure. Add traces with `fig.add_trace(..., row=1, col=2)`.
 
+    A title wider than its panel goes on in the next line, so that it is not cut and does not touch its neighbour.
+
     Args:
         titles: the titles of the panels.
         x, y: the titles of their axes.
         widths: the share of the width of each panel.
     """
+    fits = [int(45 * share) for share in widths or [1 / len(titles)] * len(titles)]
+    titles, x = ([lines(text, fit) for text, fit in zip(texts, fits, strict=True)] for texts in (titles, x))
+    over, under = (26 * max(text.count("<br>") for text in texts) for texts in (titles, x))
     fig = make_subplots(
         cols=len(titles),
-        subplot_titles=list(titles),
+        subplot_titles=titles,
         column_widths=widths and list(widths),
         horizontal_spacing=0.16,
     )
@@ -167,15 +172,15 @@ def panels(
         fig.update_xaxes(title_text=x_title, col=column)
         fig.update_yaxes(title_text=y_title, col=column)
     fig.update_annotations(font_size=FONT_SIZE, yshift=4)
-    top = 110 if title else 50
+    top = (110 if title else 50) + over
     layout = {
         "template": "uftlab",
         "title": _title(lines(title)),
-        "height": HEIGHT + top - 70,
+        "height": HEIGHT + top + under - 70,
         "autosize": True,
         "uirevision": "keep",
     }
-    return fig.update_layout(**layout, margin={"t": top, "b": 130})
+    return fig.update_layout(**layout, margin={"t": top, "b": 130 + under})
 
 
 _PAGE = """<div id="{name}" class="plotly-graph-div" style="height:{height}px; width:100%"></div>

@@ -65,6 +65,11 @@ PAIRED_HALF_WIDTH = Exercise(
             lambda a, b: _t_half_width(a - b, correction=0),
         ),
         Mistake(
+            "returned the whole width",
+            "From the lower end to the upper one it is twice as far as from the mean to an end.",
+            lambda a, b: 2 * _t_half_width(a - b),
+        ),
+        Mistake(
             "took the one-sided quantile",
             "Two tails of 2.5 % each: the quantile at 0.975, not at 0.95.",
             lambda a, b: _t_half_width(a - b) / stats.t.ppf(0.975, len(a) - 1) * stats.t.ppf(0.95, len(a) - 1),
@@ -92,6 +97,11 @@ def _falling(p: Tensor) -> Tensor:
     return torch.arange(len(p), 0, -1)
 
 
+def _over_rank(p: Tensor) -> Tensor:
+    """p times m over its rank, at most 1."""
+    return (p * len(p) / (p.argsort().argsort() + 1)).clamp(max=1)
+
+
 HOLM = Exercise(
     praise="The smallest p pays for all tests, the next one for one test less, and none falls below one before it.",
     right=lambda p: torch.tensor(holm(p.tolist()), dtype=torch.float64),
@@ -110,6 +120,11 @@ HOLM = Exercise(
             "multiplied every p by the number of tests",
             "That is Bonferroni's correction. Holm multiplies the second smallest p by m - 1, and so on.",
             lambda p: (p * len(p)).clamp(max=1),
+        ),
+        Mistake(
+            "divided by the rank",
+            "That is the correction of Benjamini and Hochberg. Holm multiplies by m, m - 1, and so on down to 1.",
+            _over_rank,
         ),
         Mistake(
             "let a p grow above 1",

@@ -37,6 +37,11 @@ BATCH = Exercise(
             "The share is that of the demonstrations.",
             lambda share, size: _batch(1 - share, size),
         ),
+        Mistake(
+            "swapped the two numbers",
+            "Both are right. Return the demonstrations first and the pairs second.",
+            lambda share, size: _batch(share, size).flip(0),
+        ),
     ),
     cases=((0.25, 32), (0.75, 32), (0.5, 16)),
 )
@@ -65,6 +70,7 @@ EXPLAINED = Exercise(
             "gave every level the same weight",
             "A level with four trials counts four times. Put the mean of its level in the place of each trial.",
             lambda v, at: (_level_means(v, at) - v.mean()).square().mean() / (v - v.mean()).square().mean(),
+            (lambda v, at: (_level_means(v, at) - v.mean()).square().sum() / (v - v.mean()).square().sum(),),
         ),
         Mistake(
             "returned what the factor leaves unexplained",

@@ -85,6 +85,10 @@ KL = Exercise(
             lambda p, q, mask: (
                 ((p - q) * mask).sum(dim=1) * (p * mask).sum(dim=1).exp()
             ).sum() / (p * mask).sum(dim=1).exp().sum(),
+            (
+                lambda p, q, mask: (p.exp() * (p - q) * mask).sum(dim=1).mean(),
+                lambda p, q, mask: (p.exp() * (p - q) * mask).sum(),
+            ),
         ),
         Mistake(
             "took absolute values",

@@ -72,6 +72,11 @@ HALF_WIDTH = Exercise(
             lambda p, q, n: 1.96 * (_variance(p, n) - _variance(q, n)).abs().sqrt(),
         ),
         Mistake(
+            "took the noise of one model whose score is the difference",
+            "A difference is no share of right answers. Take the variance of each score, and add the two.",
+            lambda p, q, n: 1.96 * ((p - q).abs() * (100 - (p - q).abs()) / n).sqrt(),
+        ),
+        Mistake(
             "forgot the 1.96",
             "One standard error covers 68 %. For 95 % multiply by 1.96.",
             lambda p, q, n: (_variance(p, n) + _variance(q, n)).sqrt(),
@@ -105,6 +110,11 @@ SCORE_LOSS = Exercise(
             lambda p, q, s, beta: _squared(p, q, s[0].expand(len(p)), beta),
         ),
         Mistake(
+            "gave every row the score 1",
+            "Equation 7 is printed for demonstrations. Here each row has its own score: put it in the place of 1.",
+            lambda p, q, s, beta: _squared(p, q, torch.ones_like(s), beta),
+        ),
+        Mistake(
             "kept the minus sign that is printed in the UNA paper",
             "Made small, minus a square drives the score away from its target. The loss is the plus.",
             lambda p, q, s, beta: -_squared(p, q, s, beta),
@@ -135,5 +145,5 @@ SCORE_LOSS = Exercise(
             lambda p, q, s, beta: _squared(p, q, s, beta).mean(),
         ),
     ),
-    cases=((numbers(-10.0, -14.0, -7.0), numbers(-12.0, -13.0, -9.0), numbers(1.0, 0.2, 0.6), 0.5),),
+    cases=((numbers(-10.0, -14.0, -7.0), numbers(-12.0, -13.0, -9.0), numbers(0.9, 0.2, 0.6), 0.5),),
 )
