@@ -84,6 +84,24 @@ def contents(notebook: Any, name: str) -> Contents:
     return Contents(name, lines["title"] or name, lines["question"], lines["cost"].strip())
 
 
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a notebook as its cell writes it: `name: kind = default  # meaning`."""
+
+    name: str
+    kind: str
+    default: str
+    meaning: str
+
+
+def parameters_of(path: Path) -> list[Parameter]:
+    """The parameters of a notebook, as `papermill --help-notebook` knows them; none without a cell of parameters."""
+    from papermill import inspect_notebook
+
+    found = inspect_notebook(path).values()
+    return [Parameter(p["name"], p["inferred_type_name"], p["default"], p["help"] or "") for p in found]
+
+
 def course_tables() -> str:
     """The two tables of the README, from the first cells of the notebooks: questions and costs, and previews."""
     import nbformat
@@ -156,14 +174,9 @@ def run_one(path: Path, out: Path, parameters: dict, stopping: threading.Event |
         InputError: for a parameter that the notebook does not have (papermill would only warn), or a full disk.
         RuntimeError: when a cell fails, with the end of its traceback, or when it is ended.
     """
-    import nbformat
     from ipykernel.kernelspec import write_kernel_spec
 
-    notebook = nbformat.read(path, as_version=4)
-    cell = next((c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])), None)
-    known = {
-        line.split("=")[0].split(":")[0].strip() for line in (cell.source if cell else "").splitlines() if "=" in line
-    }
+    known = {own.name for own in parameters_of(path)}
     unknown = sorted(set(parameters) - known)
     if unknown:
         raise InputError(f"Parameters of {path.name}", f"be among {sorted(known)}", unknown, "Remove them")
