@@ -61,9 +61,9 @@ def _fail(message: str, code: int = 2) -> NoReturn:
 
 def _version(asked: bool) -> bool:
     if asked:
-        from importlib.metadata import version
+        from uftlab.version import VERSION
 
-        print(f"uftlab {version('uftlab')}")
+        print(f"uftlab {VERSION}")
         raise typer.Exit()
     return asked
 

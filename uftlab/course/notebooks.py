@@ -22,11 +22,7 @@ from unittest import mock
 import psutil
 
 from uftlab.errors import InputError
-from uftlab.files import (
-    DATA,
-    not_written,
-    write_atomically,
-)
+from uftlab.files import DATA, not_written, write_atomically, write_between
 from uftlab.study.trials import profile_named
 
 NOTEBOOKS = DATA.parent / "notebooks"
@@ -124,20 +120,6 @@ def write_tables(readme: Path) -> None:
         InputError: for a file without these lines.
     """
     write_between(readme, "course", course_tables())
-
-
-def write_between(path: Path, name: str, text: str) -> None:
-    """Write a text into a file between the lines `<!-- name -->` and `<!-- end of name -->`. The rest stays.
-
-    Raises:
-        InputError: for a file without these lines.
-    """
-    start, end = f"<!-- {name} -->\n\n", f"\n\n<!-- end of {name} -->"
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if not 0 <= before.find(start) < before.find(end):
-        rule = f"hold the lines {start.strip()} and {end.strip()}"
-        raise InputError(path.name, rule, f"a file without them: {path}", "Add both lines")
-    write_atomically(path, f"{before.split(start)[0]}{start}{text}{end}{before.split(end)[1]}")
 
 
 def folded_tasks(source: str) -> str:

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from uftlab.course.notebooks import notebook_paths, parameters_of, write_between
+from uftlab.course.notebooks import notebook_paths, parameters_of
 from uftlab.errors import InputError
+from uftlab.files import write_between
 from uftlab.reports.tables import markdown
 from uftlab.study.trials import profile_named
 

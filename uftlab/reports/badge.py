@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import html
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from uftlab.files import write_atomically
+from uftlab.version import VERSION
 
 GREEN, RED, GREY = "#1a7f37", "#b42318", "#444c56"  # white text on each has a contrast above 4.5
 WIDTH = 7  # pixels for a character of the badge's font
@@ -33,9 +33,9 @@ def write_badge(path: Path, passed: int, total: int, profile: str, day: str = ""
         day: of the run; empty: today (UTC).
     """
     day = day or datetime.now(UTC).date().isoformat()
-    text = f"{passed} of {total} ran · {profile} · {version('uftlab')} · {day}"
+    text = f"{passed} of {total} ran · {profile} · {VERSION} · {day}"
     asserts = (
-        f"{passed} of the {total} notebooks of uftlab {version('uftlab')} ran to their last cell on {day}, "
+        f"{passed} of the {total} notebooks of uftlab {VERSION} ran to their last cell on {day}, "
         f"profile {profile}, with the solutions of their exercises"
     )
     label = "course"
