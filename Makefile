@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The rooms whose tests are quick: no training, no notebooks, no browser
 QUICK := tests/losses/test_losses.py tests/losses/test_rewards.py tests/rows tests/world tests/reports/test_cards.py tests/test_project.py
 
-.PHONY: run lab notebooks test check style pages licences wheel clean
+.PHONY: run lab notebooks test check style pages licences lock wheel release clean
 
 run: $(VENV)/installed
 	$(BIN)/uftlab run --profile $(PROFILE)
@@ -44,14 +44,28 @@ pages: $(VENV)/tests
 	$(BIN)/python benchmarks/real_runs.py --page docs/results/real.md
 	$(BIN)/python benchmarks/doctor.py page
 	$(BIN)/python -m uftlab.course.minutes
+	$(BIN)/python -m uftlab.course.parameters docs/ci.md
 	$(BIN)/uftlab export --previews docs/previews --readme README.md
 
 # What each dependency may be used under, as it says itself: docs/licences.md
 licences: $(VENV)/tests
 	$(BIN)/python benchmarks/licences.py --write
 
+# requirements.lock: the versions of constraints.txt for every system, with the digest of every file
+lock: $(VENV)/tests
+	$(PIP) uv
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11.5 --constraint constraints.txt \
+		--extra test --extra bench --extra real --extra ray --no-annotate --no-emit-index-url \
+		pyproject.toml --output-file requirements.lock
+
 wheel: $(VENV)/tests
 	$(BIN)/python -m hatchling build --directory build/dist
+
+# Checked, tested and built into build/dist, with digests and the commands that publish; it publishes nothing
+release: $(VENV)/tests
+	$(BIN)/python benchmarks/release.py check
+	$(MAKE) test
+	$(BIN)/python benchmarks/release.py build
 
 # torch goes first and alone, so that the index of its CPU wheels (when given) serves nothing else
 $(VENV)/installed: pyproject.toml constraints.txt

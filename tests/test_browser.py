@@ -40,9 +40,9 @@ def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("course")
     for name in NAMES:
         text = (NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8")
-        assert text.count(r"profile = \"class\"") == 1
+        assert text.count(r"profile: str = \"class\"") == 1
         (folder / f"{name}.ipynb").write_text(
-            text.replace(r"profile = \"class\"", r"profile = \"smoke\""), encoding="utf-8"
+            text.replace(r"profile: str = \"class\"", r"profile: str = \"smoke\""), encoding="utf-8"
         )
     with driver.lab(folder) as found:
         yield found

@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-from importlib.metadata import version
 
 import pandas as pd
 import pytest
@@ -33,6 +32,7 @@ from uftlab.training import checkpoint
 from uftlab.training import settings as training
 from uftlab.training.catalogue import METHODS, all_methods
 from uftlab.training.methods import default_settings
+from uftlab.version import VERSION
 from uftlab.world.world import World, pairs
 
 COMMANDS = typer.main.get_command(app).commands
@@ -416,7 +416,7 @@ def test_what_a_user_typed_is_printed_as_it_is(name, finished, tmp_path, monkeyp
 
 
 def test_the_version_is_that_of_the_package():
-    assert uftlab("--version").output == f"uftlab {version('uftlab')}\n"
+    assert uftlab("--version").output == f"uftlab {VERSION}\n"
 
 
 def test_the_whole_study_from_the_command_line(tmp_path):

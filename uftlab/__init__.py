@@ -12,6 +12,10 @@ Everything else is imported from the room it lives in: `from uftlab.world.world 
 import importlib
 from typing import Any
 
+from uftlab.version import VERSION
+
+__version__ = VERSION
+
 HOMES = {
     "bandit": "uftlab.course.bandit",
     "comparisons": "uftlab.study.comparisons",

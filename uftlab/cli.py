@@ -61,9 +61,9 @@ def _fail(message: str, code: int = 2) -> NoReturn:
 
 def _version(asked: bool) -> bool:
     if asked:
-        from importlib.metadata import version
+        from uftlab.version import VERSION
 
-        print(f"uftlab {version('uftlab')}")
+        print(f"uftlab {VERSION}")
         raise typer.Exit()
     return asked
 
@@ -709,12 +709,19 @@ def notebooks(
     profile: Annotated[str, typer.Option(help="smoke, class or research.")] = "smoke",
     out: Annotated[Path, typer.Option(help="Folder for the executed copies.")] = Path("build/notebooks"),
     only: Annotated[str, typer.Option(help="Run the notebooks whose name starts with this.")] = "",
+    badge: Annotated[Path | None, typer.Option(help="Write a badge here, an SVG: how many ran, of how many.")] = None,
 ) -> None:
     """Execute the notebooks with papermill, solutions included, two at a time."""
-    from uftlab.course.notebooks import run_all
+    from uftlab.course.notebooks import notebook_paths, run_all
 
     check_writable(out)
+    if badge is not None:
+        _check_file(badge, "--badge")
     failed = run_all(profile, out, only, say=_say)
+    if badge is not None:
+        from uftlab.reports.badge import write_badge
+
+        write_badge(badge, len(notebook_paths(only)) - len(failed), len(notebook_paths()), profile)
     if failed:
         _fail(f"{len(failed)} notebook(s) failed: {', '.join(failed)}. The executed copies are in {out}.", 1)
 

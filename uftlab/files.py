@@ -207,6 +207,20 @@ def write_atomically(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def write_between(path: Path, name: str, text: str) -> None:
+    """Write a text into a file between the lines `<!-- name -->` and `<!-- end of name -->`. The rest stays.
+
+    Raises:
+        InputError: for a file without these lines.
+    """
+    start, end = f"<!-- {name} -->\n\n", f"\n\n<!-- end of {name} -->"
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not 0 <= before.find(start) < before.find(end):
+        rule = f"hold the lines {start.strip()} and {end.strip()}"
+        raise InputError(path.name, rule, f"a file without them: {path}", "Add both lines")
+    write_atomically(path, f"{before.split(start)[0]}{start}{text}{end}{before.split(end)[1]}")
+
+
 def save_atomically(path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors, completely or not at all: see `atomically`."""
     from safetensors.torch import save  # imported here, because reading results must not need torch

@@ -121,9 +121,9 @@ def browser():
 
 def copy_notebook(path, folder, profile):
     """A copy to run, with another profile in its cell of parameters: Lab saves into what it runs."""
-    text, written = path.read_text(encoding="utf-8"), r"profile = \"class\""
+    text, written = path.read_text(encoding="utf-8"), r"profile: str = \"class\""
     assert text.count(written) == 1
-    (folder / path.name).write_text(text.replace(written, rf"profile = \"{profile}\""), encoding="utf-8")
+    (folder / path.name).write_text(text.replace(written, rf"profile: str = \"{profile}\""), encoding="utf-8")
 
 
 @contextmanager

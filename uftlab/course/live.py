@@ -220,4 +220,4 @@ def _profile(notebook: NotebookNode) -> str:
     """The profile that an executed notebook was given: what papermill noted, else the default in its cell."""
     given = notebook.metadata.get("papermill", {}).get("parameters", {})
     source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    return given.get("profile") or re.findall(r"^profile = \"(\w+)\"", source, re.M)[0]
+    return given.get("profile") or re.findall(r"^profile: str = \"(\w+)\"", source, re.M)[0]

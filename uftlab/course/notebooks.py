@@ -22,11 +22,7 @@ from unittest import mock
 import psutil
 
 from uftlab.errors import InputError
-from uftlab.files import (
-    DATA,
-    not_written,
-    write_atomically,
-)
+from uftlab.files import DATA, not_written, write_atomically, write_between
 from uftlab.study.trials import profile_named
 
 NOTEBOOKS = DATA.parent / "notebooks"
@@ -84,6 +80,24 @@ def contents(notebook: Any, name: str) -> Contents:
     return Contents(name, lines["title"] or name, lines["question"], lines["cost"].strip())
 
 
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a notebook as its cell writes it: `name: kind = default  # meaning`."""
+
+    name: str
+    kind: str
+    default: str
+    meaning: str
+
+
+def parameters_of(path: Path) -> list[Parameter]:
+    """The parameters of a notebook, as `papermill --help-notebook` knows them; none without a cell of parameters."""
+    from papermill import inspect_notebook
+
+    found = inspect_notebook(path).values()
+    return [Parameter(p["name"], p["inferred_type_name"], p["default"], p["help"] or "") for p in found]
+
+
 def course_tables() -> str:
     """The two tables of the README, from the first cells of the notebooks: questions and costs, and previews."""
     import nbformat
@@ -106,20 +120,6 @@ def write_tables(readme: Path) -> None:
         InputError: for a file without these lines.
     """
     write_between(readme, "course", course_tables())
-
-
-def write_between(path: Path, name: str, text: str) -> None:
-    """Write a text into a file between the lines `<!-- name -->` and `<!-- end of name -->`. The rest stays.
-
-    Raises:
-        InputError: for a file without these lines.
-    """
-    start, end = f"<!-- {name} -->\n\n", f"\n\n<!-- end of {name} -->"
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if not 0 <= before.find(start) < before.find(end):
-        rule = f"hold the lines {start.strip()} and {end.strip()}"
-        raise InputError(path.name, rule, f"a file without them: {path}", "Add both lines")
-    write_atomically(path, f"{before.split(start)[0]}{start}{text}{end}{before.split(end)[1]}")
 
 
 def folded_tasks(source: str) -> str:
@@ -156,14 +156,9 @@ def run_one(path: Path, out: Path, parameters: dict, stopping: threading.Event |
         InputError: for a parameter that the notebook does not have (papermill would only warn), or a full disk.
         RuntimeError: when a cell fails, with the end of its traceback, or when it is ended.
     """
-    import nbformat
     from ipykernel.kernelspec import write_kernel_spec
 
-    notebook = nbformat.read(path, as_version=4)
-    cell = next((c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])), None)
-    known = {
-        line.split("=")[0].split(":")[0].strip() for line in (cell.source if cell else "").splitlines() if "=" in line
-    }
+    known = {own.name for own in parameters_of(path)}
     unknown = sorted(set(parameters) - known)
     if unknown:
         raise InputError(f"Parameters of {path.name}", f"be among {sorted(known)}", unknown, "Remove them")
