@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -739,6 +740,38 @@ def export(
     failed = export(out, profile, only, executed, previews, readme, say=lambda line: print(line, flush=True))
     if failed:
         _fail(f"{len(failed)} notebook(s) failed: {', '.join(failed)}. Nothing was exported.", 1)
+
+
+@command(example="uftlab check --json")
+def check(as_json: As_json = False) -> None:
+    """Is this machine ready for the course? Tests it in half a minute and says what to do.
+
+    Each line is **ok**, **look** (the course works; something may be better) or **stop** (it does not work). The exit
+    code is 1 if there is a stop.
+    """
+    from dataclasses import asdict
+
+    from uftlab.course import laptop
+
+    colours = {"ok": "green", "look": "yellow", "stop": "bold red"}
+    started, lines = time.monotonic(), []
+    for line in laptop.check():
+        lines.append(line)
+        if not as_json:
+            _say(str(line), colours[line.verdict])
+    verdict, seconds = laptop.worst(lines), time.monotonic() - started
+    if as_json:
+        own = {"verdict": verdict, "seconds": round(seconds, 1), "lines": [asdict(line) for line in lines]}
+        print(json.dumps(own, indent=1))
+    else:
+        ends = {
+            "ok": "This machine is ready: `uftlab lab` opens the course.",
+            "look": "The course works here. Read the lines that say look.",
+            "stop": "Mend what says stop, then run `uftlab check` again.",
+        }
+        _say(f"{ends[verdict]} ({seconds:.0f} s)")
+    if verdict == "stop":
+        raise typer.Exit(1)
 
 
 @command(example="uftlab lab --folder my-copies --no-browser")
