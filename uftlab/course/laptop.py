@@ -292,7 +292,7 @@ def _tried(name: str, test: Callable[[], Line]) -> Line:
 
 def check() -> Iterator[Line]:
     """All tests, one after the other, the quick ones first. The last ones take some seconds."""
-    quick = {
+    quick: dict[str, Callable[[], Line]] = {
         "Python": python, "system": system, "packages": packages, "memory": memory, "disk": disk, "folders": folders,
         "processor": threads, "JupyterLab": jupyterlab, "browser": browser,
     }  # fmt: skip
