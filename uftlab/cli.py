@@ -774,6 +774,37 @@ def check(as_json: As_json = False) -> None:
         raise typer.Exit(1)
 
 
+@command(example="uftlab copies --out build/copies")
+def copies(
+    out: Annotated[Path, typer.Option(help="Folder for the two sets.")] = Path("build/copies"),
+) -> None:
+    """Write the notebooks twice for a class: without solutions for learners, with solutions for the teacher."""
+    from uftlab.course.workshop import write_copies
+
+    check_writable(out)
+    for name, paths in write_copies(out).items():
+        _say(f"{len(paths)} notebooks: {out / name}")
+
+
+@command(example="uftlab slides --only 04 --out build/slides.html")
+def slides(
+    out: Annotated[Path, typer.Option(help="The file; it holds everything.")] = Path("build/slides.html"),
+    only: Annotated[str, typer.Option(help="Take the notebooks whose name starts with this.")] = "",
+    everything: Annotated[
+        bool, typer.Option("--all", help="All figures, not only those of the one-hour route.")
+    ] = False,
+    profile: Annotated[str, typer.Option(help="smoke, class or research.")] = "class",
+    executed: Annotated[Path | None, typer.Option(help="Folder with executed copies; nothing is run then.")] = None,
+) -> None:
+    """Write slides for the projector: predictions and figures of the notebooks, one file that needs no network."""
+    from uftlab.course.slides import slides as made
+
+    _check_file(out)
+    failed = made(out, executed, profile, only, everything, _say)
+    if failed:
+        _fail(f"{len(failed)} notebook(s) failed: {', '.join(failed)}. Nothing was written.", 1)
+
+
 @command(example="uftlab lab --folder my-copies --no-browser")
 def lab(
     folder: Annotated[Path | None, typer.Option(help="Where your copies lie; they are made if there are none.")] = None,
