@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The rooms whose tests are quick: no training, no notebooks, no browser
 QUICK := tests/losses/test_losses.py tests/losses/test_rewards.py tests/rows tests/world tests/reports/test_cards.py tests/test_project.py
 
-.PHONY: run lab notebooks test check style pages licences lock wheel release clean
+.PHONY: run lab notebooks test check style pages licences lock wheel bundle release clean
 
 run: $(VENV)/installed
 	$(BIN)/uftlab run --profile $(PROFILE)
@@ -66,6 +66,11 @@ release: $(VENV)/tests
 	$(BIN)/python benchmarks/release.py check
 	$(MAKE) test
 	$(BIN)/python benchmarks/release.py build
+
+# A folder and a zip that install the course with the network off, on machines like this one: docs/workshop/README.md
+bundle: $(VENV)/tests
+	$(BIN)/uftlab export --out build/site
+	$(BIN)/python benchmarks/bundle.py build/bundle --site build/site $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 # torch goes first and alone, so that the index of its CPU wheels (when given) serves nothing else
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -746,6 +747,69 @@ def export(
     failed = export(out, profile, only, executed, previews, readme, say=lambda line: print(line, flush=True))
     if failed:
         _fail(f"{len(failed)} notebook(s) failed: {', '.join(failed)}. Nothing was exported.", 1)
+
+
+@command(example="uftlab check --json")
+def check(as_json: As_json = False) -> None:
+    """Is this machine ready for the course? Tests it in half a minute and says what to do.
+
+    Each line is **ok**, **look** (the course works; something may be better) or **stop** (it does not work). The exit
+    code is 1 if there is a stop.
+    """
+    from dataclasses import asdict
+
+    from uftlab.course import laptop
+
+    colours = {"ok": "green", "look": "yellow", "stop": "bold red"}
+    started, lines = time.monotonic(), []
+    for line in laptop.check():
+        lines.append(line)
+        if not as_json:
+            _say(str(line), colours[line.verdict])
+    verdict, seconds = laptop.worst(lines), time.monotonic() - started
+    if as_json:
+        own = {"verdict": verdict, "seconds": round(seconds, 1), "lines": [asdict(line) for line in lines]}
+        print(json.dumps(own, indent=1))
+    else:
+        ends = {
+            "ok": "This machine is ready: `uftlab lab` opens the course.",
+            "look": "The course works here. Read the lines that say look.",
+            "stop": "Mend what says stop, then run `uftlab check` again.",
+        }
+        _say(f"{ends[verdict]} ({seconds:.0f} s)")
+    if verdict == "stop":
+        raise typer.Exit(1)
+
+
+@command(example="uftlab copies --out build/copies")
+def copies(
+    out: Annotated[Path, typer.Option(help="Folder for the two sets.")] = Path("build/copies"),
+) -> None:
+    """Write the notebooks twice for a class: without solutions for learners, with solutions for the teacher."""
+    from uftlab.course.workshop import write_copies
+
+    check_writable(out)
+    for name, paths in write_copies(out).items():
+        _say(f"{len(paths)} notebooks: {out / name}")
+
+
+@command(example="uftlab slides --only 04 --out build/slides.html")
+def slides(
+    out: Annotated[Path, typer.Option(help="The file; it holds everything.")] = Path("build/slides.html"),
+    only: Annotated[str, typer.Option(help="Take the notebooks whose name starts with this.")] = "",
+    everything: Annotated[
+        bool, typer.Option("--all", help="All figures, not only those of the one-hour route.")
+    ] = False,
+    profile: Annotated[str, typer.Option(help="smoke, class or research.")] = "class",
+    executed: Annotated[Path | None, typer.Option(help="Folder with executed copies; nothing is run then.")] = None,
+) -> None:
+    """Write slides for the projector: predictions and figures of the notebooks, one file that needs no network."""
+    from uftlab.course.slides import slides as made
+
+    _check_file(out)
+    failed = made(out, executed, profile, only, everything, _say)
+    if failed:
+        _fail(f"{len(failed)} notebook(s) failed: {', '.join(failed)}. Nothing was written.", 1)
 
 
 @command(example="uftlab lab --folder my-copies --no-browser")

@@ -129,7 +129,7 @@ def test_the_tables_of_a_readme_are_written_between_their_marks_and_nothing_else
 
 
 def test_equations_are_mathml_and_what_cannot_be_said_is_refused():
-    html = export._markdown("with $a_b$ and $$\\frac{1}{\\beta}\\log Z$$ and `$x$`")
+    html = export.markdown("with $a_b$ and $$\\frac{1}{\\beta}\\log Z$$ and `$x$`")
     assert html.count("<math") == 2 and 'display="block"' in html and "<code>$x$</code>" in html
     with pytest.raises(InputError, match="nonsense"):
         export.mathml(r"\nonsense{x}")

@@ -11,14 +11,16 @@ from uftlab.course import checks, score
 from uftlab.course.exercises.forgetting import HOLM, PAIRED_HALF_WIDTH
 from uftlab.course.notebooks import notebook_paths
 from uftlab.errors import InputError
+from uftlab.plots import widgets
 
 COURSE = {number: len(own) for number, own in checks.exercises_of_the_course().items()}
 
 
 @pytest.fixture(autouse=True)
 def another_process(monkeypatch):
-    """Nothing is solved yet."""
+    """Nothing is solved or predicted yet."""
     monkeypatch.setattr(checks, "_solved_here", set())
+    monkeypatch.setattr(widgets, "PREDICTED", {})
 
 
 def kept(folder, name="Ada L."):
@@ -71,20 +73,63 @@ def test_without_a_name_it_is_the_login_in_the_readers_own_folder(tmp_path, monk
     checks.score()
     (path,) = tmp_path.rglob("*.json")
     assert path == tmp_path / "score" / "score-b-2j.json"
-    assert "\x1b" not in score.table(tmp_path / "score")
+    assert "\x1b" not in score.table(score.read_class(tmp_path / "score").scores)
 
 
-def test_a_class_becomes_one_table(tmp_path, capsys):
-    counts = {"01": 2, "04": 2}
-    score.keep(tmp_path, "Ada", {"01": [1, 2], "04": [2]}, counts)
-    score.keep(tmp_path, "Bo | <b>", {"04": [1]}, counts | {"05": 3})
-    assert score.main([str(tmp_path)]) == 0
+def test_the_first_prediction_is_kept_over_sessions(tmp_path, monkeypatch):
+    box = widgets.predict("Up or down?", ["up", "down"], "down", "It falls.")
+    box.buttons.value = "up"
+    assert kept(tmp_path)["predicted"] == {"Up or down?": ["up", "down"]} and kept(tmp_path)["solved"] == {}
+    monkeypatch.setattr(widgets, "PREDICTED", {"Up or down?": ("down", "down"), "More?": ("no", "no")})
+    assert kept(tmp_path)["predicted"] == {"Up or down?": ["up", "down"], "More?": ["no", "no"]}
+
+
+@pytest.fixture
+def a_class(tmp_path):
+    """Scores of three readers, one with a name that looks like a tag."""
+    counts, asked = {"01": 2, "04": 2}, "1 < 2?"
+    score.keep(tmp_path, "Ada", {"01": [1, 2], "04": [2]}, counts, {asked: ["yes", "yes"]})
+    score.keep(tmp_path, "Bo | <b>", {"04": [1]}, counts | {"05": 1}, {asked: ["no", "yes"], "Up?": ["up", "down"]})
+    score.keep(tmp_path, "Cy", {}, counts, {asked: ["yes", "yes"]})
+    return tmp_path
+
+
+def test_a_class_becomes_one_tally(a_class, capsys):
+    assert score.main([str(a_class)]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "| name | file | 01 | 04 | 05 | all |",
-        "|---|---|---|---|---|---|",
-        "| Ada | score-ada.json | 2 of 2 | 1 of 2 | 0 of 0 | 3 of 4 |",
-        "| Bo &#124; &lt;b&gt; | score-bo-b.json | 0 of 2 | 1 of 2 | 0 of 3 | 1 of 7 |",
+        "| name | file | 01 | 04 | 05 | all | predicted |",
+        "|---|---|---|---|---|---|---|",
+        "| Ada | score-ada.json | 2 of 2 | 1 of 2 | 0 of 0 | 3 of 4 | 1 of 1 |",
+        "| Bo &#124; &lt;b&gt; | score-bo-b.json | 0 of 2 | 1 of 2 | 0 of 1 | 1 of 5 | 0 of 2 |",
+        "| Cy | score-cy.json | 0 of 2 | 0 of 2 | 0 of 0 | 0 of 4 | 1 of 1 |",
+        "",
+        "1 &lt; 2? Right: 2 of 3.",
+        "- yes (right): 2, Ada, Cy",
+        "- no: 1, Bo &#124; &lt;b&gt;",
+        "",
+        "Up? Right: 0 of 1.",
+        "- up: 1, Bo &#124; &lt;b&gt;",
+        "",
+        "Solved by, of 3: 01.1: 1, 01.2: 1, 04.1: 1, 04.2: 1, 05.1: 0.",
     ]
+
+
+def test_broken_files_are_named_and_the_others_are_read(a_class, capsys):
+    (a_class / "score-broken.json").write_text("{")
+    (a_class / "score-odd.json").write_text(json.dumps(GOOD | {"predicted": {"Up?": ["up"]}}))
+    assert score.main([str(a_class)]) == 0
+    said = capsys.readouterr()
+    assert "1 &lt; 2? Right: 2 of 3." in said.out
+    assert [name in line for name, line in zip(("broken", "odd"), said.err.splitlines(), strict=True)] == [True, True]
+
+
+def test_the_page_for_the_projector_holds_the_figure_and_needs_no_network(a_class, capsys):
+    drawn = score.figure(score.read_class(a_class)).data[0]
+    assert list(drawn.x)[:2] == [2 / 3, 0.0] and list(drawn.text)[-1] == "0 of 3"
+    assert score.main([str(a_class), str(a_class / "tally.html")]) == 0
+    page = (a_class / "tally.html").read_text()
+    assert "Plotly.newPlot" in page and "Right: 2 of 3" in page and not re.search(r"<script[^>]* src=", page)
+    assert "<b>" not in page.split("<pre")[1]
 
 
 GOOD = {"format": score.FORMAT, "name": "Ada", "exercises": {"04": 2}, "solved": {"04": [1]}}
@@ -97,7 +142,7 @@ GOOD = {"format": score.FORMAT, "name": "Ada", "exercises": {"04": 2}, "solved":
         *(json.dumps(GOOD | change).encode() for change in (
             {"name": 1}, {"exercises": []}, {"exercises": {"04": True}}, {"exercises": {"04": "2"}},
             {"solved": {"04": 1}}, {"solved": {"04": [3]}}, {"solved": {"04": [1, 1]}}, {"solved": {"05": [1]}},
-            {"solved": {"04": ["1"]}}, {"solved": {"04": [True]}},
+            {"solved": {"04": ["1"]}}, {"solved": {"04": [True]}}, {"predicted": []}, {"predicted": {"a": ["b"]}},
         )),
     ],
 )  # fmt: skip
@@ -112,7 +157,7 @@ def test_a_file_that_is_no_score_is_named_in_one_line_and_stays(tmp_path, capsys
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("words", [[], ["a", "b"], ["no such folder"]])
+@pytest.mark.parametrize("words", [[], ["a", "b", "c"], ["no such folder"]])
 def test_the_command_wants_one_folder_with_scores(words, capsys):
     assert score.main(words) == 2
     assert "folder" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from uftlab.course.score import keep
 from uftlab.files import own_folder
+from uftlab.plots import widgets
 
 Rule = Callable[..., Tensor]
 ACCENTS = {"right": "#009E73", "not yet": "#0072B2", "not right": "#D55E00"}
@@ -167,7 +168,8 @@ def score(name: str = "", folder: Path | None = None) -> None:
     """Print which exercises the reader has solved, notebook by notebook, and keep it in a small JSON file.
 
     What was solved in an earlier session counts, too. What a notebook answers itself (`solutions = True`) does not.
-    Nothing is written as long as nothing is solved. `python -m uftlab.course.score FOLDER` makes a table of many files.
+    The first guesses at predictions are kept with it. Nothing is written as long as there is neither.
+    `python -m uftlab.course.score FOLDER` makes a tally of many files.
 
     Args:
         name: whose score it is; if empty, the name of the login. It stands in the file and in the name of the file.
@@ -182,7 +184,8 @@ def score(name: str = "", folder: Path | None = None) -> None:
         for notebook, exercises in course.items()
     }
     counts = {notebook: len(exercises) for notebook, exercises in course.items()}
-    path, solved = keep(folder or own_folder("results/score"), name or getpass.getuser(), here, counts)
+    where, who = folder or own_folder("results/score"), name or getpass.getuser()
+    path, solved = keep(where, who, here, counts, widgets.PREDICTED)
     for notebook, count in counts.items():
         missing = [str(number) for number in range(1, count + 1) if number not in solved.get(notebook, [])]
         left = f"; not yet: exercise {', '.join(missing)}" if missing else ""

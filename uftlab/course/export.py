@@ -118,7 +118,8 @@ class _Renderer(IPythonRenderer):
         return f'<h{level} id="{anchor(text)}">{text}</h{level}>\n'
 
 
-def _markdown(source: str) -> str:
+def markdown(source: str) -> str:
+    """Markdown as HTML: equations become MathML, headings get their anchors."""
     return MarkdownWithMath(renderer=_Renderer(escape=False)).render(source)
 
 
@@ -127,14 +128,14 @@ class _Exporter(HTMLExporter):
 
     def markdown2html(self, context: Any, source: str) -> str:
         """The text of a cell as HTML."""
-        return _markdown(source)
+        return markdown(source)
 
     markdown2html.jinja_pass_arg = HTMLExporter.markdown2html.jinja_pass_arg  # type: ignore[attr-defined]
 
 
 def _inline(source: str) -> str:
     """A line of Markdown as HTML without <p>. `1. Title` stays a title and does not become a list."""
-    return re.sub(r"^<p>|</p>\s*$", "", _markdown(re.sub(r"^(\d+)\.", r"\1\.", source)))
+    return re.sub(r"^<p>|</p>\s*$", "", markdown(re.sub(r"^(\d+)\.", r"\1\.", source)))
 
 
 def _linked(body: str, names: Iterable[str]) -> str:
@@ -242,7 +243,7 @@ def write_site(executed: Path, out: Path, only: str = "") -> list[Path]:
             told = f'<h2><a href="{name}.ipynb">{title}</a></h2><p>{live.MODELS[name][2]}</p>'
             explorers.append(f"<section>{told}{moving[name]}</section>")
     if glossary.is_file():
-        write("glossary", "Glossary", _markdown(glossary.read_text(encoding="utf-8")))
+        write("glossary", "Glossary", markdown(glossary.read_text(encoding="utf-8")))
     say = "<p>The notebooks with their results. Figures react to the mouse.</p>"
     if moving:
         about = "<p>Move something: the figure follows. Nothing is installed, and nothing is asked of a network.</p>"

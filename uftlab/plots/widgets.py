@@ -443,6 +443,9 @@ class Folded(str):
         return str(self)
 
 
+PREDICTED: dict[str, tuple[str, str]] = {}  # question -> what the reader said first in this process, and the answer
+
+
 def predict(
     question: str, options: Sequence[str], answer: str, because: str, headless: bool = False
 ) -> ipywidgets.VBox | Folded:
@@ -470,6 +473,7 @@ def predict(
     def reveal(change: Mapping[str, Any]) -> None:
         buttons.disabled = True
         right = change["new"] == answer
+        PREDICTED.setdefault(question, (change["new"], answer))
         verdict = f"Yes: {answer}." if right else f"Not this time: {answer} (you said {change['new']})."
         spoken.text = f"{verdict} {because}"
 
