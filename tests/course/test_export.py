@@ -48,7 +48,7 @@ def test_every_notebook_has_a_page_and_the_index_says_what_it_asks_and_costs(sit
         assert f'href="{name}.html"' in index
         assert ".predict(" not in BeautifulSoup((site / f"{name}.html").read_text(), "html.parser").get_text()
         for said in (page.title, page.question, page.cost):
-            assert said and export._linked(export._inline(said), pages) in index
+            assert said and export._linked(export._inline(said), pages, site) in index
 
 
 def test_pages_hold_no_address_that_a_browser_would_fetch_and_no_dead_link(site):

@@ -138,26 +138,30 @@ def _inline(source: str) -> str:
     return re.sub(r"^<p>|</p>\s*$", "", markdown(re.sub(r"^(\d+)\.", r"\1\.", source)))
 
 
-def _linked(body: str, names: Iterable[str]) -> str:
-    """Links to notebooks become links to their pages. Links to files that the site lacks become plain text."""
+def _linked(body: str, names: Iterable[str], out: Path) -> str:
+    """Links to notebooks become links to their pages in `out`. Links to files without a page become plain text.
+
+    The pages of docs/ have been written before the course where the documentation is written as a whole.
+    """
     soup = BeautifulSoup(body, "html.parser")
     for link in soup.select("a[href]"):
         target, _, part = str(link["href"]).partition("#")
         if re.match(r"\w+:", target):
             continue
         stem = re.sub(r"\.(ipynb|md)$", "", target)
-        if target and stem not in names:
+        if target and stem not in names and not (out / f"{stem}.html").is_file():
             link.unwrap()
         else:
             link["href"] = (f"{stem}.html" if target else "") + (f"#{anchor(part)}" if part else "")
     return str(soup)
 
 
-def _page(title: str, body: str, glossary: bool, scripts: str = "") -> str:
+def _page(title: str, body: str, glossary: bool, scripts: str = "", home: bool = False) -> str:
     colours = [HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "github-dark")]
     style = f"{colours[0]}\n@media (prefers-color-scheme: dark) {{ {colours[1]} }}\n{STYLE}"
     style += live.STYLE if "uftlab-live" in body else ""
-    links = '<a href="index.html">All notebooks</a>' + (' · <a href="glossary.html">Glossary</a>' if glossary else "")
+    links = '<a href="../index.html">uftlab</a> · ' if home else ""
+    links += '<a href="index.html">All notebooks</a>' + (' · <a href="glossary.html">Glossary</a>' if glossary else "")
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     head += f'<link rel="icon" href="data:,"><title>{title}</title><style>{style}</style>{scripts}'
     return (
@@ -225,7 +229,8 @@ def write_site(executed: Path, out: Path, only: str = "") -> list[Path]:
     written, table, explorers = [], [], []
 
     def write(name: str, title: str, body: str, scripts: str = "") -> None:
-        page = _page(re.sub(r"<[^>]+>", "", title), _linked(body, known), glossary.is_file(), scripts)
+        home = (out.parent / "index.html").is_file()
+        page = _page(re.sub(r"<[^>]+>", "", title), _linked(body, known, out), glossary.is_file(), scripts, home)
         write_atomically(out / f"{name}.html", page)
         written.append(out / f"{name}.html")
 
