@@ -6,8 +6,8 @@
 
 The pages of docs/, those at the top of the repository, a page for each module from its docstrings, and the course of
 `uftlab export`. Nothing on a page is asked of a network, and the folder can be moved: all addresses are relative. A
-page lies where its source lies (`docs/train.md` is `docs/train.html`); docs/index.md is the first page, and notebooks are
-those of `course/`. A dead link, a page that nothing leads to and an address of another host that a browser would fetch
+page lies where its source lies (`docs/train.md` is `docs/train.html`); docs/index.md is the first page, and notebooks
+are those of `course/`. A dead link, a page that nothing leads to and an address of another host that a browser would fetch
 by itself end the command with exit code 1.
 """
 
@@ -169,7 +169,8 @@ class Documentation:
         full = "uftlab" if title.lower() == "uftlab" else f"{html.escape(title)} · uftlab"
         page = (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            f'<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,"><title>{full}</title><link rel="stylesheet" href="{up}site.css">'
+            f'<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,"><title>{full}</title>'
+            f'<link rel="stylesheet" href="{up}site.css">'
             f'<script src="{up}search.js" defer></script></head>\n<body><header><a href="{up}index.html">uftlab</a>'
             f'<a href="#contents">Contents</a><div id="search" data-root="{up}" role="search" hidden>'
             '<input type="search" placeholder="Search ( / )" aria-label="Search the documentation" autocomplete="off">'

@@ -87,8 +87,8 @@ def test_a_docstring_becomes_paragraphs_equations_lists_and_examples():
     )
     assert shown == (
         "Loss of \\*one\\* row, by `beta` and x\\_1.\n\n```text\nL = -log sigma(margin),  margin = r\n```\n\n"
-        "**Arguments**\n\n- `beta`: strength, in nats.\n- `a, b`: two \\<tags>.\n\n**Returns.** Loss. log 2 at the start.\n\n"
-        "```pycon\n>>> f(1)\n2\n```"
+        "**Arguments**\n\n- `beta`: strength, in nats.\n- `a, b`: two \\<tags>.\n\n"
+        "**Returns.** Loss. log 2 at the start.\n\n```pycon\n>>> f(1)\n2\n```"
     )
 
 
