@@ -7,8 +7,8 @@
 The pages of docs/, those at the top of the repository, a page for each module from its docstrings, and the course of
 `uftlab export`. Nothing on a page is asked of a network, and the folder can be moved: all addresses are relative. A
 page lies where its source lies (`docs/train.md` is `docs/train.html`); docs/index.md is the first page, and notebooks
-are those of `course/`. A dead link, a page that nothing leads to and an address of another host that a browser would fetch
-by itself end the command with exit code 1.
+are those of `course/`. A dead link, a page that nothing leads to and an address of another host that a browser would
+fetch by itself end the command with exit code 1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -97,6 +97,12 @@ class Documentation:
             found[heading] = entries
         return found
 
+    def _chapter(self, source: Path) -> Path:
+        """The entry of the menu that a page belongs to."""
+        if any(source == path for entries in self.menu.values() for path, _ in entries):
+            return source
+        return API if source.is_relative_to("docs/api") else source.with_name("README.md")
+
     def write(self, out: Path) -> list[Path]:
         """Write all pages and what they show. Returns the pages."""
         colours = [HtmlFormatter(style=own).get_style_defs(".highlight") for own in ("default", "github-dark")]
@@ -117,20 +123,17 @@ class Documentation:
                 shutil.copyfile(self.root / path, target)
             else:
                 code = (self.root / path).read_text(encoding="utf-8")
-                name = path.name if path.suffix else "file.txt"
-                name = name.replace(".cff", ".yml")
-                shown_code = highlight(code, get_lexer_for_filename(name), HtmlFormatter())
-                soup = BeautifulSoup(f"<h1>{path}</h1>{shown_code}", "html.parser")
+                name = {"": "a.txt", ".cff": "a.yml"}.get(path.suffix, path.name)
+                coloured = highlight(code, get_lexer_for_filename(name), HtmlFormatter())
+                soup = BeautifulSoup(f"<h1>{path}</h1>{coloured}", "html.parser")
                 written.append(self._write_page(out, path, str(path), soup))
         return written
 
     def _point(self, soup: BeautifulSoup, source: Path) -> set[Path]:
         """Turn links to files of the repository into links to pages. Returns the files that these need."""
         needed = set()
-        for tag, key in [
-            *((a, "href") for a in soup.select("a[href]")),
-            *((i, "src") for i in soup.select("img[src]")),
-        ]:
+        links = [(tag, "href") for tag in soup.select("a[href]")] + [(tag, "src") for tag in soup.select("img[src]")]
+        for tag, key in links:
             target, _, part = str(tag[key]).partition("#")
             if re.match(r"[\w+.-]+:", target) or not target:
                 continue
@@ -153,13 +156,11 @@ class Documentation:
     def _write_page(self, out: Path, source: Path, title: str, soup: BeautifulSoup) -> Path:
         place = page_of(source)
         up = "../" * (len(place.parts) - 1)
-        menu = []
+        menu, chapter = [], self._chapter(source)
         for heading, entries in self.menu.items():
             rows, inside = [], False
             for path, name in entries:
-                here = path == source or (path == API and source.parts[:2] == ("docs", "api"))
-                here = here or (path.name == "README.md" and path.parent.name == "methods" == source.parent.name
-                                and not any(source == own for own, _ in entries))  # fmt: skip
+                here = path == chapter
                 inside |= here
                 current = ' aria-current="page"' if here else ""
                 row = f'<a href="{_between(source, path)}"{current}>{html.escape(name)}</a>'
@@ -193,11 +194,9 @@ def page_of(source: Path) -> Path:
         return Path("index.html")
     if source.parts[0] == "notebooks":
         source = Path("course", *source.parts[1:])
-    if source.suffix in (".png", ".svg", ".html"):
-        return source
-    return (
-        source.with_suffix(".html") if source.suffix in (".md", ".ipynb") else source.with_name(f"{source.name}.html")
-    )
+    if source.suffix in (".md", ".ipynb"):
+        return source.with_suffix(".html")
+    return source if source.suffix in (".png", ".svg", ".html") else source.with_name(f"{source.name}.html")
 
 
 def _between(source: Path, target: Path, part: str = "") -> str:
@@ -244,6 +243,7 @@ def module_page(name: str) -> Path:
     return Path("docs/api") / f"{name}.md"
 
 
+@cache
 def _tree(name: str) -> tuple[ast.Module, str]:
     path = PACKAGE / name.replace(".", "/")
     text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
@@ -254,25 +254,18 @@ def _public(nodes: Iterable[ast.stmt]) -> list[ast.FunctionDef | ast.ClassDef]:
     return [n for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")]
 
 
-def _memoised() -> dict[str, tuple[Path, str]]:
+@cache
+def names() -> dict[str, tuple[Path, str]]:
+    """Public dotted name -> (page, anchor)."""
     found: dict[str, tuple[Path, str]] = {}
     for name in modules():
         found[f"uftlab.{name}"] = (module_page(name), "")
         for node in _public(_tree(name)[0].body):
-            found[f"uftlab.{name}.{node.name}"] = (module_page(name), anchor(node.name))
-            if name.startswith("losses."):
-                found[f"losses.{node.name}"] = found[f"uftlab.losses.{node.name}"] = found[f"uftlab.{name}.{node.name}"]
+            place = (module_page(name), anchor(node.name))
+            found[f"uftlab.{name}.{node.name}"] = place
+            if name.startswith("losses."):  # every loss is a name of uftlab.losses, too
+                found[f"losses.{node.name}"] = found[f"uftlab.losses.{node.name}"] = place
     return found
-
-
-_NAMES: dict[str, tuple[Path, str]] = {}
-
-
-def names() -> dict[str, tuple[Path, str]]:
-    """Public dotted name -> (page, anchor)."""
-    if not _NAMES:
-        _NAMES.update(_memoised())
-    return _NAMES
 
 
 def _first_line(node: ast.AST) -> str:
