@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The rooms whose tests are quick: no training, no notebooks, no browser
 QUICK := tests/losses/test_losses.py tests/losses/test_rewards.py tests/rows tests/world tests/reports/test_cards.py tests/test_project.py
 
-.PHONY: run lab notebooks test check style pages licences lock wheel bundle release clean
+.PHONY: run lab notebooks test check style pages site licences lock wheel bundle release clean
 
 run: $(VENV)/installed
 	$(BIN)/uftlab run --profile $(PROFILE)
@@ -46,6 +46,10 @@ pages: $(VENV)/tests
 	$(BIN)/python -m uftlab.course.minutes
 	$(BIN)/python -m uftlab.course.parameters docs/ci.md
 	$(BIN)/uftlab export --previews docs/previews --readme README.md
+
+# All documentation and the course as pages that need no network: build/site/index.html
+site: $(VENV)/installed
+	$(BIN)/python benchmarks/documentation.py --out build/site
 
 # What each dependency may be used under, as it says itself: docs/licences.md
 licences: $(VENV)/tests

@@ -1,14 +1,14 @@
 """The documentation as a folder of web pages: the command behind `make site`.
 
-    python benchmarks/documentation.py                        executes the notebooks; minutes
-    python benchmarks/documentation.py --executed FOLDER      takes executed copies; seconds
+    python benchmarks/documentation.py                        executes the notebooks: minutes
+    python benchmarks/documentation.py --executed FOLDER      takes executed copies: seconds
     python benchmarks/documentation.py --without-course       keeps the pages of the course that are there
 
 The pages of docs/, those at the top of the repository, a page for each module from its docstrings, and the course of
-`uftlab export`. Nothing on a page is asked of a network, and the folder can be moved: all addresses are relative. A page
-lies where its source lies (`docs/train.md` is `docs/train.html`); docs/index.md is the first page, and notebooks are
-those of `course/`. A dead link, a page that nothing leads to and an address of another host that a browser would fetch
-by itself end the command with exit code 1.
+`uftlab export`. Nothing on a page is asked of a network, and the folder can be moved: all addresses are relative. A
+page lies where its source lies (`docs/train.md` is `docs/train.html`); docs/index.md is the first page, and notebooks
+are those of `course/`. A dead link, a page that nothing leads to and an address of another host that a browser would
+fetch by itself end the command with exit code 1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -47,7 +47,8 @@ API = Path("docs/api.md")  # not a file either: the modules
 MENU = {  # what is in the menu, in order; a pattern stands for all files that it finds
     "Learn": ["course/index.html", "course/live.html", "notebooks/glossary.md", "docs/workshop/*.md"],
     "Research": ["docs/howto/research.md", "docs/data.md", "docs/train.md", "docs/evaluate.md", "docs/doctor.md",
-                 "docs/how_to_add_a_loss.md", "docs/from_dpo_trainer.md", "docs/clusters.md", "docs/gpu.md", "docs/ci.md"],
+                 "docs/how_to_add_a_loss.md", "docs/from_dpo_trainer.md", "docs/clusters.md", "docs/gpu.md",
+                 "docs/ci.md"],
     "Results": ["docs/results/README.md", "docs/results/study.md", "docs/results/real.md", "docs/pipelines.md",
                 "docs/recent.md", "docs/questions/[!p]*.md", "docs/leaderboard*.md", "docs/results/withdrawn.md",
                 "docs/plan.md", "docs/questions/plan.md"],
@@ -96,6 +97,12 @@ class Documentation:
             found[heading] = entries
         return found
 
+    def _chapter(self, source: Path) -> Path:
+        """The entry of the menu that a page belongs to."""
+        if any(source == path for entries in self.menu.values() for path, _ in entries):
+            return source
+        return API if source.is_relative_to("docs/api") else source.with_name("README.md")
+
     def write(self, out: Path) -> list[Path]:
         """Write all pages and what they show. Returns the pages."""
         colours = [HtmlFormatter(style=own).get_style_defs(".highlight") for own in ("default", "github-dark")]
@@ -116,17 +123,17 @@ class Documentation:
                 shutil.copyfile(self.root / path, target)
             else:
                 code = (self.root / path).read_text(encoding="utf-8")
-                name = path.name if path.suffix else "file.txt"
-                name = name.replace(".cff", ".yml")
-                shown_code = highlight(code, get_lexer_for_filename(name), HtmlFormatter())
-                soup = BeautifulSoup(f"<h1>{path}</h1>{shown_code}", "html.parser")
+                name = {"": "a.txt", ".cff": "a.yml"}.get(path.suffix, path.name)
+                coloured = highlight(code, get_lexer_for_filename(name), HtmlFormatter())
+                soup = BeautifulSoup(f"<h1>{path}</h1>{coloured}", "html.parser")
                 written.append(self._write_page(out, path, str(path), soup))
         return written
 
     def _point(self, soup: BeautifulSoup, source: Path) -> set[Path]:
         """Turn links to files of the repository into links to pages. Returns the files that these need."""
         needed = set()
-        for tag, key in [*((a, "href") for a in soup.select("a[href]")), *((i, "src") for i in soup.select("img[src]"))]:
+        links = [(tag, "href") for tag in soup.select("a[href]")] + [(tag, "src") for tag in soup.select("img[src]")]
+        for tag, key in links:
             target, _, part = str(tag[key]).partition("#")
             if re.match(r"[\w+.-]+:", target) or not target:
                 continue
@@ -149,23 +156,22 @@ class Documentation:
     def _write_page(self, out: Path, source: Path, title: str, soup: BeautifulSoup) -> Path:
         place = page_of(source)
         up = "../" * (len(place.parts) - 1)
-        menu = []
+        menu, chapter = [], self._chapter(source)
         for heading, entries in self.menu.items():
             rows, inside = [], False
             for path, name in entries:
-                here = path == source or (path == API and source.parts[:2] == ("docs", "api"))
-                here = here or (path.name == "README.md" and path.parent.name == "methods" == source.parent.name
-                                and not any(source == own for own, _ in entries))  # fmt: skip
+                here = path == chapter
                 inside |= here
                 current = ' aria-current="page"' if here else ""
                 row = f'<a href="{_between(source, path)}"{current}>{html.escape(name)}</a>'
-                rows.append(f"<li>{row}{_on_this_page(soup) if path == source else ''}</li>")
+                rows.append(f"<li>{row}{_on_this_page(soup) if here else ''}</li>")
             opened = " open" if inside or source == HOME else ""
             menu.append(f"<details{opened}><summary>{heading}</summary><ul>{''.join(rows)}</ul></details>")
         full = "uftlab" if title.lower() == "uftlab" else f"{html.escape(title)} · uftlab"
         page = (
-            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f'<link rel="icon" href="data:,"><title>{full}</title><link rel="stylesheet" href="{up}site.css">'
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,"><title>{full}</title>'
+            f'<link rel="stylesheet" href="{up}site.css">'
             f'<script src="{up}search.js" defer></script></head>\n<body><header><a href="{up}index.html">uftlab</a>'
             f'<a href="#contents">Contents</a><div id="search" data-root="{up}" role="search" hidden>'
             '<input type="search" placeholder="Search ( / )" aria-label="Search the documentation" autocomplete="off">'
@@ -188,9 +194,9 @@ def page_of(source: Path) -> Path:
         return Path("index.html")
     if source.parts[0] == "notebooks":
         source = Path("course", *source.parts[1:])
-    if source.suffix in (".png", ".svg", ".html"):
-        return source
-    return source.with_suffix(".html") if source.suffix in (".md", ".ipynb") else source.with_name(f"{source.name}.html")
+    if source.suffix in (".md", ".ipynb"):
+        return source.with_suffix(".html")
+    return source if source.suffix in (".png", ".svg", ".html") else source.with_name(f"{source.name}.html")
 
 
 def _between(source: Path, target: Path, part: str = "") -> str:
@@ -237,6 +243,7 @@ def module_page(name: str) -> Path:
     return Path("docs/api") / f"{name}.md"
 
 
+@cache
 def _tree(name: str) -> tuple[ast.Module, str]:
     path = PACKAGE / name.replace(".", "/")
     text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
@@ -247,25 +254,18 @@ def _public(nodes: Iterable[ast.stmt]) -> list[ast.FunctionDef | ast.ClassDef]:
     return [n for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")]
 
 
-def _memoised() -> dict[str, tuple[Path, str]]:
+@cache
+def names() -> dict[str, tuple[Path, str]]:
+    """Public dotted name -> (page, anchor)."""
     found: dict[str, tuple[Path, str]] = {}
     for name in modules():
         found[f"uftlab.{name}"] = (module_page(name), "")
         for node in _public(_tree(name)[0].body):
-            found[f"uftlab.{name}.{node.name}"] = (module_page(name), anchor(node.name))
-            if name.startswith("losses."):
-                found[f"losses.{node.name}"] = found[f"uftlab.losses.{node.name}"] = found[f"uftlab.{name}.{node.name}"]
+            place = (module_page(name), anchor(node.name))
+            found[f"uftlab.{name}.{node.name}"] = place
+            if name.startswith("losses."):  # every loss is a name of uftlab.losses, too
+                found[f"losses.{node.name}"] = found[f"uftlab.losses.{node.name}"] = place
     return found
-
-
-_NAMES: dict[str, tuple[Path, str]] = {}
-
-
-def names() -> dict[str, tuple[Path, str]]:
-    """Public dotted name -> (page, anchor)."""
-    if not _NAMES:
-        _NAMES.update(_memoised())
-    return _NAMES
 
 
 def _first_line(node: ast.AST) -> str:
@@ -275,8 +275,8 @@ def _first_line(node: ast.AST) -> str:
 def api_index() -> str:
     """The page that lists all modules by their rooms."""
     lines = ["# Modules", "", "Every module of the package in one line, from the top room to the bottom one. "
-             "A room imports only from those below it ([design](design.md)). A page has what a module's docstrings say: "
-             "what a function computes, its equation and source, units, and one value to check.", ""]  # fmt: skip
+             "A room imports only from those below it ([design](design.md)). A page has what a module's docstrings "
+             "say: what a function computes, its equation and source, units, and one value to check.", ""]  # fmt: skip
     room = ""
     for name in modules():
         if name.partition(".")[0] != room:
@@ -312,7 +312,9 @@ def _signature(node: ast.FunctionDef | ast.ClassDef) -> str:
     if isinstance(node, ast.ClassDef):
         fields = [ast.unparse(own) for own in node.body if isinstance(own, ast.AnnAssign)]
         bases = f"({', '.join(map(ast.unparse, node.bases))})" if node.bases else ""
-        return "\n".join([f"class {node.name}{bases}:" if fields else f"class {node.name}{bases}", *("    " + f for f in fields)])
+        return "\n".join(
+            [f"class {node.name}{bases}:" if fields else f"class {node.name}{bases}", *("    " + f for f in fields)]
+        )
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     line = f"{node.name}({ast.unparse(node.args)}){returns}"
     if len(line) <= 88:
@@ -361,7 +363,9 @@ def said(docstring: str) -> str:
         elif "`" not in paragraph and all(FORMULA.match(line) for line in paragraph.splitlines()):
             shown.append(f"```text\n{paragraph}\n```")
         else:
-            shown.append("\n".join(re.sub(r"^(\s*(?:[-*]|\d+\.) )?(.*)$", _line, line) for line in paragraph.splitlines()))
+            shown.append(
+                "\n".join(re.sub(r"^(\s*(?:[-*]|\d+\.) )?(.*)$", _line, line) for line in paragraph.splitlines())
+            )
     return "\n\n".join(shown)
 
 
@@ -392,7 +396,8 @@ def commands() -> str:
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True)
     text = re.sub(r"^# `uftlab`$", "# The command line", ended.stdout, count=1, flags=re.M)
     text = re.sub(r"^(#+ )`(.+)`$", r"\1\2", text, flags=re.M)
-    text = re.sub(r"^\* `(\w+)`: (.*)$", r"* [`\1`](#uftlab-\1): \2", text, flags=re.M)
+    first = dict(re.findall(r"^## uftlab (\w+)\n\n(.+)$", text, flags=re.M))  # Typer shortens them in its list
+    text = re.sub(r"^\* `(\w+)`: .*$", lambda m: f"* [`{m[1]}`](#uftlab-{m[1]}): {first[m[1]]}", text, flags=re.M)
     return re.sub(r"^ {4}(?=\S)", "", text, flags=re.M)
 
 
@@ -414,18 +419,23 @@ def write_index(out: Path, sections: Iterable[dict[str, str]]) -> int:
 def _sections(main: BeautifulSoup | Tag, page: str) -> Iterator[dict[str, str]]:
     first = main.find("h1")
     title = " ".join(first.get_text().split()) if isinstance(first, Tag) else page
-    heading, place, words = title, "", []
     for code in main.select("details.code"):
         code.decompose()  # the page has been written; whole functions would drown the rest
+    heading, place, words = title, "", ""
     for part in main.descendants:
-        if isinstance(part, Tag) and part.name in ("h1", "h2", "h3"):
-            if words:
-                yield {"page": page, "anchor": place, "title": title, "heading": heading, "text": " ".join(words)}
-            heading, place, words = " ".join(part.get_text().split()), str(part.get("id") or ""), []
-        elif not isinstance(part, Tag) and part.strip() and not part.find_parent(["h1", "h2", "h3"]):
-            words += part.split()
-    if words or heading:
-        yield {"page": page, "anchor": place, "title": title, "heading": heading, "text": " ".join(words)}
+        if isinstance(part, Tag):
+            if part.name in ("h1", "h2", "h3"):
+                if words.strip():
+                    yield _section(page, place, title, heading, words)
+                heading, place, words = " ".join(part.get_text().split()), str(part.get("id") or ""), ""
+            words += " " if part.name in ("p", "li", "td", "th", "br") else ""
+        elif not part.find_parent(["h1", "h2", "h3"]):
+            words += part
+    yield _section(page, place, title, heading, words)
+
+
+def _section(page: str, place: str, title: str, heading: str, words: str) -> dict[str, str]:
+    return {"page": page, "anchor": place, "title": title, "heading": heading, "text": " ".join(words.split())}
 
 
 def troubles(out: Path, outside: Iterable[str] = ()) -> list[str]:
@@ -441,7 +451,9 @@ def troubles(out: Path, outside: Iterable[str] = ()) -> list[str]:
         body = re.sub(r"(<script\b[^>]*>).*?</script>", r"\1", text, flags=re.S)
         fetched = re.findall(r'<(?:script|img|iframe|source|video|audio|embed)\b[^>]*?\ssrc="([^"]+)"', body)
         fetched += re.findall(r'<link\b[^>]*?\shref="([^"]+)"', body)
-        fetched += re.findall(r"(?:url\(|@import )[\"']?([^\"')]+)", "".join(re.findall(r"<style>.*?</style>", body, re.S)))
+        fetched += re.findall(
+            r"(?:url\(|@import )[\"']?([^\"')]+)", "".join(re.findall(r"<style>.*?</style>", body, re.S))
+        )
         own = path.relative_to(out)
         for address in (html.unescape(one) for one in fetched):
             if address.startswith("data:"):
@@ -464,8 +476,26 @@ def troubles(out: Path, outside: Iterable[str] = ()) -> list[str]:
                 found.append(f"{own}: no such place: {address}")
     found += [f"{path.relative_to(out)}: nothing leads to this page" for path in sorted(set(pages) - reached)]
     for path in [*out.rglob("*.css"), out / "search.js"]:
-        found += [f"{path.name}: asks another host: {a}" for a in re.findall(r"(?:https?:)?//[\w.-]+\.\w+\S*", path.read_text())]
+        found += [
+            f"{path.name}: asks another host: {a}"
+            for a in re.findall(r"(?:https?:)?//[\w.-]+\.\w+\S*", path.read_text())
+        ]
     return sorted(set(found))
+
+
+def _emptied(out: Path, keep: str = "") -> None:
+    """An empty folder but for what is kept, because a page whose source has gone would stay.
+
+    Raises:
+        InputError: for a folder with anything in it that is not a site of this command.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    own = [path for path in out.iterdir() if path.name != "course"]
+    if own and not (out / "search-index.js").is_file():
+        raise InputError("--out", "be empty or an earlier site", out, "Choose another folder, or remove it")
+    for path in out.iterdir():
+        if path.name != keep:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def main() -> None:
@@ -478,10 +508,7 @@ def main() -> None:
     given = parser.parse_args()
     out = given.out.resolve()
     try:
-        for old in out.glob("*"):  # a page whose source has gone would stay
-            if old.is_dir() and old.name != "course":
-                shutil.rmtree(old)
-        out.mkdir(parents=True, exist_ok=True)
+        _emptied(out, keep="course" if given.without_course else "")
         documentation = Documentation()
         pages = documentation.write(out)
         print(f"{len(pages)} pages of documentation", flush=True)

@@ -95,7 +95,7 @@ def test_the_package_that_runs_is_the_one_that_was_unpacked(installed):
         ("report class", ["build/report/class.html"]),
         (RUN, ["results/smoke/report.html", "results/smoke/summary.json", "results/smoke/results.csv"]),
         ("notebooks --profile smoke --only 01", ["build/notebooks/01_implicit_reward.ipynb"]),
-        ("export --profile smoke --only 02", ["build/site/index.html", "build/site/02_losses.html"]),
+        ("export --profile smoke --only 02", ["build/site/course/index.html", "build/site/course/02_losses.html"]),
     ],
 )
 def test_a_command_works_in_an_empty_folder_and_writes_there(line, writes, installed):

@@ -727,9 +727,9 @@ def notebooks(
         _fail(f"{len(failed)} notebook(s) failed: {', '.join(failed)}. The executed copies are in {out}.", 1)
 
 
-@command(example="uftlab export --only 01 --out build/site")
+@command(example="uftlab export --only 01 --out build/site/course")
 def export(
-    out: Annotated[Path, typer.Option(help="Folder for the pages.")] = Path("build/site"),
+    out: Annotated[Path, typer.Option(help="Folder for the pages.")] = Path("build/site/course"),
     only: Annotated[str, typer.Option(help="Export the notebooks whose name starts with this.")] = "",
     profile: Annotated[str, typer.Option(help="smoke, class or research.")] = "class",
     executed: Annotated[Path | None, typer.Option(help="Folder with executed copies; nothing is run then.")] = None,
