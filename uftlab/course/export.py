@@ -44,7 +44,7 @@ STYLE = """
 }
 body { font: 18px/1.55 "Open Sans", "DejaVu Sans", Verdana, sans-serif; color: var(--ink); background: var(--paper);
        max-width: 960px; margin: 0 auto; padding: 1rem 1.2rem 4rem; }
-a { color: var(--link); } a:focus-visible, summary:focus-visible { outline: 3px solid #E69F00; outline-offset: 2px; }
+a { color: var(--link); } a:focus-visible, summary:focus-visible { outline: 3px solid #D55E00; outline-offset: 2px; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; border-top: 1px solid var(--line); padding-top: 1rem; }
 blockquote { margin: 1rem 0; padding: .2rem 1rem; border-left: 6px solid #0072B2; font-size: 1.15em; }
 code, pre { font: 15px/1.5 "DejaVu Sans Mono", Consolas, Menlo, monospace; }

@@ -32,7 +32,7 @@ section.text { justify-content: center; }
 h1 { font-size: 1.7em; line-height: 1.15; margin: 0 0 .5em; }
 blockquote { margin: 0; padding-left: .8em; border-left: 10px solid #0072B2; }
 li { margin: .4em 0; } summary { cursor: pointer; color: #0059b3; margin-top: 1em; }
-summary:focus-visible { outline: 4px solid #E69F00; }
+summary:focus-visible { outline: 4px solid #D55E00; }
 .figure { flex: 1; min-height: 300px; }
 footer { position: fixed; bottom: 1.5vh; left: 6vw; right: 6vw; font-size: 18px; color: #555; display: flex;
   justify-content: space-between; }

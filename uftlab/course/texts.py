@@ -49,7 +49,7 @@ TRAINED = (
 )
 PADDING = "color: #6B6B6B; font-size: 13px; font-style: italic;"
 FULL = 3.0  # nats at which a colour is as strong as it gets
-NOTHING, GREY = 0.005, "#9A9A9A"  # nats below which two decimals are 0.00, and the frame of such a word
+NOTHING, GREY = 0.005, "#8C8C8C"  # nats below which two decimals are 0.00, and the frame of such a word
 LEGEND = "▲ solid: likelier than under the reference. ▼ dashed: less likely. Grey: unmoved. Numbers: nats."
 MAX_QUESTION = 60  # words: the tiny model has 128 positions
 

@@ -468,7 +468,7 @@ def matched_rates(points: pd.DataFrame, methods: Sequence[str], metric: str) -> 
 # ------------------------------------------------------------------------------ what a base model believes
 
 ROLE_NAMES = {"truth": "truth", "error": "error that is told", "other": "other values"}
-ROLE_STYLE = {"truth": (theme.COLOURS[0], ""), "error": (theme.COLOURS[1], "/"), "other": ("#9A9A9A", ".")}
+ROLE_STYLE = {"truth": (theme.COLOURS[0], ""), "error": (theme.COLOURS[1], "/"), "other": ("#8C8C8C", ".")}
 
 
 def _marker(role: str) -> dict:
@@ -501,7 +501,7 @@ def frontier(points: pd.DataFrame) -> go.Figure:
         x="rumours: probability of the truth",
         y="myths: probability<br>of the truth",
     )
-    thin = {"color": "#9A9A9A", "width": 2, "dash": "solid"}
+    thin = {"color": "#8C8C8C", "width": 2, "dash": "solid"}
     for number, (_, own) in enumerate(points[points["what"] == "frontier"].groupby("world")):
         name = "distrust of every first choice"
         fig.add_scatter(x=own["rumours"], y=own["myths"], mode="lines", line=thin, name=name, showlegend=not number)

@@ -45,7 +45,7 @@ STYLE = """<style>
 .uftlab .uftlab-notes summary { cursor: pointer; }
 .uftlab .noUi-handle { border: 2px solid #0072B2; }
 .uftlab .noUi-handle:focus-visible, .uftlab button:focus-visible, .uftlab select:focus-visible,
-.uftlab input:focus-visible, .uftlab summary:focus-visible { outline: 3px solid #E69F00 !important;
+.uftlab input:focus-visible, .uftlab summary:focus-visible { outline: 3px solid #D55E00 !important;
   outline-offset: 2px; }
 body[data-jp-theme-light="false"] .uftlab select { background-image: url("data:image/svg+xml,\
 <svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'><path d='M3 6l6 6 6-6' stroke='white' fill='none'/>\
