@@ -45,6 +45,7 @@ pages: $(VENV)/tests
 	$(BIN)/python benchmarks/doctor.py page
 	$(BIN)/python -m uftlab.course.minutes
 	$(BIN)/python -m uftlab.course.parameters docs/ci.md
+	$(BIN)/python -m uftlab.reports.leaderboard docs/leaderboard.md
 	$(BIN)/uftlab export --previews docs/previews --readme README.md
 
 # What each dependency may be used under, as it says itself: docs/licences.md
