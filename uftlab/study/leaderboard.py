@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -50,6 +50,7 @@ _number = Annotated[float, Field(ge=-1e15, le=1e15)]  # NaN is refused too
 _words = Annotated[str, Field(pattern=r"^[\w ,.'&()+-]{1,80}$")]  # it becomes part of a page
 _name = Annotated[str, Field(pattern=r"^[\w.+-]{1,100}$")]
 _metrics = dict[Annotated[str, Field(pattern=r"^[\w/.+-]{1,100}$")], _number]
+_who = Annotated[str, Field(pattern="^(base|uft|entry)$")]
 _versions = dict[_name, _name]
 
 
@@ -76,7 +77,7 @@ class Fresh(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
     world: int
-    measured: dict[Literal["base", "uft", "entry"], _metrics]
+    measured: dict[_who, _metrics]
 
 
 class Verified(BaseModel):
@@ -100,9 +101,7 @@ class Entry(BaseModel):
     code: Annotated[str, Field(pattern=r"^[\w ./@#-]{0,200}$")]  # file and commit of a method of one's own
     settings: Annotated[list[list[dict[_name, _number]]], Field(min_length=DRAWS, max_length=DRAWS)]  # of each world
     worlds: list[int]
-    measured: dict[
-        Literal["base", "uft", "entry"], Annotated[list[_metrics], Field(min_length=DRAWS, max_length=DRAWS)]
-    ]
+    measured: dict[_who, Annotated[list[_metrics], Field(min_length=DRAWS, max_length=DRAWS)]]
     versions: _versions
     device: _words
     verified: Verified | None = None
@@ -325,7 +324,7 @@ def verify(entry: Entry, day: date | None = None, train: Callable | None = None)
     fresh = fresh_world(entry.told(), today)
     with tempfile.TemporaryDirectory(prefix="uftlab-") as own:
         again = measure(entry.method, entry.settings, entry.worlds, Path(own), train)
-        most = largest_difference(dict(entry.measured), again["measured"], entry.worlds)
+        most = largest_difference(entry.measured, again["measured"], entry.worlds)
         alike = (entry.versions, entry.device) == (again["versions"], again["device"])
         allowed = 0.0 if alike else TOLERANCE
         if most.size > allowed:
