@@ -45,6 +45,7 @@ pages: $(VENV)/tests
 	$(BIN)/python benchmarks/doctor.py page
 	$(BIN)/python -m uftlab.course.minutes
 	$(BIN)/python -m uftlab.course.parameters docs/ci.md
+	$(BIN)/python -m uftlab.reports.leaderboard docs/leaderboard.md
 	$(BIN)/uftlab export --previews docs/previews --readme README.md
 
 # All documentation and the course as pages that need no network: build/site/index.html

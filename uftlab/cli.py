@@ -371,6 +371,76 @@ def sweep(
         _say(line)
 
 
+@command(example='uftlab enter l2-start --by "The uftlab authors"', interrupted=RESUMES)
+def enter(
+    method: Annotated[str, typer.Argument(help="See `uftlab methods`.")],
+    by: Annotated[str, typer.Option(help="Who enters it: plain words.")],
+    code: Annotated[str, typer.Option(help="File and commit of a method of your own.")] = "",
+    settings: Annotated[Path | None, typer.Option(help="JSON: a list with the settings of each stage.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The entry; empty: METHOD.json.", show_default=False)] = None,
+    workers: Workers = 0,
+) -> None:
+    """Enter the leaderboard: train a method and `uft` in four worlds that no study used, and write the entry.
+
+    Without --settings the method has those that its tuning chose.
+    """
+    from uftlab.files import read_json
+    from uftlab.study import leaderboard
+    from uftlab.training.catalogue import method_named
+
+    path = out or Path(f"{method_named(method).name}.json")
+    _check_file(path)
+    own = None
+    if settings is not None:
+        try:
+            own = read_json(settings.read_bytes())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{settings}", "be a JSON list", error, 'Write [{"learning_rate": 0.001}]') from None
+        if not isinstance(own, list) or not all(isinstance(stage, dict) for stage in own):
+            rule = "be a list with one object for each stage"
+            raise InputError(f"{settings}", rule, type(own).__name__, 'Write [{"learning_rate": 0.001}]')
+    entry = leaderboard.enter(method, by, Path("results/leaderboard"), code, own, _train(workers))
+    leaderboard.write_entry(path, entry)
+    _say(f"wrote {path}: {_told(entry.margin())}")
+
+
+@command(example="uftlab verify l2-start.json")
+def verify(
+    entry: Annotated[Path, typer.Argument(help="A file of `uftlab enter`.")],
+    workers: Workers = 0,
+) -> None:
+    """Verify an entry of the leaderboard: train it again, compare, measure it in a fresh world, and note that in it.
+
+    An entry that differs is refused. Only methods that are registered here are ever run.
+    """
+    from uftlab.study import leaderboard
+
+    check_writable(entry.parent, "place of the entry")
+    read = leaderboard.read_entry(entry)
+    _say(f"{read.method} by {read.by}: the four worlds again, then a fresh one, whose base is built in some minutes")
+    found = leaderboard.verify(read, train=_train(workers))
+    leaderboard.write_entry(entry, found)
+    assert found.verified is not None
+    fresh = found.verified.fresh
+    there = leaderboard.sums(fresh.measured["entry"], fresh.measured["uft"], fresh.measured["base"])
+    _say(f"verified, largest difference {found.verified.largest_difference:g}: {_told(found.margin())}")
+    _say(f"fresh world {fresh.world}: {there:+.3f}")
+
+
+def _train(workers: int) -> Callable:
+    """Runs trials in a folder and says so."""
+
+    def train(trials: list, folder: Path) -> list:
+        _run_with_progress(trials, folder, workers, None)
+        return []
+
+    return train
+
+
+def _told(margin: Any) -> str:
+    return f"sum minus that of uft {margin.mean:+.3f} ({margin.low:+.3f} to {margin.high:+.3f}) in four worlds"
+
+
 @command(example="uftlab map E1 E3 --worlds 2 --out results/map", interrupted=RESUMES)
 def map(
     experiments: Annotated[list[str], typer.Argument(help="E1 to E5, or all.")],
@@ -422,7 +492,7 @@ def pretrain(
     """Build the base model of a world from its text: under three minutes on one core.
 
     Writes data/tiny/worlds/N.safetensors, and for world 0 the checkpoint folder data/tiny. A model that is there
-    (twenty ship with the package, and the stored results are theirs) is refused without --force.
+    (those that ship are the ones of the stored results and the leaderboard) is refused without --force.
     """
     from uftlab.models import pretrain as building
     from uftlab.models.policies import world_weights
