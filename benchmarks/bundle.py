@@ -30,14 +30,14 @@ set -eu
 cd "$(dirname "$0")"
 python="${{PYTHON:-python{version}}}"
 if ! "$python" -c 'import sys; sys.exit(sys.version_info[:2] != ({major}, {minor}))' 2>/dev/null; then
-  echo "error: Python must be {version}, as these wheels are for it; got $python. Say PYTHON=/path/to/python{version} sh install.sh." >&2
+  echo "error: Python must be {version}, as the wheels are; got $python. Say PYTHON=python{version} sh install.sh." >&2
   exit 2
 fi
 "$python" -m venv .venv
 .venv/bin/python -m pip --isolated install --quiet --no-index --find-links wheels uftlab
 .venv/bin/uftlab check || true
 echo "To open the course: $PWD/.venv/bin/uftlab lab --folder $PWD/my-copies"
-"""  # noqa: E501
+"""
 
 INSTALL_PS1 = """# Installs the course into .venv beside this file. It needs no network.
 # NOT TRIED: nobody has run this file yet. It needs a bundle that was made on Windows. In WSL take install.sh.
