@@ -74,8 +74,8 @@ release: $(VENV)/tests
 
 # A folder and a zip that install the course with the network off, on machines like this one: docs/workshop/README.md
 bundle: $(VENV)/tests
-	$(BIN)/uftlab export --out build/site
-	$(BIN)/python benchmarks/bundle.py build/bundle --site build/site $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+	$(BIN)/uftlab export --out build/pages
+	$(BIN)/python benchmarks/bundle.py build/bundle --site build/pages $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 # torch goes first and alone, so that the index of its CPU wheels (when given) serves nothing else
 $(VENV)/installed: pyproject.toml constraints.txt

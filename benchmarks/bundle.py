@@ -15,7 +15,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 from uftlab.course.workshop import write_copies
@@ -31,14 +30,14 @@ set -eu
 cd "$(dirname "$0")"
 python="${{PYTHON:-python{version}}}"
 if ! "$python" -c 'import sys; sys.exit(sys.version_info[:2] != ({major}, {minor}))' 2>/dev/null; then
-  echo "error: Python must be {version}, as these wheels are for it; got $python. Say PYTHON=/path/to/python{version} sh install.sh." >&2
+  echo "error: Python must be {version}, as the wheels are; got $python. Say PYTHON=python{version} sh install.sh." >&2
   exit 2
 fi
 "$python" -m venv .venv
 .venv/bin/python -m pip --isolated install --quiet --no-index --find-links wheels uftlab
 .venv/bin/uftlab check || true
 echo "To open the course: $PWD/.venv/bin/uftlab lab --folder $PWD/my-copies"
-"""  # noqa: E501
+"""
 
 INSTALL_PS1 = """# Installs the course into .venv beside this file. It needs no network.
 # NOT TRIED: nobody has run this file yet. It needs a bundle that was made on Windows. In WSL take install.sh.
@@ -86,16 +85,16 @@ def make(out: Path, site: Path | None = None, torch_index: str = "") -> Path:
     if torch_index:
         command("pip", "download", "--no-deps", "--index-url", torch_index, "--dest", wheels, torch)
     command("pip", "download", "--find-links", wheels, "--only-binary", ":all:", *pins, own)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    release = own.name.split("-")[1]
     major, minor = sys.version_info[:2]
     system = f"{platform.system()} {platform.machine()}"
-    words = {"version": PYTHON, "major": major, "minor": minor, "release": project["version"], "system": system}
+    words = {"version": PYTHON, "major": major, "minor": minor, "release": release, "system": system}
     for name, text in (("install.sh", INSTALL_SH), ("install.ps1", INSTALL_PS1), ("README.txt", README)):
         (out / name).write_text(text.format(**words), encoding="utf-8")
     write_copies(out / "copies")
     if site is not None:
         shutil.copytree(site, out / "site")
-    name = f"{out.name}-{project['version']}-{system.replace(' ', '-').lower()}-python{PYTHON}"
+    name = f"{out.name}-{release}-{system.replace(' ', '-').lower()}-python{PYTHON}"
     return Path(shutil.make_archive(str(out.parent / name), "zip", out.parent, out.name))
 
 

@@ -29,6 +29,7 @@ def test_jupyterlab_is_started_on_this_machine_alone_with_a_token_and_settings_o
     command, environment, address = lab_command(NOTEBOOKS, tmp_path, browser=False)
     text = " ".join(command)
     assert "--ServerApp.ip=127.0.0.1" in text and "NeverCheckForUpdate" in text and "port_retries=0" in text
+    assert "--MappingKernelManager.cull_idle_timeout=1800" in text and "cull_connected" not in text
     token = environment["JUPYTER_TOKEN"]
     assert (
         len(token) >= 40 and token not in text and address.endswith(f"{notebook_paths()[0].stem}.ipynb?token={token}")

@@ -21,6 +21,7 @@ from uftlab.errors import InputError
 from uftlab.files import atomically, check_writable, is_checkout, locked, own_folder, write_atomically
 
 COPIES = own_folder("notebooks")  # where the reader works: the same folder, unless that is read-only
+IDLE_SECONDS = 1800  # then the kernel of a closed page is stopped: each holds half a gigabyte
 LAB_HOME = own_folder("build/jupyter")  # settings for this course, not the own ones of the reader
 
 
@@ -55,6 +56,8 @@ def lab_command(notebooks: Path, home: Path, browser: bool = True) -> tuple[list
         "ServerApp.answer_yes": True,  # it stops without asking
         "ServerApp.log_level": "ERROR",
         "ServerApp.kernel_websocket_connection_class": "uftlab.course.server.Connection",
+        "MappingKernelManager.cull_idle_timeout": IDLE_SECONDS,  # of pages that are closed; open ones keep theirs
+        "MappingKernelManager.cull_interval": 300,
         "LabApp.log_level": "ERROR",
         "LabApp.extension_manager": "readonly",  # the default one contacts a package index
         "LabApp.default_url": f"/lab/tree/{found[0].name}",
