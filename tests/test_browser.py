@@ -1,6 +1,6 @@
 """The course in JupyterLab, in a real browser: every control moves the figure as the notebook's function says.
 
-    UFTLAB_EXPLORERS=all python -m pytest tests/test_browser.py    those of all notebooks: ten minutes on two cores
+UFTLAB_EXPLORERS=all python -m pytest tests/test_browser.py    those of all notebooks: ten minutes on two cores
 """
 
 import json
