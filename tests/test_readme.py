@@ -27,7 +27,7 @@ def commands():
 
 
 def test_every_link_to_a_file_exists():
-    made = {"../course/live.html", "../course/index.html", "api.md", "commands.md"}  # by `make site`, for its first page
+    made = {"../course/live.html", "../course/index.html", "api.md", "commands.md"}  # by `make site`
     for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         for target in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", path.read_text()):
             only_there = path.name == "index.md" and target in made
