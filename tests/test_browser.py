@@ -1,21 +1,22 @@
 """The course in JupyterLab, in a real browser: every control moves the figure as the notebook's function says.
 
-UFTLAB_EXPLORERS=all python -m pytest tests/test_browser.py    those of all notebooks: ten minutes on two cores
+UFTLAB_TESTS=all python -m pytest tests/test_browser.py    those of all notebooks: ten minutes on two cores
 """
 
 import json
 import math
-import os
 import statistics
 from pathlib import Path
 
 import driver
 import pytest
+from scope import ALL
 
 from uftlab.course.notebooks import NOTEBOOKS, explorer_of, explorer_paths
 
 # their explorers are made of the same parts, and a notebook takes up to a minute to come up
 SLOW = {
+    "02_losses",
     "03_tiny_world",
     "04_forgetting",
     "06_mixing",
@@ -25,7 +26,6 @@ SLOW = {
     "10_real_model",
 }
 WITHOUT = "01_implicit_reward"  # its page has an impatient anywidget, and JupyterLab has no plotly there
-ALL = os.environ.get("UFTLAB_EXPLORERS") == "all"
 NAMES = [path.stem for path in explorer_paths() if ALL or path.stem not in SLOW]
 PAINTED = Path(__file__).parent.parent / "build" / "key-to-paint.json"
 

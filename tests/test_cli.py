@@ -366,7 +366,7 @@ def test_the_report_of_a_stored_study_is_not_written_over_the_report_of_a_run(fi
     refused(uftlab("report", "class", "--out", mine), "--out", "another run", "results/class/report.html")
     refused(uftlab("report", "class", "--out", tmp_path), "--out", "be a file")
     assert mine.read_text() == "my run" and sorted(RESULTS.rglob("*.html")) == before
-    assert uftlab("report", "class", "--out", "elsewhere.html").exit_code == 0
+    assert uftlab("report", mine.parent, "--out", "elsewhere.html").exit_code == 0
     assert (tmp_path / "elsewhere.html").is_file()
     assert uftlab("report", mine.parent).exit_code == 0 and "2 seed(s)" in mine.read_text()
 

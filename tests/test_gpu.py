@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gpu_results
 import pytest
+from scope import ALL
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = sorted(gpu_results.STORE.glob("*.json"))
@@ -16,6 +17,8 @@ STORED = sorted(gpu_results.STORE.glob("*.json"))
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory):
     """The folder of a dry run."""
+    if not ALL:
+        pytest.skip("the dry run of all GPU checks takes more than a minute: UFTLAB_TESTS=all")
     folder = tmp_path_factory.mktemp("gpu")
     script = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "--dry-run"]
     environment = {**os.environ, "OUT": str(folder), "PYTHON": sys.executable}

@@ -254,6 +254,17 @@ def test_what_the_cells_take_from_a_module_is_there_and_public(path):
     assert missing == set()
 
 
+def test_every_notebook_has_a_small_preview_that_the_readme_shows():
+    names = [path.stem for path in notebook_paths()]
+    readme = (NOTEBOOKS.parent / "README.md").read_text()
+    pictures = {path.stem for path in (NOTEBOOKS.parent / "docs/previews").glob("*.png")}
+    assert pictures == {*names, "finding"}, "make pages"
+    assert course.course_tables() in readme, "make pages"
+    for name in names:
+        assert f"](docs/previews/{name}.png)](notebooks/{name}.ipynb)" in readme
+        assert 10_000 < (NOTEBOOKS.parent / f"docs/previews/{name}.png").stat().st_size < 150_000
+
+
 def test_notebooks_are_committed_without_outputs():
     for path in NOTEBOOKS.glob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
