@@ -52,11 +52,17 @@ def kernel_times(explorer: Explorer, moves: int) -> list[float]:
 
 
 def paint_times(page, explorer: Explorer, presses: int) -> list[float]:
-    """Milliseconds from a key press on the first slider to the last paint that it causes."""
-    control = next((c for c in explorer.controls.values() if hasattr(c, "step")), None)
-    handle, times = page.get_by_role("slider", name=control.description, exact=True), []
-    at_the_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
-    keys = ["ArrowLeft", "ArrowRight"] if at_the_end else ["ArrowRight", "ArrowLeft"]
+    """Milliseconds from a key press on the first slider, or on the first menu where there is none, to the last paint."""
+    controls = list(explorer.controls.values())
+    control = next((c for c in controls if hasattr(c, "step")), controls[0])
+    if hasattr(control, "step"):
+        handle = page.get_by_role("slider", name=control.description, exact=True)
+        at_the_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
+        keys = ["ArrowLeft", "ArrowRight"] if at_the_end else ["ArrowRight", "ArrowLeft"]
+    else:
+        handle = page.get_by_role("combobox", name=control.description, exact=True)
+        keys = ["ArrowUp", "ArrowDown"] if control.index else ["ArrowDown", "ArrowUp"]
+    times = []
     line = page.locator(driver.LINE)
     for k in range(presses):
         before = line.text_content()
