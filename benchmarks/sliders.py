@@ -52,7 +52,7 @@ def kernel_times(explorer: Explorer, moves: int) -> list[float]:
 
 
 def paint_times(page, explorer: Explorer, presses: int) -> list[float]:
-    """Milliseconds from a key press on the first slider, or on the first menu where there is none, to the last paint."""
+    """Milliseconds from a key press on the first slider, or the first menu if there is none, to the last paint."""
     controls = list(explorer.controls.values())
     control = next((c for c in controls if hasattr(c, "step")), controls[0])
     if hasattr(control, "step"):
