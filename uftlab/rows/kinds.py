@@ -117,9 +117,21 @@ NO_COLUMN = (TypeError, ValueError, OverflowError, NotImplementedError)  # what 
 def _arrow(values: list[Any], column: str) -> pa.ChunkedArray | None:
     """The values as a column of this name; None if a table cannot hold it."""
     try:
-        return Dataset.from_dict({column: values}).data.table.column(0)
+        made = Dataset.from_dict({column: values}).data.table.column(0)
     except NO_COLUMN:
         return None
+    return made if all(_no_truth_as_number(made.type, value) for value in values) else None
+
+
+def _no_truth_as_number(kind: pa.DataType, value: Any) -> bool:
+    """Whether no True or False in a value became 1.0 or 0.0: Arrow takes one behind a fraction, and not before it."""
+    if pa.types.is_floating(kind):
+        return not isinstance(value, bool)
+    if value is None or not pa.types.is_nested(kind):
+        return True
+    if pa.types.is_struct(kind):
+        return all(_no_truth_as_number(field.type, value.get(field.name)) for field in kind)
+    return all(_no_truth_as_number(kind.value_type, own) for own in value)
 
 
 def _joined(parts: list[pa.ChunkedArray]) -> pa.ChunkedArray | None:
