@@ -184,14 +184,21 @@ def interaction(frame: pd.DataFrame, metric: str) -> Interval | None:
     return contrast(frame, {"uft": 1, "uft-then-una": -1, "sft-plus-dpo": -1, "sft-then-dpo": 1}, metric)
 
 
+def pairwise(
+    frame: pd.DataFrame, pairs: Sequence[tuple[str, str, str]], outcomes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A row for each pair (method, minus which, why) and outcome that the frame can make; p is not corrected yet."""
+    return [
+        {"comparison": f"{method} minus {minus}", "metric": metric, **asdict(found), "why": why}
+        for method, minus, why in pairs
+        for metric in outcomes
+        if len(frame) and (found := contrast(frame, {method: 1, minus: -1}, metric)) is not None
+    ]
+
+
 def primary(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The twelve primary rows that the frame can make: mean, interval, p, `holm` over all twelve, verdict."""
-    rows = [
-        {"comparison": f"{method} minus {minus}", "metric": metric, **asdict(found), "why": why, "family": "primary"}
-        for method, minus, why in PRIMARY
-        for metric in OUTCOMES
-        if (found := contrast(frame, {method: 1, minus: -1}, metric)) is not None
-    ]
+    rows = [{**row, "family": "primary"} for row in pairwise(frame, PRIMARY, OUTCOMES)]
     return corrected(rows, len(PRIMARY) * len(OUTCOMES))
 
 

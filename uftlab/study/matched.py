@@ -8,10 +8,10 @@ Tuning gives each method a rate of its own. So a difference between tuned method
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-from uftlab.study.comparisons import contrast, corrected
+from uftlab.study.comparisons import corrected, pairwise
 from uftlab.study.results import RESULTS, tidy
 from uftlab.study.trials import PROFILES, Trial, draw_of, frozen
 from uftlab.training.settings import tuned_settings
@@ -40,12 +40,7 @@ def differences(
     rows = []
     for name, other in pairs:
         both = [*(t for t in matched if t["method"] == name), *(t for t in stored if t["method"] == other)]
-        frame = tidy(both)
-        for metric in outcomes:
-            found = contrast(frame, {name: 1, other: -1}, metric) if len(frame) else None
-            if found is not None:
-                why = "at the same learning rate"
-                rows.append({"comparison": f"{name} minus {other}", "metric": metric, **asdict(found), "why": why})
+        rows += pairwise(tidy(both), [(name, other, "at the same learning rate")], outcomes)
     return corrected(rows, len(pairs) * len(outcomes))
 
 

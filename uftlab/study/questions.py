@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from uftlab.errors import InputError
-from uftlab.study.comparisons import at_levels, best_kept, contrast, corrected, matched_skill
+from uftlab.study.comparisons import at_levels, best_kept, corrected, matched_skill, pairwise
 from uftlab.study.matched import at_rate_of
 from uftlab.study.results import HEADLINES, RESULTS, tidy
 from uftlab.study.trials import DRAWS, PROFILES, Trial, trial
@@ -165,13 +165,7 @@ def at_equal_skill(question: Question, sweep: Sequence[dict[str, Any]]) -> list[
 def _rows(
     frame: pd.DataFrame, pairs: Sequence[tuple[str, str, str]], outcomes: Sequence[str], size: int
 ) -> list[dict[str, Any]]:
-    rows = [
-        {"comparison": f"{name} minus {minus}", "metric": metric, **asdict(found), "why": why}
-        for name, minus, why in pairs
-        for metric in outcomes
-        if len(frame) and (found := contrast(frame, {name: 1, minus: -1}, metric)) is not None
-    ]
-    return corrected(rows, size * len(outcomes))
+    return corrected(pairwise(frame, pairs, outcomes), size * len(outcomes))
 
 
 def question_named(name: str) -> Question:
