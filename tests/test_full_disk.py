@@ -237,7 +237,6 @@ def test_no_place_for_temporary_files_is_one_clear_error(monkeypatch, tmp_path):
 def test_a_folder_that_cannot_be_written_is_refused_before_work(line, monkeypatch):
     for name in (
         "course.notebooks.run_all",
-        "course.export.run_all",
         "reports.cards.cards",
         "study.results.load_study",
     ):

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import html
 import re
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from bs4 import BeautifulSoup
 from math_core import LatexError, LatexToMathML
 from nbconvert.exporters.html import HTMLExporter
@@ -25,10 +23,11 @@ from uftlab.course import live, methods
 from uftlab.course.notebooks import (
     NOTEBOOKS,
     contents,
+    executed_copies,
     folded_tasks,
     has_explorer,
     notebook_paths,
-    run_all,
+    read_executed,
     write_between,
     write_tables,
 )
@@ -189,24 +188,8 @@ def _for_a_page(cell: NotebookNode, moves: bool = False) -> NotebookNode | None:
 
 
 def _read(folder: Path, name: str) -> NotebookNode:
-    """An executed notebook, with the cells that a page can show.
-
-    Raises:
-        InputError: for a notebook that was not executed, or that has widgets, which need a kernel.
-    """
-    path = folder / f"{name}.ipynb"
-    remedy = "Leave out --executed: then `uftlab export` runs the notebooks itself"
-    if not path.is_file():
-        raise InputError("--executed", f"hold {path.name}", f"a folder without it: {folder}", remedy)
-    notebook = nbformat.read(path, as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    outputs = [output for cell in code for output in cell.outputs]
-    left = [cell for cell in code if cell.source.strip() and cell.execution_count is None]
-    if left or any(output.output_type == "error" for output in outputs):
-        got = f"{len(left)} of {len(code)} code cells not run" if left else "a cell that failed"
-        raise InputError(str(path), "be executed to its end", got, remedy)
-    if any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs):
-        raise InputError(str(path), "be executed with widgets_on = False", "widgets that need a kernel", remedy)
+    """An executed notebook, with the cells that a page can show. Refuses what `read_executed` refuses."""
+    notebook = read_executed(folder, name)
     moves = name in live.MODELS
     notebook.cells = [shown for cell in notebook.cells if (shown := _for_a_page(cell, moves))]
     return notebook
@@ -216,7 +199,7 @@ def write_site(executed: Path, out: Path, only: str = "") -> list[Path]:
     """Write the pages of executed notebooks, a table of contents, the glossary and plotly.js. Returns the pages.
 
     Raises:
-        InputError: see `_read` and `mathml`.
+        InputError: see `notebooks.read_executed` and `mathml`.
     """
     names = [path.stem for path in notebook_paths(only)]
     read = {name: _read(executed, name) for name in names}
@@ -316,13 +299,9 @@ def export(
     if readme is not None:
         write_tables(readme)
         write_between(NOTEBOOKS / "glossary.md", "methods", methods.for_the_glossary())
-    with tempfile.TemporaryDirectory() as folder:
-        if executed is None:
-            executed = Path(folder)
-            failed = run_all(profile, executed, only, say, {"solutions": False, "widgets_on": False})
-            if failed:
-                return failed
-        say(f"{len(write_site(executed, out, only))} pages: {(out / 'index.html').resolve()}")
-        if previews is not None:
-            say(f"{len(write_previews(executed, previews, only))} previews: {previews}")
-    return []
+    with executed_copies(executed, profile, only, say) as (folder, failed):
+        if not failed:
+            say(f"{len(write_site(folder, out, only))} pages: {(out / 'index.html').resolve()}")
+            if previews is not None:
+                say(f"{len(write_previews(folder, previews, only))} previews: {previews}")
+    return failed

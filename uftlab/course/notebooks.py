@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,6 +240,47 @@ def run_all(
             raise
     theme.write_plotly_js(out)
     return failed
+
+
+@contextlib.contextmanager
+def executed_copies(
+    given: Path | None, profile: str, only: str, say: Callable[[str], None]
+) -> Iterator[tuple[Path, list[str]]]:
+    """A folder of notebooks executed as a page shows them, without widgets and solutions, and which of them failed.
+
+    Args:
+        given: a folder with executed copies. Nothing is executed then. Otherwise the folder is gone at the end.
+    """
+    if given is not None:
+        yield given, []
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        yield out, run_all(profile, out, only, say, {"solutions": False, "widgets_on": False})
+
+
+def read_executed(folder: Path, name: str) -> Any:
+    """An executed copy of a notebook, as `executed_copies` has them.
+
+    Raises:
+        InputError: for a notebook that was not executed, or that has widgets, which need a kernel.
+    """
+    import nbformat
+
+    path = folder / f"{name}.ipynb"
+    remedy = "Leave out --executed: then the command runs the notebooks itself"
+    if not path.is_file():
+        raise InputError("--executed", f"hold {path.name}", f"a folder without it: {folder}", remedy)
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    outputs = [output for cell in code for output in cell.outputs]
+    left = [cell for cell in code if cell.source.strip() and cell.execution_count is None]
+    if left or any(output.output_type == "error" for output in outputs):
+        got = f"{len(left)} of {len(code)} code cells not run" if left else "a cell that failed"
+        raise InputError(str(path), "be executed to its end", got, remedy)
+    if any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs):
+        raise InputError(str(path), "be executed with widgets_on = False", "widgets that need a kernel", remedy)
+    return notebook
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,19 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
 from uftlab.course.export import markdown
-from uftlab.course.notebooks import contents, notebook_paths
+from uftlab.course.minutes import CORE
+from uftlab.course.notebooks import contents, executed_copies, notebook_paths, read_executed
 from uftlab.course.workshop import REMEMBER, predictions
-from uftlab.errors import InputError
 from uftlab.files import write_atomically
 from uftlab.plots import theme
 
-CORE = "core"
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -111,20 +111,13 @@ def write_slides(executed: Path, out: Path, only: str = "", everything: bool = F
     """Write the slides of executed notebooks into one file. Returns how many pages there are.
 
     Raises:
-        InputError: for a folder without one of the notebooks, or one that was not executed.
+        InputError: see `notebooks.read_executed`.
     """
     from plotly.offline import get_plotlyjs
 
     made: list[str] = []
     for path in notebook_paths(only):
-        own = executed / path.name
-        remedy = "Run `uftlab slides` without --executed, or `uftlab notebooks` first"
-        if not own.is_file():
-            raise InputError("--executed", f"hold {path.name}", executed, remedy)
-        notebook = nbformat.read(own, as_version=4)
-        if not any(cell.get("outputs") for cell in notebook.cells):
-            raise InputError(str(own), "be executed", "a notebook without outputs", remedy)
-        made += slides_of(notebook, path.stem, everything)
+        made += slides_of(read_executed(executed, path.stem), path.stem, everything)
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
     head += f"<title>uftlab: slides</title><style>{STYLE}</style><script>{get_plotlyjs()}</script>"
     footer = '<footer><span id="place" role="status"></span><span>← → turn the pages</span></footer>'
@@ -133,17 +126,11 @@ def write_slides(executed: Path, out: Path, only: str = "", everything: bool = F
     return len(made)
 
 
-def slides(out: Path, executed: Path | None, profile: str, only: str, everything: bool, say: Any) -> list[str]:
-    """Execute the notebooks if nobody has, without widgets and solutions; write the slides. Returns what failed."""
-    import tempfile
-
-    from uftlab.course.notebooks import run_all
-
-    with tempfile.TemporaryDirectory() as folder:
-        if executed is None:
-            executed = Path(folder)
-            failed = run_all(profile, executed, only, say, {"solutions": False, "widgets_on": False})
-            if failed:
-                return failed
-        say(f"{write_slides(executed, out, only, everything)} slides: {out}")
-    return []
+def slides(
+    out: Path, executed: Path | None, profile: str, only: str, everything: bool, say: Callable[[str], None]
+) -> list[str]:
+    """Write the slides of executed copies, which are made if there are none. Returns which notebooks failed."""
+    with executed_copies(executed, profile, only, say) as (folder, failed):
+        if not failed:
+            say(f"{write_slides(folder, out, only, everything)} slides: {out}")
+    return failed
