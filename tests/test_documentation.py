@@ -7,7 +7,8 @@ import documentation
 import driver
 import nbformat
 import pytest
-from documentation import Documentation, said, troubles, write_index
+from docstrings import said
+from documentation import Documentation, troubles, write_index
 from typer.testing import CliRunner
 
 from uftlab.cli import app
