@@ -100,24 +100,24 @@ def memory(free: float | None = None) -> Line:
         import psutil
 
         free = min(psutil.virtual_memory().available / 1e9, _limit())
-    found, (least, good) = f"{free:.1f} GB free", MEMORY
-    if free < least:
-        return Line("memory", "stop", found, f"Close other programs: {least:g} GB must be free, {good:g} GB are better")
-    if free < good:
-        return Line("memory", "look", found, "Close other programs, and shut down a notebook before the next one")
-    return Line("memory", "ok", found)
+    little = "Close other programs, and shut down a notebook before the next one"
+    return _room("memory", free, MEMORY, "", "Close other programs", little)
 
 
 def disk(free: float | None = None) -> Line:
     """GB that are free where the course writes."""
     place = _nearest(own_folder("results"))
     free = shutil.disk_usage(place).free / 1e9 if free is None else free
-    found, (least, good) = f"{free:.1f} GB free at {place}", DISK
+    little = "That is enough for the course, not for studies of your own"
+    return _room("disk", free, DISK, f" at {place}", "Delete something", little)
+
+
+def _room(name: str, free: float, limits: tuple[float, float], where: str, none: str, little: str) -> Line:
+    """The verdict on so many GB: what to do if they are less than must be free, or less than should be."""
+    found, (least, good) = f"{free:.1f} GB free{where}", limits
     if free < least:
-        return Line("disk", "stop", found, f"Delete something: {least:g} GB must be free, {good:g} GB are better")
-    if free < good:
-        return Line("disk", "look", found, "That is enough for the course, not for studies of your own")
-    return Line("disk", "ok", found)
+        return Line(name, "stop", found, f"{none}: {least:g} GB must be free, {good:g} GB are better")
+    return Line(name, "look", found, little) if free < good else Line(name, "ok", found)
 
 
 def _nearest(folder: Path) -> Path:
@@ -253,8 +253,10 @@ def training() -> tuple[Line, float]:
 
 
 def duration(step: float, count: int | None = None) -> Line:
-    """How long `uftlab run --profile class` takes here, from the seconds of a step. One process per core, at most 8."""
-    minutes = STEPS_OF_CLASS * step / min(cores() if count is None else count, 8) / 60
+    """How long `uftlab run --profile class` takes here, from the seconds of a step and its number of processes."""
+    from uftlab.study.workers import most_workers
+
+    minutes = STEPS_OF_CLASS * step / (count or most_workers()) / 60
     found = f"`uftlab run --profile class`: about {minutes:.0f} minutes here, if the machine stays as busy as now"
     if minutes > 30:
         return Line("time", "look", found, "Take fewer methods and seeds, or the stored results: `uftlab report class`")

@@ -208,8 +208,10 @@ def figure(found: Class) -> go.Figure:
 
 def write_page(path: Path, found: Class) -> None:
     """The tally as one page with its figure, which needs no network."""
+    from uftlab.plots import theme
+
     lines = "\n".join(tally(found))  # names and questions are escaped already
-    drawn = figure(found).to_html(full_html=False, include_plotlyjs=True)
+    drawn = figure(found).to_html(full_html=False, include_plotlyjs=True, config=theme.CONFIG)
     head = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>The class</title></head>'
     write_atomically(path, f'{head}<body>{drawn}<pre style="white-space: pre-wrap">{lines}</pre></body></html>\n')
 
