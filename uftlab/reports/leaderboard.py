@@ -13,7 +13,7 @@ from pathlib import Path
 
 from uftlab.files import write_between
 from uftlab.reports.tables import markdown
-from uftlab.study.leaderboard import ENTRY, RIVAL, Entry, stored_entries, sums
+from uftlab.study.leaderboard import ENTRY, RIVAL, Entry, stored_entries
 from uftlab.study.results import HEADLINES, Interval, interval
 
 SHOWN = ("instruction/both", "truth/mc2", "plain/mc2", "retention/lost")
@@ -48,10 +48,9 @@ def _checked(own: Entry) -> list[str]:
     """Its sum minus that of `uft` in the fresh world, and how well its repetition agreed."""
     if own.verified is None:
         return ["-", "not yet"]
-    there = own.verified.fresh.measured
     most = own.verified.largest_difference
     how = f"within {most:.2g}" if most else "to the last digit"
-    return [f"{sums(there['entry'], there['uft'], there['base']):+.3f}", f"{own.verified.day}, {how}"]
+    return [f"{own.verified.fresh.margin():+.3f}", f"{own.verified.day}, {how}"]
 
 
 if __name__ == "__main__":

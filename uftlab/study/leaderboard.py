@@ -79,6 +79,10 @@ class Fresh(BaseModel):
     world: int
     measured: dict[_who, _metrics]
 
+    def margin(self) -> float:
+        """The sum of the tuning rule there, entry minus `uft`."""
+        return sums(self.measured[ENTRY], self.measured[RIVAL], self.measured[BASE])
+
 
 class Verified(BaseModel):
     """A verification: when, with which versions, how far from what the entry says, and the fresh world."""
@@ -165,6 +169,22 @@ def read_entry(path: Path) -> Entry:
     for number, settings in enumerate(entry.settings):
         check_settings(method, settings, f"{path}: settings.{number}")
     return entry
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings of each stage from a JSON file: a list of objects. `check_settings` looks at what they say.
+
+    Raises:
+        InputError: for anything else.
+    """
+    remedy = 'Write [{"learning_rate": 0.001}]'
+    try:
+        own = read_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}", "be a JSON list", error, remedy) from None
+    if not isinstance(own, list) or not all(isinstance(stage, dict) for stage in own):
+        raise InputError(f"{path}", "be a list with one object for each stage", type(own).__name__, remedy)
+    return own
 
 
 def check_settings(method: Method, settings: Sequence[Mapping[str, float]], what: str = "Settings") -> None:
