@@ -283,7 +283,7 @@ def invoke(arguments: list[str], folder: Path) -> None:
 
     out, before = io.StringIO(), os.getcwd()
     patches = [
-        mock.patch("uftlab.cli._run_with_progress", _begins),
+        mock.patch("uftlab.commands.study._run_with_progress", _begins),
         mock.patch("uftlab.training.checkpoint.train_checkpoint", lambda config, *rest: (config.checked(), _begins())),
         mock.patch("uftlab.evals.benchmarks.evaluate", _begins),
         mock.patch("uftlab.course.notebooks.run_all", _begins),

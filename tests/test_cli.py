@@ -18,8 +18,9 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from uftlab import cli
 from uftlab.cli import app
+from uftlab.commands import frame
+from uftlab.commands import study as studies
 from uftlab.course import notebooks as course
 from uftlab.files import write_atomically
 from uftlab.models import pretrain
@@ -126,7 +127,7 @@ def test_all_methods_of_a_run_or_a_sweep_are_those_of_the_study(monkeypatch, tmp
         named.extend(t.method for t in trials)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_run_with_progress", stopped)
+    monkeypatch.setattr(studies, "_run_with_progress", stopped)
     uftlab("run", "--profile", "smoke", "--seeds", "0", "--out", tmp_path)
     assert named == list(METHODS)
     assert "groups paper and control" in " ".join(uftlab("run", "--help").stdout.replace("│", " ").split())
@@ -265,7 +266,7 @@ def interrupted_in(monkeypatch, module, name):
 
 
 def test_only_what_goes_on_from_what_is_on_disk_says_so_after_ctrl_c(tmp_path, monkeypatch):
-    interrupted_in(monkeypatch, cli, "_run_with_progress")
+    interrupted_in(monkeypatch, studies, "_run_with_progress")
     out = ("--out", tmp_path / "out")
     for arguments in (("run", "--profile", "smoke", *out), ("sweep", "--force", *out)):
         refused(uftlab(*arguments), "interrupted", "goes on from there")
@@ -386,8 +387,9 @@ def test_a_log_gets_one_line_per_finished_trial_and_a_terminal_a_bar(finished, t
         (False, "ray", "on Ray"),
     ):
         shown = io.StringIO()
-        monkeypatch.setattr(cli, "console", Console(file=shown, force_terminal=terminal, width=100))
-        cli._run_with_progress(trials, finished, 1, None, engine)
+        for room in (frame, studies):
+            monkeypatch.setattr(room, "console", Console(file=shown, force_terminal=terminal, width=100))
+        studies._run_with_progress(trials, finished, 1, None, engine)
         lines = [f"4 trials, 2 already done, {where}", "sft, seed 2: 12.3 s (3/4)", "sft, seed 3: 12.3 s (4/4)"]
         if not terminal:
             assert shown.getvalue().splitlines() == lines
@@ -592,5 +594,5 @@ def test_a_folder_that_holds_something_is_refused_and_left_alone(rows, llama, tm
 
 
 def test_an_unexpected_error_is_not_dressed_up_as_a_refusal(monkeypatch):
-    monkeypatch.setattr(cli.json, "dumps", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(json, "dumps", lambda *args, **kwargs: 1 / 0)
     assert isinstance(uftlab("methods", "--json").exception, ZeroDivisionError)

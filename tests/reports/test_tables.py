@@ -10,8 +10,8 @@ from rich.console import Console
 from transformers.utils import logging
 from typer.testing import CliRunner
 
-from uftlab import cli
 from uftlab.cli import app
+from uftlab.commands import study as studies
 from uftlab.errors import InputError
 from uftlab.models import policies, pretrain
 from uftlab.reports import tables
@@ -136,7 +136,7 @@ def swept(tmp_path, monkeypatch):
         ran.extend(dict.fromkeys(t.method for t in trials))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_run_with_progress", stopped)
+    monkeypatch.setattr(studies, "_run_with_progress", stopped)
     return path, ran
 
 

@@ -11,8 +11,8 @@ from made_up import made_up
 from rich.console import Console
 from typer.testing import CliRunner
 
-from uftlab import cli
 from uftlab.cli import app
+from uftlab.commands import frame
 from uftlab.errors import InputError, printable
 from uftlab.evals.outcomes import load_result
 from uftlab.files import write_atomically
@@ -95,9 +95,9 @@ def test_text_in_markdown_stays_in_its_cell(text):
 def test_what_is_said_does_not_steer_the_terminal_and_is_no_markup(monkeypatch):
     written = io.StringIO()
     for name in ("console", "errors"):
-        monkeypatch.setattr(cli, name, Console(file=written, force_terminal=False, width=2000))
-    cli._say(EVERY)
-    cli._warn(EVERY)
+        monkeypatch.setattr(frame, name, Console(file=written, force_terminal=False, width=2000))
+    frame.say(EVERY)
+    frame.warn(EVERY)
     shown = written.getvalue()
     assert not STEERS.search(shown.replace("\n", "")) and shown.count("\\[/b] [bold]x[/bold]") == 2
     assert "\\x1b[2J" in shown
