@@ -31,8 +31,11 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +103,8 @@ SIZES = {
         pipeline=((3e-4, 1e-4),), seconds=30.0,
     ),
     "gpu": Size(
-        "gpu", DOLLY, "ultrafeedback_scored/pairs_train.jsonl", demonstrations=1200, pairs=280, held_out=48,
-        longest=384, steps=24, batch=16, questions=200, prompts=64, new_tokens=256, at_a_time=64, methods=METHODS,
+        "gpu", DOLLY, "ultrafeedback_scored/pairs_train.jsonl", demonstrations=1200, pairs=440, held_out=60,
+        longest=512, steps=64, batch=16, questions=200, prompts=192, new_tokens=256, at_a_time=96, methods=METHODS,
         tuned=("uft", "sft-then-dpo", "sft-plus-dpo"), single=(3e-4,), pipeline=((1e-4, 3e-5),), precision="bf16",
     ),
 }  # fmt: skip
@@ -332,15 +335,16 @@ def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def run_all(
-    made: Setup, out: Path, minutes: float | None = None, dry_run: bool = False, say: Callable[[str], None] = print
-) -> Path:
-    """Run what is missing. The result file is written again after each run.
+    made: Setup, out: Path, minutes: float | None = None, dry_run: bool = False, jobs: int = 1,
+    say: Callable[[str], None] = print,
+) -> Path:  # fmt: skip
+    """Run what is missing, `jobs` at a time in processes. The result file is written again after each run.
 
     Raises:
         InputError: when the file there has results of other rows, weights or sizes.
     """
     size, path, start = made.size, out / f"{made.size.name}.json", time.monotonic()
-    result = {**made.header, "questions": {}, "runs": []}
+    result = {**made.header, "questions": {}, "seconds": 0.0, "runs": []}
     if path.is_file():
         result = json.loads(path.read_text())
         if any(result[name] != value for name, value in made.header.items()):
@@ -350,28 +354,45 @@ def run_all(
     least, most = count(size, stored)
     each = seconds_of_a_run(size, result["runs"])
     say(f"{len(stored)} runs are stored, {least} to {most} are missing, about {each:.0f} s each: "
-        f"{least * each / 60:.0f} to {most * each / 60:.0f} minutes")  # fmt: skip
+        f"{least * each / jobs / 60:.0f} to {most * each / jobs / 60:.0f} minutes")  # fmt: skip
     if dry_run:
         if not path.is_file():  # the page can say then what was found in the rows
             write_atomically(path, json.dumps(result, indent=1) + "\n")
         return path
-    for run in planned(size, stored):
-        if run.key in stored:
-            continue
-        each = seconds_of_a_run(size, result["runs"])
-        if minutes is not None and time.monotonic() - start + each > minutes * 60:
-            say("the time is over; the same command goes on")
-            break
-        record, questions = one(run, made)
-        result["questions"] = result["questions"] or questions
-        if record.get("measures") and questions != result["questions"]:
-            raise InputError("The questions of a run", "be those of the first", "others", "Start with a new --out")
-        result["runs"].append(record)
-        stored[run.key] = record
-        write_atomically(path, json.dumps(result, indent=1) + "\n")
-        said = ", ".join(f"{rate:g}" for rate in run.rates)
-        say(f"{run.method} {said} seed {run.seed}: {record['seconds']:.0f} s ({len(stored)} of {most} at most)")
+    before, running = result.get("seconds", 0.0), {}
+    with _workers(jobs) as pool:
+        while True:
+            each = seconds_of_a_run(size, result["runs"])
+            late = minutes is not None and time.monotonic() - start + each > minutes * 60
+            for run in () if late else planned(size, stored):
+                if len(running) < jobs and run.key not in stored and run not in running.values():
+                    running[pool.submit(one, run, made)] = run
+            if not running:
+                break
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                run, (record, questions) = running.pop(done), done.result()
+                result["questions"] = result["questions"] or questions
+                if record.get("measures") and questions != result["questions"]:
+                    raise InputError("The questions of a run", "be those of the first", "others", "Start with a new --out")
+                result["runs"].append(record)
+                stored[run.key] = record
+                result["seconds"] = round(before + time.monotonic() - start, 1)
+                write_atomically(path, json.dumps(result, indent=1) + "\n")
+                said = ", ".join(f"{rate:g}" for rate in run.rates)
+                say(f"{run.method} {said} seed {run.seed}: {record['seconds']:.0f} s ({len(stored)} of {most} at most)")
+    if count(size, stored)[0]:
+        say("the time is over; the same command goes on")
     return path
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[Executor]:
+    """Where runs are done: a thread, or processes that share the GPU. After an error no other run is begun."""
+    pool = ThreadPoolExecutor(1) if jobs == 1 else ProcessPoolExecutor(jobs, get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def keyed(result: Mapping[str, Any]) -> dict[Any, dict[str, Any]]:
@@ -391,7 +412,7 @@ def one(run: Run, made: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
     from uftlab.training.checkpoint import train_checkpoint
     from uftlab.training.configuration import TrainConfig
 
-    size, folder, start, used = made.size, made.work / "run", time.perf_counter(), time.process_time()
+    size, folder, start, used = made.size, made.work / f"run-{os.getpid()}", time.perf_counter(), time.process_time()
     shutil.rmtree(folder, ignore_errors=True)
     record: dict[str, Any] = {"method": run.method, "rates": list(run.rates), "seed": run.seed}
     model = made.model
@@ -475,6 +496,7 @@ def main() -> None:
         "--work", type=Path, default=Path("build/real_runs"), help="for rows, and weights while a run lasts"
     )
     parser.add_argument("--minutes", type=float, help="begin no run that would end later")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time: a small model leaves most of a GPU idle")
     parser.add_argument("--dry-run", action="store_true", help="the estimate alone")
     parser.add_argument("--page", type=Path, help="write the page of --out there instead")
     arguments = parser.parse_args()
@@ -488,7 +510,7 @@ def main() -> None:
         if arguments.data is None or not arguments.data.is_dir():
             raise InputError("--data", "be a folder", arguments.data, "See --help for what it holds")
         made = setup(arguments.model, arguments.data, SIZES[arguments.size], arguments.work / arguments.size)
-        path = run_all(made, arguments.out, arguments.minutes, arguments.dry_run)
+        path = run_all(made, arguments.out, arguments.minutes, arguments.dry_run, arguments.jobs)
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
     if path.is_file():

@@ -1,6 +1,6 @@
 """Memory and seconds of a notebook's kernel, one and several at a time: what a machine for a class needs.
 
-    python benchmarks/kernels.py 02 1 2 4
+    python benchmarks/course_kernels.py 02 1 2 4
 
 runs the code of notebook 02 in one, two and four kernels at once, each with one thread, and prints for each count:
 seconds until the last one is done, and of the kernels together resident memory (RSS, libraries counted in each) and
