@@ -7,8 +7,8 @@
 #   bash benchmarks/gpu.sh --parts "right fast"       some of the parts
 #   UFTLAB_REAL_MODEL=dir UFTLAB_REAL_DATA=dir ...    the real model, and demonstrations.jsonl, feedback.jsonl
 #
-# Each part has its own time limit and its own file, so a fault in one loses no other. Needs torch, transformers and
-# datasets, no Jupyter and no network. `python benchmarks/gpu_results.py build/gpu` turns the files into results.
+# Each part has its own time limit and its own file, so a fault in one loses no other. Needs the packages that training
+# needs (torch, transformers, datasets, peft, pydantic, platformdirs), no Jupyter, no plots and no network. `python benchmarks/gpu_results.py build/gpu` turns the files into results.
 set -u
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1

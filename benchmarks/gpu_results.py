@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_results.py build/gpu            show: measured numbers and their limits
     python benchmarks/gpu_results.py build/gpu --commit   and write them, docs/gpu.md and lines of docs/speed.md
+    python benchmarks/gpu_results.py build/gpu --again    write them beside the first GPU's, as far as they go
     python benchmarks/gpu_results.py data/results/gpu     show what is committed
 
 Files of a dry run, or of several devices, are refused.
@@ -27,8 +28,8 @@ NEEDED, OPTIONAL = ("right", "fast", "grid", "study"), ("real",)
 Parts = dict[str, dict[str, Any]]
 
 
-def parts_of(folder: Path) -> Parts:
-    """The files of a run.
+def parts_of(folder: Path, needed: Sequence[str] = NEEDED) -> Parts:
+    """The files of a run, of which some must be there.
 
     Raises:
         SystemExit: for a part that is missing, interrupted or dry, and for files of different devices.
@@ -38,7 +39,7 @@ def parts_of(folder: Path) -> Parts:
         path = folder / f"{name}.json"
         if path.is_file():
             parts[name] = json.loads(path.read_text())
-        elif name in NEEDED:
+        elif name in needed:
             raise SystemExit(f"{path} must be there; got nothing. Run benchmarks/gpu.sh --parts {name}.")
     for name, part in parts.items():
         if part["dry"]:
@@ -86,10 +87,13 @@ def _worst(parts: Parts, key: str) -> float:
 
 
 def checked(parts: Parts) -> list[tuple[str, float, str, bool]]:
-    """Each check: its name, the measured value, the limit, and whether the value is within the limit."""
+    """Each check of the parts that are there: its name, the value, the limit, and whether the value is within it."""
     made = []
     for what, value_of, sign, limit in CHECKS:
-        value = value_of(parts)
+        try:
+            value = value_of(parts)
+        except KeyError:  # a part that was not run
+            continue
         made.append((what, value, f"{sign} {limit:g}", value >= limit if sign == ">=" else value <= limit))
     return made
 
@@ -237,7 +241,29 @@ def page(parts: Parts) -> str:
         ),
         "",
     ]
-    return "\n".join([*lines, *_real_model(parts["real"])]) if "runs" in parts.get("real", {}) else "\n".join(lines)
+    if "runs" in parts.get("real", {}):
+        lines += _real_model(parts["real"])
+    return "\n".join([*lines, *_again()])
+
+
+def _again() -> list[str]:
+    """What later runs of some parts found on other GPUs."""
+    lines: list[str] = []
+    for folder in sorted(path for path in STORE.glob("*/") if path.is_dir()):
+        parts = parts_of(folder, needed=())
+        first = next(iter(parts.values()))
+        versions = f"torch {first['torch']}, transformers {first['transformers']}, Python {first['python']}"
+        lines += [f"## Again: {first['device']}", "", f"{versions}; parts: {', '.join(parts)}."]
+        if "right" in parts:
+            made = parts["right"]["trajectories"]
+            worst = max(made, key=lambda name: made[name]["distance"])
+            lines += [
+                f"{len(made)} objectives were trained on the CPU and on the GPU; the largest distance was"
+                f" {made[worst]['distance']:.1e} of the way ({worst}).",
+            ]
+        rows = [[what, _number(value), limit, "yes" if ok else "**no**"] for what, value, limit, ok in checked(parts)]
+        lines += ["", *_table(["what", "measured", "limit", "reached"], rows), ""]
+    return lines
 
 
 def _looks(seconds: dict[str, float]) -> list[str]:
@@ -344,21 +370,31 @@ def with_lines(text: str, lines: str) -> str:
     return f"{before}{BEGIN}\n{lines}\n{END}{after}"
 
 
+def _write(folder: Path, parts: Parts) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in parts.items():
+        (folder / f"{name}.json").write_text(json.dumps(part, indent=1) + "\n")
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Check, print, and write if asked. Returns 1 if a limit was not reached."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", type=Path, help="where benchmarks/gpu.sh wrote")
+    options.add_argument("--again", action="store_true", help="write the parts that are there in a folder of their own")
     options.add_argument("--commit", action="store_true", help="write results, page and the lines of docs/speed.md")
     chosen = options.parse_args(words)
-    parts = parts_of(chosen.folder)
+    parts = parts_of(chosen.folder, () if chosen.again else NEEDED)
     found = checked(parts)
     for what, value, limit, ok in found:
         print(f"{'yes' if ok else 'NO':<4}{what}: {_number(value)} ({limit})")
+    if chosen.again:
+        name = next(iter(parts.values()))["device"].lower().replace(" ", "-")
+        _write(STORE / name, parts)
+        PAGE.write_text(page(parts_of(STORE)))
+        return 0 if all(ok for *_, ok in found) else 1
     print(speed_lines(parts))
     if chosen.commit:
-        STORE.mkdir(parents=True, exist_ok=True)
-        for name, part in parts.items():
-            (STORE / f"{name}.json").write_text(json.dumps(part, indent=1) + "\n")
+        _write(STORE, parts)
         PAGE.write_text(page(parts))
         SPEED.write_text(with_lines(SPEED.read_text(), speed_lines(parts)))
     return 0 if all(ok for *_, ok in found) else 1

@@ -23,6 +23,7 @@ from real_runs import (
     count,
     keyed,
     matched,
+    planned,
     seconds_of_a_run,
 )
 
@@ -128,7 +129,7 @@ template as in the paper."""
 
 WHAT = {
     "smoke": "**Nothing about methods follows from this size.** It shows that the way from rows to this page works.",
-    "gpu": "Sized for fifteen minutes of one H100.",
+    "gpu": "Sized for fifteen minutes of one H100 or H200, eight runs at a time.",
 }
 OVERALL = {
     "there": "The paper's pattern is there",
@@ -168,7 +169,13 @@ def _verdicts(folder: Path) -> str:
 def _limits(stored: Stored) -> str:
     size = stored.size
     if size.name != "smoke":
-        return f"{size.steps * size.batch} completions a run are few, and the model was already aligned."
+        seeds = len({run["seed"] for run in stored.result["runs"]})
+        cut = (
+            ""
+            if seeds == len(size.seeds)
+            else f" Only {seeds} of {len(size.seeds)} seeds ran, so nothing can be settled."
+        )
+        return f"{size.steps * size.batch} completions a run are few, and the model was already aligned.{cut}"
     return (
         f"That says nothing: {size.steps} steps, {size.prompts} prompts, {size.questions} questions, a model that was "
         "already aligned."
@@ -205,6 +212,14 @@ def _section(stored: Stored) -> list[str]:
     grid = [[method, *_grid(stored, run)] for method in size.tuned for run in candidates(size, method)]
     parts += [f"### {size.name}, the grid", "Held-out rows, in nats (already aligned model)."]
     parts.append(markdown(["method", "learning rates", "per token", "per pair", "cost", "chosen"], grid))
+    missing = [run for run in planned(size, keyed(result)) if run.key not in keyed(result)]
+    if missing:
+        left = sorted({(run.seed, run.method, _rates(run.rates)) for run in missing})
+        shown = ". ".join(
+            f"seed {seed}: " + "; ".join(f"{method} at {rates}" for own, method, rates in left if own == seed)
+            for seed in sorted({seed for seed, *_ in left})
+        )
+        parts.append(f"**Not yet run** ({len(left)} runs; the same command goes on with them): {shown}.")
     diverged = [f"{run['method']} at {_rates(run['rates'])}, seed {run['seed']}" for run in runs if "diverged" in run]
     return [*parts, *([f"Diverged: {', '.join(diverged)}."] if diverged else [])]
 
@@ -227,7 +242,8 @@ def _about(stored: Stored) -> str:
     measured = [run for run in result["runs"] if "versions" in run]
     devices = ", ".join(sorted({run["device"] for run in measured}))
     versions = ", ".join(f"{name} {value}" for name, value in measured[0]["versions"].items())
-    minutes, busy = (sum(run.get(n, 0) for run in result["runs"]) / 60 for n in ("seconds", "cpu_seconds"))
+    one_by_one, busy = (sum(run.get(n, 0) for run in result["runs"]) / 60 for n in ("seconds", "cpu_seconds"))
+    minutes = result.get("seconds", 60 * one_by_one) / 60  # runs that went side by side took less than their sum
     return (
         f"{result['model']} ({ALIGNED.get(result['model'], 'not known whether it was aligned')}). "
         f"{size.demonstrations} demonstrations ({size.shown.split('/')[0]}) and {size.pairs} pairs "

@@ -8,7 +8,7 @@ number of completions and three seeds. At matched rates every stage has the same
 method has the setting of a small grid that does best on held-out rows.
 
     --size smoke     a CPU, a few steps on short rows: shows that the way works, and nothing else
-    --size gpu       fifteen minutes of one H100
+    --size gpu       fifteen minutes of one H100 or H200, with --jobs 8
 
 The results are one file, SIZE.json, written again after each run: the same command goes on from there. It has the value
 of every question and no text. An estimate of the time comes first; `--dry-run` ends after it, and `--minutes` begins no
@@ -373,7 +373,9 @@ def run_all(
                 run, (record, questions) = running.pop(done), done.result()
                 result["questions"] = result["questions"] or questions
                 if record.get("measures") and questions != result["questions"]:
-                    raise InputError("The questions of a run", "be those of the first", "others", "Start with a new --out")
+                    raise InputError(
+                        "The questions of a run", "be those of the first", "others", "Start with a new --out"
+                    )
                 result["runs"].append(record)
                 stored[run.key] = record
                 result["seconds"] = round(before + time.monotonic() - start, 1)

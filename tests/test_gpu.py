@@ -14,6 +14,21 @@ ROOT = Path(__file__).resolve().parent.parent
 STORED = sorted(gpu_results.STORE.glob("*.json"))
 
 
+BARE = """
+import sys
+for name in ("jupyter", "jupyterlab", "nbformat", "papermill", "IPython", "ipykernel", "ipywidgets", "plotly"):
+    sys.modules[name] = None  # importing it raises, looking for it finds nothing
+import gpu, real_runs
+import uftlab.training.checkpoint, uftlab.evals.benchmarks, uftlab.evals.harness
+"""
+
+
+def test_the_scripts_of_the_gpu_run_where_there_is_no_jupyter():
+    """Python looks beside a script first. A file there that is named like an optional package hides that package."""
+    ended = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, cwd=ROOT / "benchmarks")
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory):
     """The folder of a dry run."""
@@ -104,6 +119,22 @@ def test_a_missing_part_is_named(made):
     (made / "study.json").unlink()
     with pytest.raises(SystemExit, match=r"study\.json must be there; got nothing"):
         gpu_results.main([str(made)])
+
+
+def test_parts_of_another_gpu_stand_beside_the_first(made, tmp_path, monkeypatch, capsys):
+    for name, path in (("STORE", tmp_path / "store"), ("PAGE", tmp_path / "gpu.md"), ("SPEED", tmp_path / "speed.md")):
+        monkeypatch.setattr(gpu_results, name, path)
+    gpu_results.SPEED.write_text(f"{gpu_results.BEGIN}\n{gpu_results.END}\n")
+    gpu_results.main([str(made), "--commit"])
+    (made / "fast.json").unlink()
+    for path in made.glob("*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "device": "Another GPU"}))
+    gpu_results.main([str(made), "--again"])
+    assert (gpu_results.STORE / "another-gpu" / "study.json").is_file()
+    text = gpu_results.PAGE.read_text()
+    assert text.startswith("# On a GPU\n\na GPU,") and "## Again: Another GPU" in text
+    assert "64 members over" not in text.split("## Again")[1]  # not run there, so not said
+    capsys.readouterr()
 
 
 @pytest.mark.skipif(not STORED, reason="no GPU was at hand: nothing is stored")

@@ -49,6 +49,7 @@ from uftlab.models.references import fingerprint
 from uftlab.rows.sources import load_table
 from uftlab.rows.table import as_scored
 from uftlab.rows.tokens import Completion, Tokens
+from uftlab.version import VERSION
 
 ANSWERS = "answers.jsonl"
 INERT = 0.2  # |reward| in nats below which sigma(reward) is within 0.05 of 1/2
@@ -463,9 +464,9 @@ def _on(device: torch.device, model: Any) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    names = ("uftlab", "torch", "transformers", "peft", "datasets", "lm_eval", "nltk", "langdetect")
+    names = ("torch", "transformers", "peft", "datasets", "lm_eval", "nltk", "langdetect")
     found = {name: version(name) for name in names if find_spec(name)}
-    return {"python": platform.python_version(), **found}
+    return {"python": platform.python_version(), "uftlab": VERSION, **found}
 
 
 def _device_name(device: torch.device) -> str:
