@@ -51,10 +51,12 @@ def kernel_times(explorer: Explorer, moves: int) -> list[float]:
     return times
 
 
-def paint_times(page, explorer: Explorer, presses: int) -> list[float]:
-    """Milliseconds from a key press on the first slider, or the first menu if there is none, to the last paint."""
-    controls = list(explorer.controls.values())
-    control = next((c for c in controls if hasattr(c, "step")), controls[0])
+def presses(page, control):
+    """Two key presses that move a control there and back: what has the focus, and the key."""
+    if isinstance(control, widgets.ipywidgets.ToggleButtons):
+        buttons = page.get_by_role("group", name=control.description, exact=True).get_by_role("button")
+        here = control.index
+        return [(buttons.nth(1 if here == 0 else 0), "Enter"), (buttons.nth(here), "Enter")]
     if hasattr(control, "step"):
         handle = page.get_by_role("slider", name=control.description, exact=True)
         at_the_end = handle.get_attribute("aria-valuenow") == handle.get_attribute("aria-valuemax")
@@ -62,11 +64,19 @@ def paint_times(page, explorer: Explorer, presses: int) -> list[float]:
     else:
         handle = page.get_by_role("combobox", name=control.description, exact=True)
         keys = ["ArrowUp", "ArrowDown"] if control.index else ["ArrowDown", "ArrowUp"]
+    return [(handle, key) for key in keys]
+
+
+def paint_times(page, explorer: Explorer, count: int) -> list[float]:
+    """Milliseconds from a key press on the first slider, or the first control if there is none, to the last paint."""
+    controls = list(explorer.controls.values())
+    moves = presses(page, next((c for c in controls if hasattr(c, "step")), controls[0]))
     times = []
     line = page.locator(driver.LINE)
-    for k in range(presses):
+    for k in range(count):
         before = line.text_content()
-        handle.press(keys[k % 2])
+        handle, key = moves[k % 2]
+        handle.press(key)
         page.wait_for_function(
             f"(before) => stopwatch.painted !== null && document.querySelector('{driver.LINE}').textContent !== before",
             arg=before,

@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 
 import driver
+import ipywidgets
 import pytest
 from scope import ALL
 
@@ -90,6 +91,9 @@ def test_one_page_is_as_on_a_busy_machine_and_without_plotly(running, request):
         assert plain.count() == 0
 
 
+ROLES = {"FloatSlider": "slider", "FloatLogSlider": "slider", "IntSlider": "slider"}
+ROLES |= {"Dropdown": "combobox", "ToggleButtons": "group"}
+
 DRAWN = "() => [...document.querySelectorAll('.plotly-graph-div')].every((f) => f.querySelector('.main-svg path'))"
 
 
@@ -100,10 +104,8 @@ def test_controls_are_named_and_the_first_picture_is_the_functions(running):
     wrong = driver.drawing(explorer.picture(**values))
     wrong["data"][0]["y"] = wrong["data"][0]["y"][1:]  # so that this comparison is known to find what differs
     assert page.evaluate(driver.COMPARE, wrong) != []
-    roles = {"FloatSlider": "slider", "FloatLogSlider": "slider", "IntSlider": "slider"}
-    roles |= {"Dropdown": "combobox", "ToggleButtons": "group"}
     for control in explorer.controls.values():
-        role = roles[type(control).__name__]
+        role = ROLES[type(control).__name__]
         named = page.get_by_role(role, name=control.description, exact=True)
         assert named.count() == 1
         if role == "slider":  # what is read out is the value, of a logarithmic slider too, and not its exponent
@@ -122,7 +124,7 @@ def test_every_control_draws_what_the_function_says(running, request):
             page.wait_for_function(driver.SPOKEN, arg=explorer.words(**values))
             values[name], figure = as_in_page(page, explorer, values, name)
             driver.wait_until_drawn(page, figure, explorer.words(**values))
-            if how == "key" and page.evaluate("stopwatch.painted") is not None:
+            if how in ("key", "press") and page.evaluate("stopwatch.painted") is not None:
                 painted.append(page.evaluate("stopwatch.painted"))
             drawn, seen = driver.drawing(figure), page.evaluate(driver.SVG)
             assert (seen != svg) == (drawn != before), f"{name} to {value}: the picture must change with the figure"
@@ -154,8 +156,13 @@ def record(notebook, painted):
 
 def test_what_has_the_focus_shows_it(running):
     page, explorer, _ = running
-    first = next(control for control in explorer.controls.values() if hasattr(control, "step"))
-    control = page.get_by_role("slider", name=first.description, exact=True)
+    controls = list(explorer.controls.values())
+    first = next((control for control in controls if hasattr(control, "step")), controls[0])
+    if hasattr(first, "step"):
+        control = page.get_by_role("slider", name=first.description, exact=True)
+    else:
+        named = page.get_by_role(ROLES[type(first).__name__], name=first.description, exact=True)
+        control = named.get_by_role("button").first if isinstance(first, ipywidgets.ToggleButtons) else named
     control.focus()
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("Tab")

@@ -130,6 +130,12 @@ def as_runs(world: int = 0) -> dict[str, Report]:
 TICKS = (0, 4, 25, 100, 200)
 
 
+@cache
+def on_the_way(way: str, refresh: int, name: str) -> pd.DataFrame:
+    """Mean and interval over worlds of one measure after each step. A slider asks for it again and again."""
+    return dial.curve(frame(), way, refresh, name)
+
+
 def picture(way: str, refresh: int, over: str) -> go.Figure:
     """Both scores on the way (left), and after the last step at every setting of refresh (right)."""
     fig = theme.panels(
@@ -141,12 +147,12 @@ def picture(way: str, refresh: int, over: str) -> go.Figure:
         ["mean score", ""],
         f"{NAMES[way]}; samples drawn {EVERY[refresh]}",
     )
-    kl = dial.curve(frame(), way, refresh, "kl")
+    kl = on_the_way(way, refresh, "kl")
     x = kl["mean"].clip(lower=0).pow(0.5) if over == "kl" else kl["step"]
     for index, (name, says) in enumerate(SAYS.items()):
-        rows = dial.curve(frame(), way, refresh, name)
+        rows = on_the_way(way, refresh, name)
         fig.add_trace(figures.line(rows, index, says, list(x)), row=1, col=1)
-        ends = pd.DataFrame([dial.curve(frame(), way, other, name).iloc[-1] for other in EVERY])
+        ends = pd.DataFrame([on_the_way(way, other, name).iloc[-1] for other in EVERY])
         bars = {
             "x": [EVERY[n].removeprefix("every ").replace("step", "1") for n in EVERY],
             "y": ends["mean"],
@@ -165,7 +171,7 @@ def picture(way: str, refresh: int, over: str) -> go.Figure:
 def words(way: str, refresh: int, over: str) -> str:
     """The numbers of `picture`: changes of both scores, KL, and where the raters' score was highest."""
     told = [f"{says} {in_words(dial.change(frame(), way, refresh, name))}" for name, says in SAYS.items()]
-    true, kl = (dial.curve(frame(), way, refresh, name) for name in ("true", "kl"))
+    true, kl = (on_the_way(way, refresh, name) for name in ("true", "kl"))
     best = true.loc[true["mean"].idxmax()]
     return (
         f"From first to last step: {'; '.join(told)} ({true['seeds'].iloc[0]:.0f} worlds). KL at the end: "
@@ -192,7 +198,7 @@ def cures() -> pd.DataFrame:
             if way in dial.ONCE and refresh == dial.STEPS:
                 continue  # the same runs as another way
             changes = {says: in_words(dial.change(frame(), way, refresh, key)) for key, says in SAYS.items()}
-            kl = dial.curve(frame(), way, refresh, "kl")["mean"].iloc[-1]
+            kl = on_the_way(way, refresh, "kl")["mean"].iloc[-1]
             rows.append({"what holds the policy": name, "samples drawn": every, **changes, "KL, nats": f"{kl:.3g}"})
     return pd.DataFrame(rows)
 
