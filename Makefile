@@ -81,7 +81,7 @@ bundle: $(VENV)/tests
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "torch==$(shell sed -n 's/^torch==//p' constraints.txt)"
-	$(PIP) --constraint constraints.txt --editable .
+	$(PIP) --constraint constraints.txt --editable ".[lab]"
 	touch $@
 
 $(VENV)/tests: $(VENV)/installed

@@ -34,7 +34,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info[:2] != ({major}, {minor
   exit 2
 fi
 "$python" -m venv .venv
-.venv/bin/python -m pip --isolated install --quiet --no-index --find-links wheels uftlab
+.venv/bin/python -m pip --isolated install --quiet --no-index --find-links wheels "uftlab[lab]"
 .venv/bin/uftlab check || true
 echo "To open the course: $PWD/.venv/bin/uftlab lab --folder $PWD/my-copies"
 """
@@ -44,7 +44,7 @@ INSTALL_PS1 = """# Installs the course into .venv beside this file. It needs no 
 $ErrorActionPreference = "Stop"
 Set-Location $PSScriptRoot
 py -{version} -m venv .venv
-.venv\\Scripts\\python -m pip --isolated install --quiet --no-index --find-links wheels uftlab
+.venv\\Scripts\\python -m pip --isolated install --quiet --no-index --find-links wheels "uftlab[lab]"
 .venv\\Scripts\\uftlab check
 Write-Host "To open the course: $PSScriptRoot\\.venv\\Scripts\\uftlab lab --folder $PSScriptRoot\\my-copies"
 """
@@ -84,7 +84,7 @@ def make(out: Path, site: Path | None = None, torch_index: str = "") -> Path:
     torch = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
     if torch_index:
         command("pip", "download", "--no-deps", "--index-url", torch_index, "--dest", wheels, torch)
-    command("pip", "download", "--find-links", wheels, "--only-binary", ":all:", *pins, own)
+    command("pip", "download", "--find-links", wheels, "--only-binary", ":all:", *pins, f"{own}[lab]")
     release = own.name.split("-")[1]
     major, minor = sys.version_info[:2]
     system = f"{platform.system()} {platform.machine()}"

@@ -176,6 +176,8 @@ def finish(work: Work, place: Path, rows: Path) -> str:
         if code == 0:
             return ""
         said = (place / "log").read_text(errors="replace").splitlines()[-1:]
+        if work.again and "a finished run" in str(said):
+            return ""  # it was killed when all was saved; the results say whether that is so
         if not work.again or "--resume" not in str(said):
             break
     return f"the rerun ended with {code}: {said}"

@@ -66,7 +66,7 @@ def conda():
 
 
 @pytest.mark.parametrize(
-    "extras", [(), ("test",), ("bench",), ("real",), ("ray",)], ids=lambda e: "-".join(e) or "base"
+    "extras", [(), ("lab",), ("test",), ("bench",), ("real",), ("ray",)], ids=lambda e: "-".join(e) or "base"
 )
 def test_every_dependency_is_pinned_within_its_range(extras):
     pinned = pins()

@@ -79,7 +79,7 @@ def test_a_missing_jupyterlab_or_notebook_is_a_plain_error(tmp_path, monkeypatch
     with pytest.raises(InputError, match="hold notebooks"):
         lab_command(tmp_path, tmp_path)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="pip install jupyterlab"):
+    with pytest.raises(InputError, match=r"pip install 'uftlab\[lab\]'"):
         lab_command(NOTEBOOKS, tmp_path)
 
 

@@ -225,7 +225,9 @@ def move(page, control, how, what):
     """Move one control by the keyboard, as its accessible name and role say. Returns the handle of a slider."""
     label = control.description
     if how == "select":
-        page.get_by_role("combobox", name=label, exact=True).select_option(label=what)
+        menu = page.get_by_role("combobox", name=label, exact=True)
+        menu.focus()  # as a reader does; so the page scrolls there, and figures are drawn where they are seen
+        menu.select_option(label=what)
     elif how == "press":
         button = page.get_by_role("group", name=label, exact=True).get_by_role("button", name=what, exact=True)
         button.focus()

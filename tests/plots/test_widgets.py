@@ -39,6 +39,9 @@ def controls():
     }
 
 
+SEVEN = ipywidgets.__version__.startswith("7.")
+
+
 @pytest.fixture
 def box():
     return widgets.explore(curve, controls(), say)
@@ -51,7 +54,7 @@ def everything_in(widget):
 
 
 def widgets_by_id(model_id):
-    return ipywidgets.widgets.widget._instances[model_id]
+    return ipywidgets.Widget.widgets[model_id] if SEVEN else ipywidgets.widgets.widget._instances[model_id]
 
 
 def figure_of(box):
@@ -95,6 +98,7 @@ def test_static_twin_is_the_pure_function():
     assert (kind["kind"], kind["options"], kind["index"]) == ("buttons", [["both", "both"], ["one", "one"]], 0)
 
 
+@pytest.mark.skipif(SEVEN, reason="ipywidgets 7 sends nothing without a kernel")
 def test_a_move_sends_the_figure_once_and_nothing_to_a_model_with_a_script(box, monkeypatch):
     """anywidget throws messages away if the page was busy for two seconds when the model was made."""
     sent = []
@@ -127,7 +131,7 @@ def test_the_page_gets_plotly_js_when_it_asks(box, monkeypatch):
     monkeypatch.setattr(widgets._Drawn, "send", lambda self, content, buffers: answers.append(buffers))
     widgets_by_id(drawing.drawn)._handle_custom_msg({"wanted": "plotly.js"}, [])
     ((script,),) = answers
-    assert len(script) > 1_000_000 and b"window.Plotly = Plotly" in script
+    assert len(script) > 1_000_000 and (b"window.Plotly = Plotly" in script or b".Plotly=e()" in script)  # 7, and 5
 
 
 def test_a_viewer_without_widgets_gets_the_first_figure(box):

@@ -71,7 +71,7 @@ def test_a_trial_with_a_wrong_value_is_refused_with_file_and_place(tmp_path, pla
 
 
 def test_what_a_trial_may_hold_besides_is_kept(tmp_path):
-    trial = {**made_up("uft", 0), "note": {"anything": [None]}}
+    trial = {**made_up("uft", 0), "note": {"anything": [None]}, "notes": [None, "text", [1]]}
     assert read_trial(store(tmp_path, trial) / "trials" / "0.json") == trial
 
 

@@ -95,6 +95,22 @@ def test_an_adapters_folder_is_a_policy_wherever_it_lies(tmp_path, files, monkey
         checkpoint.merge("first", later)
 
 
+def test_a_run_that_was_killed_when_all_was_saved_is_called_finished(tmp_path, files):
+    out = tmp_path / "out"
+    train(out, files, method="sft-full")
+    (out / ".training" / "stage-1").mkdir(parents=True)
+    with pytest.raises(InputError, match="must be empty; got a finished run in"):
+        train(out, files, method="sft-full")
+    assert not (out / ".training").exists() and (out / "model.safetensors").is_file()
+
+
+def test_what_a_killed_merge_left_does_not_block_the_next(tmp_path):
+    left = tmp_path / "out" / ".training" / "final"
+    left.mkdir(parents=True)
+    checkpoint.merge("tiny", tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").is_file() and not left.exists()
+
+
 def test_steps_of_the_stages_add_up(tmp_path, files):
     for steps, expected in ((2, [1, 1]), (3, [2, 1]), (5, [2, 3]), (7, [4, 3])):
         made = preparing.prepared(TrainConfig(str(tmp_path), method="sft-then-dpo", steps=steps, batch=4, **files))
@@ -341,6 +357,7 @@ def test_a_run_without_a_folder_has_one_named_after_model_and_method():
         ("out: [", (), "--config must be a YAML file"),
         ("out: a", ("batch",), "--set must be name=value"),
         ("out: a", ("stages.x.beta=1",), "--set must name an option"),
+        ("out: a\nstages: [b]", ("stages.0.beta=1",), "stages must be a list of names with values; got ['b']"),
         ("out: a\nlearning_rate: .nan", (), "--learning-rate must be a finite number"),
     ],
 )

@@ -36,7 +36,7 @@ def lab_command(notebooks: Path, home: Path, browser: bool = True) -> tuple[list
         InputError: when JupyterLab is not installed, or the folder has no notebook.
     """
     if importlib.util.find_spec("jupyterlab") is None:
-        remedy = "Install it: python -m pip install jupyterlab ipywidgets anywidget"
+        remedy = "Install the extra: python -m pip install 'uftlab[lab]'"
         raise InputError("JupyterLab", "be installed", "a Python without it", remedy)
     import zmq
 

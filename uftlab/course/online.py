@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
@@ -161,7 +161,8 @@ def picture(way: str, refresh: int, over: str) -> go.Figure:
         look = {"color": theme.COLOURS[index], "pattern": {"shape": theme.PATTERNS[index], "solidity": 0.25}}
         fig.add_bar(**bars, marker=look, showlegend=False, row=1, col=2)
     if over == "kl":
-        fig.update_xaxes(tickvals=np.sqrt(TICKS), ticktext=[str(tick) for tick in TICKS], range=[-0.5, 16.5], col=1)
+        places, said = [math.sqrt(tick) for tick in TICKS], [str(tick) for tick in TICKS]
+        fig.update_xaxes(tickvals=places, ticktext=said, range=[-0.5, 16.5], col=1)
     else:
         fig.update_xaxes(range=[-4, dial.STEPS + 4], col=1)
     fig.update_xaxes(type="category", col=2)

@@ -247,7 +247,7 @@ def write_images(figures: Sequence[go.Figure], paths: Sequence[Path], width: int
     """Write figures as PNG, for readers of pages that run no JavaScript.
 
     Raises:
-        InputError: naming what `asked` for it, when kaleido or its Chromium is missing.
+        InputError: naming what `asked` for it, when kaleido or its Chromium is missing, or plotly is older than 6.1.
     """
     heights = [figure.layout.height or HEIGHT for figure in figures]
     for path in paths:
@@ -255,6 +255,6 @@ def write_images(figures: Sequence[go.Figure], paths: Sequence[Path], width: int
     try:
         files = [str(path) for path in paths]
         pio.write_images(fig=list(figures), file=files, width=[width] * len(files), height=heights)
-    except (ImportError, ValueError, RuntimeError) as error:
-        remedy = "Install kaleido and Chromium (Debian: apt-get install chromium)"
+    except (AttributeError, ImportError, ValueError, RuntimeError) as error:  # plotly before 6.1 has no write_images
+        remedy = "Install plotly 6.1 or later, kaleido and Chromium (Debian: apt-get install chromium)"
         raise InputError(asked, "have kaleido and a browser to draw with", error, remedy) from None

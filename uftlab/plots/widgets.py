@@ -328,7 +328,22 @@ class _Figure(anywidget.AnyWidget):
     )
 
 
-class Box(ipywidgets.VBox):
+class _WithTwin(ipywidgets.VBox):
+    """A widget that is one entry of an output, beside what viewers without a kernel show."""
+
+    _ipython_display_ = None  # with this, ipywidgets 7 would show the widget and leave the twin out
+
+    def _view(self, **how: Any) -> dict[str, Any]:
+        """The entry. ipywidgets 8 makes it, ipywidgets 7 has no method for it."""
+        if hasattr(ipywidgets.Widget, "_repr_mimebundle_"):
+            return super()._repr_mimebundle_(**how)
+        return {VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.model_id}}
+
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+class Box(_WithTwin):
     """A widget with a static twin, `still`: HTML for `nbconvert` and for viewers that have no kernel."""
 
     still = ""
@@ -336,10 +351,10 @@ class Box(ipywidgets.VBox):
     def _repr_mimebundle_(self, **how: Any) -> dict[str, Any]:
         """The widget, its twin, and the words of the twin."""
         words = " ".join(html.unescape(re.sub(r"<style>.*?</style>|<[^>]+>", " ", self.still, flags=re.S)).split())
-        return {"text/html": self.still, **super()._repr_mimebundle_(**how), "text/plain": words}
+        return {"text/html": self.still, **self._view(**how), "text/plain": words}
 
 
-class Explorer(ipywidgets.VBox):
+class Explorer(_WithTwin):
     """What `explore` returns. Where no widget can be shown, the first figure is.
 
     Attributes:
@@ -355,7 +370,7 @@ class Explorer(ipywidgets.VBox):
     def _repr_mimebundle_(self, **how: Any) -> dict[str, Any]:
         """The widget, and HTML for `nbconvert` and for viewers that have no kernel."""
         still = theme.bundle(self.shown)
-        return {"text/html": still["text/html"], **super()._repr_mimebundle_(**how), "text/plain": still["text/plain"]}
+        return {"text/html": still["text/html"], **self._view(**how), "text/plain": still["text/plain"]}
 
 
 def _set_apart(_: object = None) -> None:

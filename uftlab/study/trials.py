@@ -146,7 +146,8 @@ def _read_quickly(content: bytes) -> dict[str, Any] | None:
         return None
     below = [*trial.values(), *(own for stage in trial["stages"] for own in stage.values())]
     keys = len(trial) + sum(len(own) for own in below if isinstance(own, dict))
-    keys += sum(sum(map(len, own)) for own in below if isinstance(own, list))  # points and samples
+    points = [point for own in below if isinstance(own, list) for point in own]  # and samples
+    keys += sum(len(point) for point in points if isinstance(point, dict))
     return trial if trial.get("schema") == SCHEMA and keys == content.count(b'":') else None
 
 

@@ -27,7 +27,7 @@ from transformers import set_seed
 
 from uftlab.engine.trainer import Lines, process
 from uftlab.errors import InputError
-from uftlab.files import read_json, write_atomically
+from uftlab.files import read_json, remove_left, write_atomically
 from uftlab.models.generation import answers
 from uftlab.models.policies import load_policy, load_weights, with_adapter, with_lora
 from uftlab.models.references import ReferenceCache
@@ -112,8 +112,16 @@ def _check_folder(out: Path) -> None:
     for parent in (out, *out.parents):
         if parent.exists() and not parent.is_dir():
             raise InputError("The output folder", "not lie below a regular file", parent, "Choose another --out")
-    if _is_unfinished(out):
+    if (state := _state_in(out)) == "unfinished":
         raise InputError("The output folder", "be empty", f"an unfinished run in {out}", "Add --resume, or delete it")
+    if state == "finished":
+        shutil.rmtree(out / WORK, ignore_errors=True)  # of a run that was killed when it had saved everything
+        got = f"a finished run in {out}"
+        raise InputError("The output folder", "be empty", got, "It is whole; choose a new --out for another")
+    if out.is_dir():
+        remove_left(out, RECORD)
+        if [path.name for path in out.iterdir()] == [WORK]:  # of a merge that was killed
+            shutil.rmtree(out / WORK)
     if out.is_dir() and any(out.iterdir()):
         raise InputError("The output folder", "be empty", out, "Choose a new --out; nothing was changed")
     near = next(parent for parent in (out, *out.absolute().parents) if parent.is_dir())
@@ -124,11 +132,11 @@ def _check_folder(out: Path) -> None:
         raise InputError("The output folder", "be writable", got, "Choose another --out") from None
 
 
-def _is_unfinished(out: Path) -> bool:
+def _state_in(out: Path) -> str | None:
     try:
-        return read_record(out)["state"] == "unfinished"
+        return read_record(out)["state"]
     except InputError:  # none, or that of another tool
-        return False
+        return None
 
 
 def _unfinished(out: Path) -> TrainConfig:

@@ -191,7 +191,7 @@ def read_config(path: Path | None, changes: Sequence[str] = (), **options: Any) 
         name, mark, value = change.partition("=")
         if not mark:
             raise InputError("--set", "be name=value", change, "Write for instance --set batch=16")
-        _place(found, name.strip().split("."), _yaml(value, "--set", "be YAML", change), change)
+        _place(found, name.strip().split("."), _yaml(value, "--set", "be YAML", change), change, path)
     found |= {name: value for name, value in options.items() if value is not None}
     if "out" not in found:
         model, method = (str(found.get(name, TYPED[name].default)) for name in ("model", "method"))
@@ -255,14 +255,14 @@ class _Plain(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _place(found: dict[str, Any], names: list[str], value: Any, change: str) -> None:
+def _place(found: dict[str, Any], names: list[str], value: Any, change: str, path: Path | None) -> None:
     """Set one value, in the list of stages too."""
     if names[0] != "stages" or len(names) != 3 or not names[1].isdigit():
         if len(names) > 1:
             raise InputError("--set", "name an option, or stages.NUMBER.NAME", change, "See docs/train.md")
         found[names[0]] = value
         return
-    stages = [dict(own) for own in found.get("stages", [])]
+    stages = [dict(own) for own in _typed("stages", found.get("stages", []), path) or []]
     stages += [{} for _ in range(int(names[1]) + 1 - len(stages))] if int(names[1]) < 10 else []
     if int(names[1]) >= len(stages):
         raise InputError("--set", "name a stage that there is", change, "The first stage has the number 0")
