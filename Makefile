@@ -59,7 +59,7 @@ licences: $(VENV)/tests
 # requirements.lock: the versions of constraints.txt for every system, with the digest of every file
 lock: $(VENV)/tests
 	$(PIP) uv
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11.5 --constraint constraints.txt \
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11.2 --constraint constraints.txt \
 		--extra test --extra bench --extra real --extra ray --no-annotate --no-emit-index-url \
 		pyproject.toml --output-file requirements.lock
 

@@ -10,6 +10,7 @@ import sys
 import tomllib
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib import metadata
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -102,6 +103,12 @@ def test_conda_has_the_pinned_versions_of_all_dependencies_and_test_tools():
     python = versions.pop("python")
     assert versions == {name: pinned[name] for name in ranges("test")}
     assert f"{python}.0" in SpecifierSet(project()["requires-python"])
+
+
+def test_no_pinned_package_refuses_the_python_of_debian_12():
+    """3.11.2: a later patch release that one package asks for would end `make lab` in pip's longest message."""
+    asked = {own.name: own.metadata["Requires-Python"] for own in metadata.distributions() if own.name}
+    assert {name: asks for name, asks in asked.items() if asks and "3.11.2" not in SpecifierSet(asks)} == {}
 
 
 def test_torch_is_pinned_and_the_makefile_takes_it_from_the_constraints():

@@ -317,6 +317,8 @@ def contrasts_table(size: str) -> pd.DataFrame:
 
 
 def _ends(found: Interval) -> str:
+    if found.seeds == 1:
+        return "none from one"
     return f"{found.low:+.4f} to {found.high:+.4f}" if real.spreads(found) else "all alike"
 
 
