@@ -8,7 +8,8 @@
 #   UFTLAB_REAL_MODEL=dir UFTLAB_REAL_DATA=dir ...    the real model, and demonstrations.jsonl, feedback.jsonl
 #
 # Each part has its own time limit and its own file, so a fault in one loses no other. Needs the packages that training
-# needs (torch, transformers, datasets, peft, pydantic, platformdirs), no Jupyter, no plots and no network. `python benchmarks/gpu_results.py build/gpu` turns the files into results.
+# needs (torch, transformers, datasets, peft, pydantic, platformdirs), no Jupyter, no plots and no network.
+# `python benchmarks/gpu_results.py build/gpu` turns the files into results.
 set -u
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
@@ -20,7 +21,7 @@ while [ $# -gt 0 ]; do
   case $1 in
     --dry-run) dry=--dry-run ;;
     --parts) parts=$2; shift ;;
-    *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
   esac
   shift
 done

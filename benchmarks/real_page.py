@@ -170,12 +170,10 @@ def _limits(stored: Stored) -> str:
     size = stored.size
     if size.name != "smoke":
         seeds = len({run["seed"] for run in stored.result["runs"]})
-        cut = (
-            ""
-            if seeds == len(size.seeds)
-            else f" Only {seeds} of {len(size.seeds)} seeds ran, so nothing can be settled."
-        )
-        return f"{size.steps * size.batch} completions a run are few, and the model was already aligned.{cut}"
+        said = f"{size.steps * size.batch} completions a run are few, and the model was already aligned."
+        if seeds < len(size.seeds):
+            said += f" Only {seeds} of {len(size.seeds)} seeds ran, so nothing can be settled."
+        return said
     return (
         f"That says nothing: {size.steps} steps, {size.prompts} prompts, {size.questions} questions, a model that was "
         "already aligned."
@@ -212,9 +210,9 @@ def _section(stored: Stored) -> list[str]:
     grid = [[method, *_grid(stored, run)] for method in size.tuned for run in candidates(size, method)]
     parts += [f"### {size.name}, the grid", "Held-out rows, in nats (already aligned model)."]
     parts.append(markdown(["method", "learning rates", "per token", "per pair", "cost", "chosen"], grid))
-    missing = [run for run in planned(size, keyed(result)) if run.key not in keyed(result)]
-    if missing:
-        left = sorted({(run.seed, run.method, _rates(run.rates)) for run in missing})
+    known = keyed(result)
+    left = sorted({(run.seed, run.method, _rates(run.rates)) for run in planned(size, known) if run.key not in known})
+    if left:
         shown = ". ".join(
             f"seed {seed}: " + "; ".join(f"{method} at {rates}" for own, method, rates in left if own == seed)
             for seed in sorted({seed for seed, *_ in left})

@@ -13,7 +13,7 @@ import numpy as np
 
 from uftlab.course.notebooks import STOP_SECONDS
 
-PATIENCE = int(os.environ.get("UFTLAB_PATIENCE", 240_000))  # milliseconds; two slow cores may be busy with other tests
+PATIENCE = 240_000  # milliseconds; two slow cores may be busy with other tests
 PLOT = ".uftlab .js-plotly-plot"
 
 # What is drawn, against what a figure says: a list of differences, empty when there are none. Data and layout are

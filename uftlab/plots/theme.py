@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import plotly
 import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.subplots import make_subplots
@@ -249,12 +250,14 @@ def write_images(figures: Sequence[go.Figure], paths: Sequence[Path], width: int
     Raises:
         InputError: naming what `asked` for it, when kaleido or its Chromium is missing, or plotly is older than 6.1.
     """
+    if not hasattr(pio, "write_images"):
+        raise InputError(asked, "have plotly 6.1 or later", plotly.__version__, "Install it, with kaleido and Chromium")
     heights = [figure.layout.height or HEIGHT for figure in figures]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         files = [str(path) for path in paths]
         pio.write_images(fig=list(figures), file=files, width=[width] * len(files), height=heights)
-    except (AttributeError, ImportError, ValueError, RuntimeError) as error:  # plotly before 6.1 has no write_images
-        remedy = "Install plotly 6.1 or later, kaleido and Chromium (Debian: apt-get install chromium)"
+    except (ImportError, ValueError, RuntimeError) as error:
+        remedy = "Install kaleido and Chromium (Debian: apt-get install chromium)"
         raise InputError(asked, "have kaleido and a browser to draw with", error, remedy) from None

@@ -328,6 +328,9 @@ class _Figure(anywidget.AnyWidget):
     )
 
 
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
 class _WithTwin(ipywidgets.VBox):
     """A widget that is one entry of an output, beside what viewers without a kernel show."""
 
@@ -338,9 +341,6 @@ class _WithTwin(ipywidgets.VBox):
         if hasattr(ipywidgets.Widget, "_repr_mimebundle_"):
             return super()._repr_mimebundle_(**how)
         return {VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.model_id}}
-
-
-VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 class Box(_WithTwin):
