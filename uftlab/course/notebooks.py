@@ -267,6 +267,8 @@ def read_executed(folder: Path, name: str) -> Any:
     """
     import nbformat
 
+    from uftlab.plots.widgets import VIEW
+
     path = folder / f"{name}.ipynb"
     remedy = "Leave out --executed: then the command runs the notebooks itself"
     if not path.is_file():
@@ -278,7 +280,7 @@ def read_executed(folder: Path, name: str) -> Any:
     if left or any(output.output_type == "error" for output in outputs):
         got = f"{len(left)} of {len(code)} code cells not run" if left else "a cell that failed"
         raise InputError(str(path), "be executed to its end", got, remedy)
-    if any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs):
+    if any(VIEW in output.get("data", {}) for output in outputs):
         raise InputError(str(path), "be executed with widgets_on = False", "widgets that need a kernel", remedy)
     return notebook
 
