@@ -104,13 +104,6 @@ def test_a_run_that_was_killed_when_all_was_saved_is_called_finished(tmp_path, f
     assert not (out / ".training").exists() and (out / "model.safetensors").is_file()
 
 
-def test_what_a_killed_merge_left_does_not_block_the_next(tmp_path):
-    left = tmp_path / "out" / ".training" / "final"
-    left.mkdir(parents=True)
-    checkpoint.merge("tiny", tmp_path / "out")
-    assert (tmp_path / "out" / "model.safetensors").is_file() and not left.exists()
-
-
 def test_steps_of_the_stages_add_up(tmp_path, files):
     for steps, expected in ((2, [1, 1]), (3, [2, 1]), (5, [2, 3]), (7, [4, 3])):
         made = preparing.prepared(TrainConfig(str(tmp_path), method="sft-then-dpo", steps=steps, batch=4, **files))

@@ -120,8 +120,6 @@ def _check_folder(out: Path) -> None:
         raise InputError("The output folder", "be empty", got, "It is whole; choose a new --out for another")
     if out.is_dir():
         remove_left(out, RECORD)
-        if [path.name for path in out.iterdir()] == [WORK]:  # of a merge that was killed
-            shutil.rmtree(out / WORK)
     if out.is_dir() and any(out.iterdir()):
         raise InputError("The output folder", "be empty", out, "Choose a new --out; nothing was changed")
     near = next(parent for parent in (out, *out.absolute().parents) if parent.is_dir())
