@@ -46,7 +46,7 @@ pages: $(VENV)/tests
 	$(BIN)/python -m uftlab.course.minutes
 	$(BIN)/python -m uftlab.course.parameters docs/ci.md
 	$(BIN)/python -m uftlab.reports.leaderboard docs/leaderboard.md
-	$(BIN)/uftlab export --previews docs/previews --readme README.md
+	$(BIN)/uftlab export --previews docs/previews --readme README.md --live docs/live.html
 
 # All documentation and the course as pages that need no network: build/site/index.html
 site: $(VENV)/installed

@@ -40,6 +40,7 @@ THEME = ROOT / "docs" / "theme"
 HOME = Path("docs/index.md")
 COMMANDS = Path("docs/commands.md")  # not a file: made from `uftlab --help`
 API = Path("docs/api.md")  # not a file either: the modules
+LIVE = Path("docs/live.html")  # for readers of the repository; the course has the same page
 MENU = {  # what is in the menu, in order; a pattern stands for all files that it finds
     "Learn": ["course/index.html", "course/live.html", "notebooks/glossary.md", "docs/workshop/*.md"],
     "Research": ["docs/howto/research.md", "docs/data.md", "docs/train.md", "docs/evaluate.md", "docs/doctor.md",
@@ -138,7 +139,7 @@ class Documentation:
                 if not (self.root / path).is_file():
                     self.dead.append(f"{source}: dead link {target}")
                     continue
-                if path.parts[0] != "notebooks":
+                if path.parts[0] != "notebooks" and path != LIVE:
                     needed.add(path)
             tag[key] = _between(source, path, part)
         for code in soup.select("code"):
@@ -186,6 +187,8 @@ def page_of(source: Path) -> Path:
     """
     if source == HOME:
         return Path("index.html")
+    if source == LIVE:
+        return Path("course/live.html")
     if source.parts[0] == "notebooks":
         source = Path("course", *source.parts[1:])
     if source.suffix in (".md", ".ipynb"):

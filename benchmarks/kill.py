@@ -1,7 +1,8 @@
 """Commands that are killed at random moments: afterwards the same command finishes, and nothing is lost or left.
 
-    python benchmarks/kill.py --kills 100 study      also: map, train, notebooks, export
+    python benchmarks/kill.py --kills 100 study      also: map, sweep, train, adapters, notebooks, export
     python benchmarks/kill.py --kills 20 --minutes 8 study train
+    python benchmarks/kill.py --kills 20 --model my-model adapters    with a model of your own, in the hub's layout
 
 First the command runs undisturbed. Then it is started again and again in folders of its own, and at a random moment a
 random signal (SIGKILL, SIGTERM, SIGINT) goes to its process, to one of its children, or to all of them. After each kill
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -43,12 +45,15 @@ class Work:
     """A command, with the folder that its results go to in place of OUT, and what of it must be the same each time.
 
     Args:
+        arguments: ROWS, PAIRS and MODEL stand for files of rows and for the folder of a model.
         again: what is added where the folder holds something unfinished.
+        program: what Python runs, with these arguments.
     """
 
     arguments: tuple[str, ...]
     results: Callable[[Path], Mapping[str, str]]
     again: tuple[str, ...] = ()
+    program: tuple[str, ...] = ("-m", "uftlab")
 
 
 def digest(content: bytes) -> str:
@@ -68,6 +73,8 @@ def of_study(out: Path) -> dict[str, str]:
             found[path.name] = digest("\n".join(lines).encode())
         elif path.name == "report.html":
             found[path.name] = str(path.read_text().endswith("</html>"))
+        elif path.name == "tuned.json":
+            found[path.name] = digest(path.read_bytes())
     return found
 
 
@@ -91,13 +98,37 @@ def of_pages(out: Path) -> dict[str, str]:
     return {path.name: str(path.read_text().rstrip().endswith("</html>")) for path in sorted(out.glob("*.html"))}
 
 
+# A sweep of three short trials in each draw, which keeps the chosen settings in its own folder
+SMALL_SWEEP = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from uftlab.cli import app
+from uftlab.files import write_atomically
+from uftlab.study import trials, tuning
+from uftlab.training import settings
+tuning.FIRST, tuning.SECOND = 2, 1
+tuning.PROFILE = replace(trials.PROFILES["smoke"], stage_ends=False)
+settings.TUNED = tuning.TUNED = Path(sys.argv[-1]) / "tuned.json"
+if not tuning.TUNED.exists():
+    write_atomically(tuning.TUNED, '{"rule": "", "settings": {}, "worth": {}}')
+app()
+"""
 METHODS = "base,sft,uft"
 WORK = {
     "study": Work(("run", "--profile", "smoke", "--methods", METHODS, "--workers", "2", "--out", "OUT"), of_study),
     "map": Work(("map", "E3", "--worlds", "1", "--workers", "2", "--out", "OUT"), of_study),
+    "sweep": Work(
+        ("sweep", "--methods", "uft", "--workers", "2", "--force", "--out", "OUT"), of_study, (), ("-c", SMALL_SWEEP)
+    ),
     "train": Work(
         ("train", "--model", "tiny", "--demonstrations", "ROWS", "--method", "sft-full", "--steps", "120",
          "--batch", "8", "--save-every", "20", "--out", "OUT"), of_training, ("--resume",),
+    ),
+    "adapters": Work(
+        ("train", "--model", "MODEL", "--demonstrations", "ROWS", "--feedback", "PAIRS", "--method", "uft",
+         "--lora", "4", "--steps", "24", "--batch", "4", "--accumulation", "2", "--held-out", "0.1",
+         "--save-every", "4", "--merge", "--out", "OUT"), of_training, ("--resume",),
     ),
     "notebooks": Work(("notebooks", "--only", "01", "--out", "OUT"), of_notebooks),
     "export": Work(("export", "--only", "01", "--profile", "smoke", "--out", "OUT"), of_pages),
@@ -112,16 +143,16 @@ class Count:
     wrong: list[str] = field(default_factory=list)
 
 
-def start(work: Work, place: Path, rows: Path, more: tuple[str, ...] = ()) -> subprocess.Popen:
+def start(work: Work, place: Path, words: Mapping[str, str], more: tuple[str, ...] = ()) -> subprocess.Popen:
     """The command in a process of its own session; its output goes to a file."""
-    words = {"OUT": str(place / "out"), "ROWS": str(rows)}
+    words = {**words, "OUT": str(place / "out")}
     arguments = [words.get(word, word) for word in work.arguments]
     if more:  # to go on, a training needs its folder alone
         arguments = ["train", *more, "--out", words["OUT"]]
     log = (place / "log").open("ab")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(place / "tmp")}
     (place / "tmp").mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "uftlab", *arguments]
+    command = [sys.executable, *work.program, *arguments]
     return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
 
@@ -168,10 +199,10 @@ def ended(process: subprocess.Popen, seconds: float) -> int | None:
         return None
 
 
-def finish(work: Work, place: Path, rows: Path) -> str:
+def finish(work: Work, place: Path, words: Mapping[str, str]) -> str:
     """Let the command run to its end, as a user would after reading what it says. "" or what went wrong."""
     for more in ((), work.again):
-        process = start(work, place, rows, more)
+        process = start(work, place, words, more)
         code = ended(process, PATIENCE)
         if code == 0:
             return ""
@@ -184,13 +215,13 @@ def finish(work: Work, place: Path, rows: Path) -> str:
 
 
 def kill_once(
-    work: Work, place: Path, rows: Path, whole: Mapping[str, str], seconds: float, seed: int
+    work: Work, place: Path, words: Mapping[str, str], whole: Mapping[str, str], seconds: float, seed: int
 ) -> tuple[str, str]:
     """Kill the command once and let it finish. Returns the kind of kill, and "" or what is wrong."""
     rng = random.Random(seed)
     how, whom, at = rng.choice(SIGNALS), rng.choice(WHOM), rng.uniform(0, seconds)
     kind = f"{how.name} to {whom}"
-    process = start(work, place, rows)
+    process = start(work, place, words)
     try:
         process.wait(at)
         children: list[psutil.Process] = []
@@ -203,7 +234,7 @@ def kill_once(
         return kind, f"at {at:.1f} s: it hangs"
     if alive := left_alive(children):
         return kind, f"at {at:.1f} s: {len(alive)} left alive: {[p.name() for p in alive if p.is_running()]}"
-    if not (process.returncode == 0 and work.again) and (wrong := finish(work, place, rows)):
+    if not (process.returncode == 0 and work.again) and (wrong := finish(work, place, words)):
         return kind, f"at {at:.1f} s: {wrong}"
     found = work.results(place / "out")
     if found != whole:
@@ -214,25 +245,35 @@ def kill_once(
     return kind, ""
 
 
-def rows_for(folder: Path) -> Path:
-    """Demonstrations of the tiny world, for a training."""
-    from uftlab.world.world import World
+def words_for(folder: Path, model: str = "") -> dict[str, str]:
+    """What the words of a training stand for: rows of the tiny world, and a model, by default the tiny one."""
+    from uftlab.models.policies import TINY
+    from uftlab.world.world import World, pairs
 
-    path = folder / "rows.jsonl"
-    rows = ({k: row[k] for k in ("prompt", "completion")} for row in World(0).demonstrations(64))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    made = {"ROWS": World(0).demonstrations(64), "PAIRS": pairs(World(0).feedback(64))}
+    columns = {"ROWS": ("prompt", "completion"), "PAIRS": ("prompt", "chosen", "rejected")}
+    for name, rows in made.items():
+        lines = [json.dumps({column: row[column] for column in columns[name]}) + "\n" for row in rows]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    return {**{name: str(folder / f"{name}.jsonl") for name in made}, "MODEL": model or str(TINY)}
 
 
-def campaign(name: str, kills: int, seed: int = 0, minutes: float = 1e9, say: Callable[[str], None] = print) -> Count:
+def campaign(
+    name: str,
+    kills: int,
+    seed: int = 0,
+    minutes: float = 1e9,
+    say: Callable[[str], None] = print,
+    model: str = "",
+) -> Count:
     """Kill one command so many times, or until the minutes are over."""
     begun, count, work = time.monotonic(), Count(), WORK[name]
     with tempfile.TemporaryDirectory(prefix="kill-") as folder:
         base = Path(folder)
-        rows = rows_for(base)
+        words = words_for(base, model)
         (base / "whole").mkdir()
         first = time.monotonic()
-        if wrong := finish(work, base / "whole", rows):
+        if wrong := finish(work, base / "whole", words):
             raise SystemExit(f"{name}, undisturbed: {wrong}")
         seconds, whole = time.monotonic() - first, work.results(base / "whole" / "out")
         say(f"{name}: {seconds:.0f} s undisturbed, {len(whole)} results")
@@ -241,7 +282,7 @@ def campaign(name: str, kills: int, seed: int = 0, minutes: float = 1e9, say: Ca
                 break
             place = base / str(number)
             place.mkdir()
-            kind, wrong = kill_once(work, place, rows, whole, seconds, seed + number)
+            kind, wrong = kill_once(work, place, words, whole, seconds, seed + number)
             count.kills[kind] += 1
             if wrong:
                 count.wrong.append(f"{kind} {wrong}")
@@ -257,10 +298,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100, help="Of each command.")
     parser.add_argument("--minutes", type=float, default=1e9, help="At most so long for each command.")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", default="", help="Whose adapters are trained; the tiny one if empty.")
     arguments = parser.parse_args()
     wrong = 0
     for name in arguments.names:
-        count = campaign(name, arguments.kills, arguments.seed, arguments.minutes, lambda line: print(line, flush=True))
+        say = functools.partial(print, flush=True)
+        count = campaign(name, arguments.kills, arguments.seed, arguments.minutes, say, arguments.model)
         wrong += len(count.wrong)
         kinds = ", ".join(f"{kind}: {number}" for kind, number in sorted(count.kills.items()))
         print(f"{name}: {count.kills.total()} kills ({kinds}), {len(count.wrong)} wrong")

@@ -72,13 +72,13 @@ def test_a_child_that_outlives_its_parent_is_seen_and_ended():
 
 
 def test_other_results_and_half_files_are_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr(kill, "finish", lambda work, place, rows: "")
+    monkeypatch.setattr(kill, "finish", lambda work, place, words: "")
     monkeypatch.setattr(kill, "start", lambda *rest: subprocess.Popen([sys.executable, "-c", ""]))
     out = tmp_path / "out"
     out.mkdir()
     work = kill.Work((), lambda place: dict(Counter(p.name for p in place.glob("*.csv"))))
-    assert kill.kill_once(work, tmp_path, tmp_path, {}, 60.0, 0) == ("finished before", "")
+    assert kill.kill_once(work, tmp_path, {}, {}, 60.0, 0) == ("finished before", "")
     (out / "x.part").touch()
-    assert "left ['x.part']" in kill.kill_once(work, tmp_path, tmp_path, {}, 60.0, 0)[1]
+    assert "left ['x.part']" in kill.kill_once(work, tmp_path, {}, {}, 60.0, 0)[1]
     (out / "a.csv").touch()
-    assert "other results: ['a.csv']" in kill.kill_once(work, tmp_path, tmp_path, {}, 60.0, 0)[1]
+    assert "other results: ['a.csv']" in kill.kill_once(work, tmp_path, {}, {}, 60.0, 0)[1]

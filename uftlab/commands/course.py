@@ -44,6 +44,7 @@ def export(
     executed: Annotated[Path | None, typer.Option(help="Folder with executed copies; nothing is run then.")] = None,
     previews: Annotated[Path | None, typer.Option(help="Folder for one PNG per notebook (needs Chromium).")] = None,
     readme: Annotated[Path | None, typer.Option(help="File whose tables of the course are written again.")] = None,
+    live: Annotated[Path | None, typer.Option(help="File for all explorers that move, to hand on alone.")] = None,
 ) -> None:
     """Write the course as web pages that work offline: figures, equations, folded solutions, glossary."""
     from uftlab.course.export import export
@@ -53,7 +54,9 @@ def export(
         check_writable(previews, "--previews")
     if readme is not None:
         check_file(readme, "--readme")
-    failed = export(out, profile, only, executed, previews, readme, say=lambda line: print(line, flush=True))
+    if live is not None:
+        check_file(live, "--live")
+    failed = export(out, profile, only, executed, previews, readme, live, say=lambda line: print(line, flush=True))
     if failed:
         fail(f"{len(failed)} notebook(s) failed: {', '.join(failed)}. Nothing was exported.", 1)
 

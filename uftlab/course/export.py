@@ -286,6 +286,7 @@ def export(
     executed: Path | None = None,
     previews: Path | None = None,
     readme: Path | None = None,
+    live_page: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> list[str]:
     """Execute the notebooks, without widgets and without solutions, and write the site. Returns what failed.
@@ -295,7 +296,13 @@ def export(
         previews: a folder for one PNG per notebook.
         readme: a file whose tables of the course are updated, see `notebooks.write_tables`; with them the table of
             methods in the glossary.
+        live_page: a file for the page of all explorers, with all that it needs inside, see `live.alone`.
+
+    Raises:
+        InputError: for a `live_page` of notebooks without explorers that move.
     """
+    if live_page is not None and not any(path.stem in live.MODELS for path in notebook_paths(only)):
+        raise InputError("--live", "have an explorer to show", f"--only {only}", "Leave --only out")
     if readme is not None:
         write_tables(readme)
         write_between(NOTEBOOKS / "glossary.md", "methods", methods.for_the_glossary())
@@ -304,4 +311,8 @@ def export(
             say(f"{len(write_site(folder, out, only))} pages: {(out / 'index.html').resolve()}")
             if previews is not None:
                 say(f"{len(write_previews(folder, previews, only))} previews: {previews}")
+            if live_page is not None:
+                page, script = ((out / name).read_text(encoding="utf-8") for name in ("live.html", live.SCRIPT))
+                write_atomically(live_page, live.alone(page, script))
+                say(f"explorers in one file: {live_page}")
     return failed

@@ -9,6 +9,7 @@ explorer. They are tested against the functions of the notebooks. `write_script`
 from __future__ import annotations
 
 import base64
+import gzip
 import html
 import json
 import re
@@ -214,6 +215,44 @@ def make_live(notebook: NotebookNode, name: str) -> str:
                 output.data["text/html"] = explorer(name, figure, _profile(notebook))
                 return output.data["text/html"]
     return ""
+
+
+# plotly.js is a third as long when packed. It is unpacked when all text is painted; figures wait for this promise
+_UNPACK = """<script>
+window.uftlabPlotly = new Promise((found, missing) => addEventListener("DOMContentLoaded", async () => {
+  try {
+    const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (c) => c.charCodeAt(0));
+    const text = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(text).text();
+    document.head.append(script);
+    found();
+  } catch (error) {
+    missing(error);
+  }
+}));
+</script>"""
+
+
+def alone(page: str, script: str) -> str:
+    """The page of all explorers as one file that needs no other: `script` and plotly.js are inside, links are not.
+
+    Args:
+        page: the page that `export.write_site` makes.
+        script: what `write_script` writes.
+    """
+    from plotly.offline import get_plotlyjs
+
+    packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+    page = page.replace(f'<script src="{SCRIPT}" defer></script>', _UNPACK)
+    page = re.sub(r"<footer>.*?</footer>|<nav>.*?</nav>\n?", "", page, flags=re.S)
+    page = re.sub(r"<a href=[^>]*>(.*?)</a>", r"\1", page)
+    numbers: dict[str, str] = {}  # in place of random names, so that the same page is the same file
+    page = re.sub(
+        r"uftlab-[0-9a-f]{8}-[0-9a-f-]{27}", lambda m: numbers.setdefault(m[0], f"uftlab-{len(numbers)}"), page
+    )
+    end = f'<script>{script}</script>\n<script id="plotly" type="text/plain">{packed}</script>\n</body>'
+    return page.replace("</body>", end)
 
 
 def _profile(notebook: NotebookNode) -> str:
