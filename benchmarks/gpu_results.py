@@ -102,7 +102,7 @@ def speed_lines(parts: Parts) -> str:
             f" the other; **{large['speedup_over_trainer']:.0f}** times for 1,024 models.",
             f"- **{grid['seconds']:.0f}** s for a grid of {grid['members']} models, {grid['steps']:,} steps each,"
             " measured at the end.",
-            f"- **{study['seconds']:.0f}** s for the first study: {study['trials']} trials in sixteen worlds.",
+            f"- **{study['seconds']:.0f}** s for the study: {study['trials']} trials in sixteen worlds.",
         ]
     )
 
@@ -224,7 +224,7 @@ def page(parts: Parts) -> str:
         "",
         *_table(["learning rate", "beta", *(label for _, label in _SKILLS)], _grid_rows(grid["points"])),
         "",
-        f"The first study: {study['trials']} trials in {study['seconds']:.0f} s from first import to last file, "
+        f"The study: {study['trials']} trials in {study['seconds']:.0f} s from first import to last file, "
         f"on {study['processes']} CPU cores. Difference of its metrics from the trials that a CPU ran:",
         "",
         *_table(

@@ -53,11 +53,11 @@ def test_the_table_of_cures_has_each_run_once():
 
 def test_what_was_lost_is_last_minus_first_over_worlds():
     runs = [r["points"] for r in json.loads(overoptimisation.STORED.read_text())["runs"] if r["beta"] == 0]
-    assert online.lost(0.0, "true") == interval([p[-1]["true"] - p[0]["true"] for p in runs])
+    assert online.change_of(0.0, "true") == interval([p[-1]["true"] - p[0]["true"] for p in runs])
 
 
 def test_the_doctor_names_over_optimisation_where_nothing_holds_the_policy():
-    reports = online.as_runs()
+    reports = online.reports()
     named = {name: [finding.name for finding in report.findings] for name, report in reports.items()}
     assert "over-optimisation" in named["RLOO, β = 0"] and "over-optimisation" not in named["RLOO, β = 0.1"]
 

@@ -8,8 +8,9 @@ import doctor_cases
 import pytest
 
 from uftlab.evals import doctor_set
-from uftlab.evals.doctor import DIAGNOSES, THRESHOLDS, curve, diagnose, end_of, start_of
+from uftlab.evals.doctor import DIAGNOSES, PAIRS, THRESHOLDS, curve, diagnose, end_of, start_of
 from uftlab.evals.run_logs import Run
+from uftlab.objectives.registry import OBJECTIVES, SHIPPED
 
 STEPS = [5.0 * (n + 1) for n in range(20)]
 
@@ -292,3 +293,8 @@ def test_a_finding_that_the_weights_bear_out_is_no_false_alarm():
     assert (row["true elsewhere"], row["false in healthy"]) == (1, 0)
     other = doctor_set.Labelled(BROKEN["likelihood displacement"], "", {})
     assert doctor_set.summary([other])["serious false alarms"] == 1
+
+
+def test_every_loss_of_pairs_is_known_to_the_doctor():
+    """A new one would be told that it has none of the faults of pairs."""
+    assert {n for n, own in OBJECTIVES.items() if n in SHIPPED and "preference" in own.kinds} == PAIRS

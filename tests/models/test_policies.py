@@ -23,6 +23,7 @@ from uftlab.models.policies import (
     with_lora,
     world_weights,
 )
+from uftlab.rows.sources import HUB_TIMEOUT
 from uftlab.rows.tokens import Tokens
 
 
@@ -251,7 +252,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once_and_the_cache_is_used(monkey
         InputError, match=r"got some/model \(not in the cache, .* cannot be reached: no route to host\)"
     ):
         load_policy("some/model")
-    assert asked == [("some/model", policies.HUB_TIMEOUT)] and near == [True]
+    assert asked == [("some/model", HUB_TIMEOUT)] and near == [True]
 
 
 def test_lora_trains_adapters_only_and_is_the_base_with_them_off(tmp_path):

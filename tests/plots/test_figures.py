@@ -8,7 +8,7 @@ from made_up import every_method, made_up, values_of
 from uftlab.plots import figures
 from uftlab.study import comparisons, fronts, results
 from uftlab.study.results import HEADLINES, Interval, interval
-from uftlab.training.catalogue import METHODS
+from uftlab.training.catalogue import METHODS, all_methods
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,13 @@ def test_skills_draws_every_method_once_on_every_panel(summary):
     shown, floors = [a.text.replace("<br>", " ") for a in fig.layout.annotations], set(metrics) & set(figures.FLOORED)
     assert fig.layout.title.text and shown == [figures.label_of(m) for m in metrics]
     assert len(fig.layout.shapes) == len(floors)
+
+
+def test_a_method_of_any_group_has_its_dots(summary):
+    assert {method.group for method in all_methods().values()} == set(figures.GROUP_STYLE)
+    renamed = summary.assign(method=summary["method"].replace({"uft": "l2-start"}))
+    fig = figures.skills(renamed, ["truth/mc2"])
+    assert "l2-start" in {name for trace in fig.data if trace.y is not None for name in trace.y}
 
 
 def test_before_after_joins_each_pipeline_to_its_own_stage_one(summary):

@@ -68,6 +68,7 @@ def test_a_recipe_does_not_borrow_the_letters_of_the_loss_that_it_trains_with():
     }  # fmt: skip
     assert "sdpo: Kim et al. 2024 (sDPO), arXiv 2403.19270. Verified by: a secondary source (2)." in cards()["sdpo.md"]
     assert method_named("sdpo").needs()["verification"] == {"sft": "P", "dpo": "P T", "sdpo": "2"}
+    assert [method_named(name).needs()["verified"] for name in ("sdpo", "sft-then-dpo")] == ["2", "P T"]
 
 
 def test_what_a_method_adds_has_source_letters_and_a_note():

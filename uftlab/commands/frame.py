@@ -29,7 +29,10 @@ RESUMES = "What is finished is on disk: the same command goes on from there."
 STARTS_AGAIN = "It was not finished: the same command starts from the beginning."
 As_json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 Workers = Annotated[
-    int, typer.Option(min=0, help="Processes of one thread; 0: one per core, at most 8; on Ray all of its cores.")
+    int,
+    typer.Option(
+        min=0, help="Processes of one thread; 0: one per core, at most 8 (16 on a GPU); on Ray all of its cores."
+    ),
 ]
 Engine = Annotated[Literal["local", "ray"], typer.Option(help="Where: this machine, or a Ray cluster (extra `ray`).")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]

@@ -227,7 +227,9 @@ def methods(
     if not wide:
         say("a wider window, --json or docs/methods say what each learns from and needs")
         return
-    say("verified: P paper or authors' code, T the TRL library, 2 secondary source, M memory, - no paper's")
+    from uftlab.objectives.objective import VERIFIED
+
+    say(f"verified: {'; '.join(f'{letter}: {meaning}' for letter, meaning in VERIFIED.items())}")
 
 
 @command(example="uftlab sweep --methods uft,sft-then-dpo --out results/sweep", interrupted=RESUMES)

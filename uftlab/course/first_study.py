@@ -35,7 +35,7 @@ def found(point: int, what: str) -> Interval:
 
 
 def distrust() -> pd.DataFrame:
-    """Beliefs of the untrained base with some nats taken from its first choice: a row per number of nats.
+    """Beliefs of the base with some nats taken from its first choice: a row per number of nats.
 
     The columns are those of LABELS, means over sixteen worlds of the first edition; the index is in nats.
     """

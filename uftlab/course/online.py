@@ -101,7 +101,7 @@ def provoked() -> list[dict[str, Any]]:
     return json.loads(overoptimisation.STORED.read_text())["runs"]
 
 
-def lost(beta: float, name: str) -> Interval:
+def change_of(beta: float, name: str) -> Interval:
     """The change of a score (`proxy` or `true`) from first to last step, over the worlds of `provoked`."""
     own = [run["points"] for run in provoked() if run["beta"] == beta]
     return interval([points[-1][name] - points[0][name] for points in own])
@@ -114,7 +114,7 @@ def last_answers(world: int = 0, count: int = 3) -> pd.DataFrame:
     return pd.DataFrame(asked | {f"β = {beta:g}": [a["answer"] for a in said] for beta, said in sorted(own.items())})
 
 
-def as_runs(world: int = 0) -> dict[str, Report]:
+def reports(world: int = 0) -> dict[str, Report]:
     """What the doctor says of the runs of `provoked` in one world, if it sees both scores."""
     made = {}
     for run in provoked():

@@ -12,21 +12,13 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
+from uftlab.course import paper
 from uftlab.losses import rewards
 from uftlab.plots import figures, theme, widgets
 from uftlab.study import gate, grid, maps
 from uftlab.study.results import interval
 from uftlab.study.trials import PROFILES, Profile
 
-# arXiv 2410.21438, version 1: UFT on instruction data alone, average of the new leaderboard; beta -> by learning rate
-PAPER_RATES = (1e-4, 3e-5, 1e-5, 3e-6)
-PAPER = {
-    0.01: (30.08, 30.09, 28.99, 29.32),
-    0.03: (29.93, 29.86, 29.02, 29.20),
-    0.1: (29.80, 29.55, 29.81, 29.48),
-    0.3: (29.37, 29.45, 29.30, 28.73),
-}
-PAPER_SFT = (29.87, 29.75, 29.60, 29.45)  # SFT, at the same learning rates
 LOSSES = {"squared error": rewards.squared_error_gate, "cross-entropy": rewards.cross_entropy_gate}
 INERT, SATURATED = 0.9, 0.1  # of the pull at the start: what is left of it where the completion arrives
 NO_BETA = "no β"
@@ -36,8 +28,9 @@ TIMED = 5  # steps of a training that is timed first
 
 def paper_grid() -> pd.DataFrame:
     """The paper's table: one row per learning rate, a column for SFT and one for each beta."""
-    columns = {"SFT": PAPER_SFT} | {f"UFT, β = {beta:g}": values for beta, values in PAPER.items()}
-    return pd.DataFrame({"learning rate": [f"{rate:g}" for rate in PAPER_RATES], **columns})
+    grid = paper.table("uft grid")["new"].unstack("beta").sort_index(ascending=False)
+    columns = {"SFT": paper.table("sft rates")["new"][grid.index], **{f"UFT, β = {b:g}": grid[b] for b in grid}}
+    return pd.DataFrame({"learning rate": [f"{rate:g}" for rate in grid.index], **columns}).reset_index(drop=True)
 
 
 # ------------------------------------------------------------------------------------------ ceiling and gate

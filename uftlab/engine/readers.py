@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, zip_longest
-from operator import attrgetter
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -86,9 +85,6 @@ def _chunks(own: Sequence[Completion], size: int) -> list[tuple[list[int], list[
     examples.sort()
     cut = [[rows for _, rows in examples[start : start + size]] for start in range(0, len(examples), size)]
     return [([i for rows in part for i in rows], [tuple(own[i] for i in rows) for rows in part]) for part in cut]
-
-
-_PARTS = (attrgetter("prompt_ids"), attrgetter("completion_ids"))
 
 
 class _Predicted:

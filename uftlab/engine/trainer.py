@@ -123,7 +123,7 @@ class ObjectiveTrainer(Trainer):
 
     The examples are in training order (`uftlab.rows.tokens.interleave`) and carry their reference log-probabilities
     (`uftlab.models.references.ReferenceCache`). The library does gradient accumulation, mixed precision, distribution
-    over processes and resuming. Logged metrics: `loss` and those of `uftlab.objectives.objective.batch_metrics`, over
+    over processes and resuming. Logged metrics: `loss` and those of `uftlab.objectives.objective.metric_sums`, over
     all micro-batches and processes. If an objective needs the full distributions of the reference, they come from a
     frozen copy of the model, made at the start. With LoRA they come from the model with its adapters off.
 
@@ -376,7 +376,7 @@ class RenewedTrainer(ObjectiveTrainer):
         self.refresh, self.renewed = refresh, -1
 
     def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As ever, once the reference is up to date."""
+        """The step of the parent class, after the reference is renewed if its time has come."""
         step = self.state.global_step
         if model.training and step % self.refresh == 0 and step != self.renewed:
             self.reference.load_state_dict(self.accelerator.unwrap_model(model).state_dict())

@@ -29,7 +29,7 @@ LOGISTIC = frozenset({
     "una-score-cross-entropy", "una-binary-cross-entropy",
 })  # fmt: skip
 SIGMOID = GATED | LOGISTIC  # the implicit reward stands in a sigmoid
-PAIRS = (LOGISTIC - TARGETED) | {"apo-zero", "ipo", "ipo-mean", "simpo", "orpo"}
+PAIRS = (LOGISTIC - TARGETED) | {"apo-zero", "ipo", "ipo-mean", "simpo", "orpo", "dpo-norm", "tpo"}
 
 THRESHOLDS: dict[str, float] = {
     "likelihood displacement": 0.06,  # share of -logps/chosen that the chosen lost
@@ -428,7 +428,8 @@ def length_drift(run: Run) -> Evidence | None:
     ratio = math.inf if min(first, last) <= 0 < max(first, last) else max(first, last) / max(min(first, last), 1e-9)
     if ratio <= THRESHOLDS["length drift"] or len(points) < 2:
         return None
-    return Evidence("length/words", step, ratio, f"answers went from {first:.3g} to {last:.3g} words")
+    said = f"answers went from {first:.3g} to {last:.3g} words (tokens, where TRL wrote the log)"
+    return Evidence("length/words", step, ratio, said)
 
 
 def over_optimised(run: Run) -> Evidence | None:

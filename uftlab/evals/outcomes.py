@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from uftlab.errors import InputError
+from uftlab.errors import InputError, first_fault
 from uftlab.files import read_json
 
 SCHEMA = 1
@@ -57,9 +57,8 @@ def load_result(folder: Path) -> dict[str, Any]:
     try:
         _result_file().model_validate(stored)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"]))[:120]
-        raise InputError(f"{path}: {place}", "be as `uftlab eval` writes it", first["msg"], "Run it again") from None
+        place, got = first_fault(error)
+        raise InputError(f"{path}: {place}", "be as `uftlab eval` writes it", got, "Run it again") from None
     stored["measures"] = [
         Measure(m["name"], m["template"], {q: (float(v), float(w)) for q, (v, w) in m["questions"].items()})
         for m in stored["measures"]

@@ -1,4 +1,4 @@
-"""Implicit reward, score, margin, ceiling and gates. Only this module multiplies a log-ratio with beta."""
+"""Implicit reward, score, margin, ceiling and gates: what the losses and the figures have in common."""
 
 from __future__ import annotations
 

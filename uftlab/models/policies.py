@@ -34,7 +34,6 @@ TINY = DATA / "tiny"
 ADAPTER = "adapter_model.safetensors"
 SAFE: dict[str, Any] = {"trust_remote_code": False}  # nothing asks whether to run code that comes with a model
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-HUB_TIMEOUT = 10  # seconds to wait for the hub's first answer; there is no second attempt
 _ASKED: dict[str, str] = {}  # hub name -> why the hub could not be reached, or ""
 SPECIAL_TOKENS = {
     "pad_token": "<pad>",
@@ -218,6 +217,8 @@ def _near(name: str) -> dict[str, Any]:
     if Path(name).exists() or not HUB_NAME.fullmatch(name) or huggingface_hub.constants.HF_HUB_OFFLINE:
         return {}
     if name not in _ASKED:
+        from uftlab.rows.sources import HUB_TIMEOUT
+
         try:
             huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT)
             _ASKED[name] = ""

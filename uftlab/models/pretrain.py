@@ -27,12 +27,6 @@ BATCH = 128  # lines
 LEARNING_RATE = 6e-3  # of both optimisers: Muon's is scaled to the size of AdamW's steps
 
 
-def document_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """`<bos>`, the words, `<end>`."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
-
-
 def batches(world: World, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> Iterator[torch.Tensor]:
     """Right-padded batches of lines of similar length, in random order within blocks of eight batches."""
     vocabulary = tokenizer.get_vocab()

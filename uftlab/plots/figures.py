@@ -25,6 +25,8 @@ GROUP_STYLE = {
     "loss": (theme.COLOURS[2], "square", "one loss alone"),
     "pipeline": (theme.COLOURS[3], "triangle-up", "stages, alternation, merging"),
     "online": (theme.COLOURS[4], "star", "samples of its own"),
+    "recent": (theme.COLOURS[6], "x", "of 2025 and 2026"),
+    "question": (theme.COLOURS[6], "square-open", "control of one question"),
 }
 PERCENT = ("instruction/both", "instruction/strict", "truth/mc2", "truth/cued", "plain/mc2")
 FLOORED = ("instruction/both", "instruction/strict")  # what a blind answer reaches is drawn beside them
@@ -144,7 +146,7 @@ def before_after(summary: pd.DataFrame, metric: str = "instruction/both") -> go.
         at = [0.015 * index, 1 + 0.015 * index]  # side by side, so that no bar hides another
         fig.add_trace(line(pair, index, method, at))
     if "base" in rows:
-        fig.add_hline(y=rows["base"]["mean"], line_width=1, line_color=theme.INK, annotation_text="base, untrained")
+        fig.add_hline(y=rows["base"]["mean"], line_width=1, line_color=theme.INK, annotation_text="base")
     fig.update_yaxes(rangemode="tozero")
     return _with_floor(fig, summary, metric).update_xaxes(
         tickvals=[0, 1], ticktext=["after SFT", "after stage two"], range=[-0.15, 1.15], title_text="stage"
@@ -337,7 +339,7 @@ def distrust(table: pd.DataFrame, trained: Mapping[str, float], name: str) -> go
         trained: belief -> its value for the method called `name`.
     """
     fig = theme.figure(
-        title=f"The untrained base, distrusting itself<br>(dotted: {name}, trained)",
+        title=f"The base, distrusting itself<br>(dotted: {name}, trained)",
         x="nats taken from the base's first choice",
         y="share or probability",
         yaxis_range=[-0.03, 1.06],

@@ -21,7 +21,7 @@ from uftlab.objectives.registry import OBJECTIVES
 from uftlab.reports.tables import markdown
 from uftlab.rows.table import KINDS
 from uftlab.training.catalogue import all_methods
-from uftlab.training.methods import SAMPLING, Method, Stage, data_kinds, space, stage_defaults
+from uftlab.training.methods import SAMPLING, Method, Stage, data_kinds, space, stage_defaults, tables_of
 from uftlab.training.settings import chosen_settings
 from uftlab.training.stages import RECIPES
 
@@ -54,10 +54,8 @@ def card(method: Method) -> str:
         parts += [f"### {objective.name}: {objective.summary}"] if len(objectives) > 1 else []
         parts += _terms(objective)
     for stage in method.stages:
-        if stage.recipe == "offline":
-            parts += _added(stage)
-        if stage.recipe != "offline":
-            parts += ["## Recipe", equation_of(RECIPES[stage.recipe])]
+        offline = stage.recipe == "offline"
+        parts += _added(stage) if offline else ["## Recipe", equation_of(RECIPES[stage.recipe])]
     parts += ["## Data", *(_stage(index, method, stage) for index, stage in enumerate(method.stages))]
     parts += ["## Settings", _settings(method)]
     parts += ["## Cost"]
@@ -151,9 +149,7 @@ def _stage(index: int, method: Method, stage: Stage) -> str:
     parts = (
         [f"{share:.0%} of the completions from" for share in shares if share > 0] if len(kinds) > 1 else ["all from"]
     )
-    tables = (["demonstrations"] if stage.demonstrations > 0 else []) + (
-        ["feedback"] if stage.demonstrations < 1 else []
-    )
+    tables = tables_of(stage)
     if stage.recipe in SAMPLING:
         tables[-1], kinds[-1] = f"prompts of the {tables[-1]}, which it answers itself", kinds[-1].partition(" (")[0]
     made = [f"{part} the {table}, as {kind}" for part, table, kind in zip(parts, tables, kinds, strict=True)]
@@ -209,11 +205,9 @@ def _index(methods: list[Method]) -> str:
     for method in methods:
         needs = method.needs()
         reference = "in every step" if needs["distributions"] else "once" if needs["reference"] else "no"
-        found = method.verified or " ".join(needs["verification"].values())  # its own are the weaker part
-        letters = " ".join(dict.fromkeys(found.split()))
         link = f"[{method.name}]({method.name}.md)"
         summary, data = method.summary.replace("|", "\\|"), ", ".join(needs["data"])
-        rows.append([link, method.group, summary, data, reference, letters])
+        rows.append([link, method.group, summary, data, reference, needs["verified"]])
     letters = "; ".join(f"{letter}: {meaning}" for letter, meaning in VERIFIED.items())
     head = ["method", "group", "what it is", "learns from", "reference", "verified"]
     intro = (

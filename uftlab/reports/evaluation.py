@@ -195,7 +195,7 @@ class Group:
 
     @property
     def seeds(self) -> list[Any]:
-        """Their seeds."""
+        """The seed of each run."""
         return [run["seed"] for run in self.runs]
 
     def measure(self, key: tuple[str, bool | None]) -> Measure:

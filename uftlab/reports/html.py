@@ -19,7 +19,7 @@ from uftlab.training.catalogue import all_methods
 
 MORE_LIMITS = (
     "Feedback is scored by a program with random errors. People disagree in less regular ways.",
-    "A difference whose interval includes 0 is called not settled, whatever its sign.",
+    "A comparison is settled if its p value, corrected for all that were made, is below 0.05. Others are not settled.",
 )
 STYLE = """
 body { font: 18px/1.5 "Open Sans", "DejaVu Sans", Verdana, sans-serif; color: #222; max-width: 1240px;
@@ -95,7 +95,8 @@ def _table(summary: pd.DataFrame, methods: list[str]) -> str:
     lines = ["<table><thead><tr><th>method</th>"]
     for metric in columns:
         label = figures.label_of(metric) if metric in results.HEADLINES else results.COSTS[metric][1]
-        lines.append(f"<th>{label.replace(' (', '<br><small>(')}</small></th>")
+        name, *unit = label.split(" (")
+        lines.append(f"<th>{name}{''.join(f'<br><small>({part}</small>' for part in unit)}</th>")
     lines.append("</tr></thead><tbody>")
     for method in methods:
         lines.append(f'<tr><td title="{html.escape(all_methods()[method].summary)}">{html.escape(method)}</td>')

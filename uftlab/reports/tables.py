@@ -133,8 +133,7 @@ def methods_table(rows: Sequence[Mapping[str, Any]], wide: bool) -> Table:
     table.columns[0].no_wrap = True  # so that a name can be copied
     for row in rows:
         needs = "full, each step" if row["distributions"] else "once" if row["reference"] else "no"
-        letters = " ".join(sorted(set(" ".join(row["verification"].values()).split())))
-        more = (", ".join(row["data"]), needs, letters) if wide else ()
+        more = (", ".join(row["data"]), needs, row["verified"]) if wide else ()
         table.add_row(*(Text(printable(text)) for text in (row["name"], row["group"], row["summary"], *more)))
     return table
 

@@ -310,7 +310,7 @@ class Difference:
 
     @property
     def size(self) -> float:
-        """Without its sign."""
+        """The distance between what the entry says and what was found."""
         return abs(self.said - self.found)
 
 

@@ -243,7 +243,7 @@ def draw_of(method: str, seed: int) -> int:
 
 
 def trial(method: str, seed: int, profile: Profile, draw: int | None = None) -> Trial:
-    """A trial on the test creatures with tuned settings; what is not of the first study may run with its defaults.
+    """A trial on the test creatures with tuned settings; what is not of the study may run with its defaults.
 
     Args:
         draw: the tuning draw; by default that of the seed.

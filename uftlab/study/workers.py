@@ -142,7 +142,7 @@ def spread(trials: Sequence[Trial], folder: Path, workers: int | None = None) ->
     because memory may have run out.
 
     Args:
-        workers: processes; by default one per core, eight at most.
+        workers: processes; by default one per core, at most `MAX_WORKERS`.
 
     Raises:
         InputError: for a loss that cannot be handed over to the processes, or when a single process dies before it has

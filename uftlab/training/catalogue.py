@@ -71,7 +71,7 @@ METHODS: dict[str, Method] = {
             ("learning_rate", "beta", "l2"),
             "control",
             "EWC (Kirkpatrick et al. 2017, arXiv 1612.00796) with Fisher information 1",
-            "-",
+            "2",
             "The equation of EWC is from summaries of the paper. L2 to the start is older than any paper on it.",
         ),
         Method("una-alone", (Stage("una-score", 0.0),), "UNA on scores alone, the full budget", group="control"),
@@ -125,7 +125,7 @@ _PAFT = (
     "2 M",
     "The recipe is from a secondary source, the weights of the merge from memory.",
 )
-_SAMPLED = (("refresh", 1.0), ("completions", 1.0))
+_ONE_SAMPLE = (("refresh", 1.0), ("completions", 1.0))
 _BOTH = ("learning_rate", "beta")
 
 # What people do around the losses: the study "pipelines" compares them with those above.
@@ -198,21 +198,21 @@ PIPELINE_METHODS: dict[str, Method] = {
         ),
         Method(
             "una-online",
-            (_SFT_HALF, Stage("una-score", 0.0, 0.5, "online", _SAMPLED)),
+            (_SFT_HALF, Stage("una-score", 0.0, 0.5, "online", _ONE_SAMPLE)),
             "SFT, then UNA on scored samples of the policy, squared error",
             group="online",
             borrows="sft-then-una",
         ),
         Method(
             "una-online-rollout",
-            (_SFT_HALF, Stage("una-score", 0.0, 0.5, "online-rollout", _SAMPLED)),
+            (_SFT_HALF, Stage("una-score", 0.0, 0.5, "online-rollout", _ONE_SAMPLE)),
             "the same with the ratio against the policy that sampled, as in the authors' script",
             group="online",
             borrows="sft-then-una",
         ),
         Method(
             "uft-online",
-            (Stage("una-score", 0.5, 1.0, "online", _SAMPLED),),
+            (Stage("una-score", 0.5, 1.0, "online", _ONE_SAMPLE),),
             "UFT on demonstrations and scored samples of the policy in one table",
             group="online",
             borrows="uft",
@@ -227,7 +227,6 @@ PIPELINE_METHODS: dict[str, Method] = {
     )
 }
 
-_ONE_SAMPLE = (("refresh", 1.0), ("completions", 1.0))
 _FOUR_SAMPLES = (("refresh", 1.0), ("completions", 4.0))
 _ONCE = (("refresh", 1e6), ("completions", 1.0))  # more steps than any run has: all is drawn before the first
 _RATE = ("learning_rate",)

@@ -15,10 +15,6 @@ from uftlab.errors import InputError
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 POSITIVE = ("steps", "epochs", "batch", "accumulation", "beta", "lora_alpha", "max_length")
-NOT_NEGATIVE = (
-    "lora", "lora_dropout", "warmup", "weight_decay", "clip", "held_out", "evaluate_every", "save_every", "samples",
-    "seed", "log_every", "tokens_per_device",
-)  # fmt: skip
 MOST = {"steps": 1_000_000, "epochs": 10_000, "batch": 100_000, "seed": 2**32 - 1}  # the order is laid out beforehand
 MOST_OF_OTHERS = 1e9  # whole numbers
 MOST_COMPLETIONS = 50_000_000  # steps times batch: about 1 GB for their order
@@ -87,7 +83,7 @@ class TrainConfig:
 
     @property
     def settings(self) -> dict[str, float]:
-        """Those of every stage that has them."""
+        """The settings that hold in every stage which has them."""
         both = {"learning_rate": self.learning_rate, "beta": self.beta}
         return {name: float(value) for name, value in both.items() if value is not None}
 

@@ -76,6 +76,12 @@ class Method:
         """What has a source, letters and a note: its objectives, and itself if it adds to them."""
         return [*self.objectives, self] if self.source else self.objectives
 
+    @property
+    def letters(self) -> str:
+        """How sure its sources are: its own letters, which are the weaker part, else those of its objectives."""
+        found = self.verified or " ".join(objective.verified for objective in self.objectives)
+        return " ".join(dict.fromkeys(found.split()))
+
     def needs(self) -> dict[str, Any]:
         """What `uftlab methods --json` prints of it."""
         objectives = self.objectives
@@ -94,6 +100,7 @@ class Method:
             "across_batch": any(o.across_batch for o in objectives),
             "settings": default_settings(self) if self.stages else {},
             "sources": sorted({own.source for own in self.sourced}),
+            "verified": self.letters,
             "verification": {own.name: own.verified for own in self.sourced},
             "notes": {own.name: own.note for own in self.sourced if own.note},
         }

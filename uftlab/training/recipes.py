@@ -268,7 +268,7 @@ class Task:
         return self.options()[name]
 
     def options(self) -> dict[str, float]:
-        """All of them."""
+        """All settings of the stage, defaults included."""
         return self.stage.chosen(self.settings)
 
     def examples(self) -> list[list[Example]]:
@@ -426,7 +426,7 @@ class FedTrainer(ObjectiveTrainer):
         return [batch], self._get_num_items_in_batch([batch], device)
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As ever; the value stays readable as `last_loss`."""
+        """The loss of the parent class, kept as `last_loss`."""
         made = super().compute_loss(*args, **kwargs)
         self.last_loss = float((made[0] if isinstance(made, tuple) else made).detach())
         return made

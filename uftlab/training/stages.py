@@ -193,7 +193,7 @@ def run(
 
 @lru_cache(maxsize=1)
 def layout() -> Layout:
-    """Of the tiny model."""
+    """The layout of the tiny model in a stack."""
     return Layout.of(tiny_config())
 
 

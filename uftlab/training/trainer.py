@@ -27,8 +27,6 @@ from uftlab.rows.understanding import understand
 from uftlab.training.methods import Stage
 from uftlab.training.recipes import enough, prepare, share_of_a_step, sources
 
-OF_TRL = ("loss_type", "beta")  # names that scripts of TRL set too
-
 
 @dataclass
 class UFTConfig(TrainingArguments):
