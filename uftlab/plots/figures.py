@@ -86,7 +86,7 @@ def skills(summary: pd.DataFrame, metrics: Sequence[str] = tuple(HEADLINES)[:6])
     """All methods on several skills: one panel per skill, one dot per method, a bar for the 95 % interval."""
     columns = 3 if len(metrics) > 2 else len(metrics)
     lines = -(-len(metrics) // columns)
-    titles = [theme.lines(_axis(m), 14) for m in metrics]
+    titles = [theme.lines(_axis(m), 20) for m in metrics]
     fig = make_subplots(
         lines, columns, shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.05, vertical_spacing=0.22 / lines
     )

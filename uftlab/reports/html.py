@@ -38,13 +38,13 @@ def write_report(path: Path, trials: list[dict[str, Any]]) -> Path:
     frame = results.tidy(trials)
     summary, along = results.summary(frame), results.curve_summary(results.curves(trials))
     present = [name for name in all_methods() if name in set(frame["method"])]
-    seeds = sorted({t["seed"] for t in trials})
+    seeds = len({t["seed"] for t in trials})
     parts = [
         "<h1>What SFT and alignment do to each other</h1>",
-        f"<p>{len(present)} methods, {len(seeds)} seed(s), profile {html.escape(trials[0]['profile'])}: each seed is "
-        "another world with its own base model. All methods but <em>base</em> and <em>sft</em> (half of the budget) "
-        "back-propagate the same number of completions. Measured on creatures never seen in "
-        "fine-tuning.</p>",
+        f"<p>{len(present)} methods, {seeds} seed{'s' * (seeds != 1)}, profile "
+        f"{html.escape(trials[0]['profile'])}: each seed is another world with its own base model. All methods but "
+        "<em>base</em> and <em>sft</em> (half of the budget) back-propagate the same number of completions. Measured "
+        "on creatures never seen in fine-tuning.</p>",
         *_untuned(trials),
         _figure(figures.skills(summary), first=True),
         "<h2>Numbers</h2>",

@@ -36,7 +36,7 @@ def summary_table(frame: pd.DataFrame, columns: int = 100) -> Table:
     The table of the study needs 100 columns. In a narrower terminal the interval is below its mean.
     """
     seeds = frame["seed"].nunique()
-    meaning = " ± half of the 95 % interval" if seeds > 2 else f"; {seeds} seed(s) are too few for intervals"
+    meaning = " ± half of the 95 % interval" if seeds > 2 else f"; too few seeds for intervals: {seeds}"
     spread = "±{half}" if columns >= 100 else "\n±{half}"
     table = Table(
         title=f"mean over seeds{meaning}, test creatures",
