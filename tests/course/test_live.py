@@ -12,6 +12,7 @@ import torch
 from explorers import explorer_alone
 
 from uftlab.course import export, live, snapshots
+from uftlab.course.notebooks import NOTEBOOKS
 from uftlab.plots import theme, widgets
 
 pytestmark = pytest.mark.skipif(
@@ -100,6 +101,12 @@ def test_all_explorers_come_in_one_file_that_needs_no_other(site, opened):
     before = line.inner_text()
     shown.locator("#explorer-bandit").get_by_role("slider").first.press("ArrowRight")
     assert line.inner_text() != before
+
+
+def test_the_file_of_the_repository_has_the_scripts_of_today(tmp_path):
+    stored = (NOTEBOOKS.parent / "docs" / "live.html").read_text(encoding="utf-8")
+    assert live.write_script(tmp_path).read_text(encoding="utf-8") in stored, "make pages writes it again"
+    assert all(f'id="explorer-{model}"' in stored for model, _, _ in live.MODELS.values())
 
 
 # ------------------------------------------------------------------------------ the same numbers
