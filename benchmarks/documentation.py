@@ -227,7 +227,12 @@ def commands() -> str:
     text = re.sub(r"^# `uftlab`$", "# The command line", ended.stdout, count=1, flags=re.M)
     text = re.sub(r"^(#+ )`(.+)`$", r"\1\2", text, flags=re.M)
     first = dict(re.findall(r"^## uftlab (\w+)\n\n(.+)$", text, flags=re.M))  # Typer shortens them in its list
-    text = re.sub(r"^\* `(\w+)`: .*$", lambda m: f"* [`{m[1]}`](#uftlab-{m[1]}): {first[m[1]]}", text, flags=re.M)
+
+    def named(found: re.Match[str]) -> str:  # arguments of commands look the same
+        name = found[1]
+        return f"* [`{name}`](#uftlab-{name}): {first[name]}" if name in first else found[0]
+
+    text = re.sub(r"^\* `(\w+)`: .*$", named, text, flags=re.M)
     return re.sub(r"^ {4}(?=\S)", "", text, flags=re.M)
 
 

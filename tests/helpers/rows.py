@@ -5,6 +5,7 @@ depends on the completion alone: batching, order and padding cannot move it.
 """
 
 import random
+from dataclasses import astuple
 from functools import cache
 
 import torch
@@ -16,6 +17,11 @@ from uftlab.rows.tokens import Completion, collate
 WORDS = 5  # size of the made-up vocabulary, whose last word ends a completion
 END = WORDS - 1
 PROMPT = (7, 8)
+
+
+def as_tuples(examples):
+    """Completions as tuples, which are equal where they hold the same NaN; dataclasses are not, since Python 3.13."""
+    return [tuple(map(astuple, example)) for example in examples]
 
 
 def completion(role, score=float("nan"), tokens=3, seed=0, prefix=()):

@@ -55,4 +55,8 @@ def test_the_page_of_the_study_is_made_from_the_stored_trials():
     from uftlab.reports.pages import page_of
 
     page = page_of(results.load(results.results_folder("class")))
-    assert (Path(ROOT) / "docs" / "results" / "study.md").read_text() == page
+    stored = (Path(ROOT) / "docs" / "results" / "study.md").read_text()
+    number = r"(?<![\w.])-?\d+\.\d+"  # other versions of scipy may round the last digit to the other side
+    assert re.sub(number, "", stored) == re.sub(number, "", page)
+    pairs = zip(re.findall(number, stored), re.findall(number, page), strict=True)
+    assert [(a, b) for a, b in pairs if abs(float(a) - float(b)) > 1.01 * 10.0 ** -len(a.partition(".")[2])] == []

@@ -36,7 +36,15 @@ def cluster():
     places = os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])
     quiet["runtime_env"] = {"env_vars": {"PYTHONPATH": places}}
     # by default Ray's workers let every other process of a busy machine go first
-    ray.init(address="local", num_cpus=2, _system_config={"worker_niceness": 0}, **quiet)
+    # and it waits 30 s for its own processes, which is too short beside other jobs
+    for more in (True, True, False):
+        try:
+            ray.init(address="local", num_cpus=2, _system_config={"worker_niceness": 0}, **quiet)
+            break
+        except Exception as error:
+            ray.shutdown()
+            if not more or "timed out" not in str(error):
+                raise
     yield
     ray.shutdown()
 

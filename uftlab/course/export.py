@@ -36,7 +36,7 @@ from uftlab.files import write_atomically
 from uftlab.plots import theme
 
 STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #222; --soft: #555; --line: #ccc; --box: #f5f5f5;
+:root { color-scheme: light dark; --paper: #fff; --ink: #222; --soft: #555; --line: #ccc; --box: #fafafa;
   --link: #0059b3; }
 @media (prefers-color-scheme: dark) {
   :root { --paper: #16181c; --ink: #e8e8e8; --soft: #aaa; --line: #444; --box: #22252b; --link: #8ab8ff; }
@@ -47,7 +47,7 @@ a { color: var(--link); } a:focus-visible, summary:focus-visible { outline: 3px 
 h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; border-top: 1px solid var(--line); padding-top: 1rem; }
 blockquote { margin: 1rem 0; padding: .2rem 1rem; border-left: 6px solid #0072B2; font-size: 1.15em; }
 code, pre { font: 15px/1.5 "DejaVu Sans Mono", Consolas, Menlo, monospace; }
-pre { overflow-x: auto; margin: 0; padding: .7rem 1rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; padding: .7rem 1rem; }
 .highlight { background: var(--box); border-radius: 6px; margin: .6rem 0; }
 .output_stream pre, .output_text pre { white-space: pre-wrap; border-left: 4px solid var(--line); }
 .prompt { display: none; } .output_area { margin: .8rem 0; }
@@ -152,6 +152,8 @@ def _linked(body: str, names: Iterable[str], out: Path) -> str:
             link.unwrap()
         else:
             link["href"] = (f"{stem}.html" if target else "") + (f"#{anchor(part)}" if part else "")
+    for wide in soup.select(".output_html:has(table), .text_cell_render:has(table)"):
+        wide["tabindex"] = "0"  # what a narrow window cuts is reached by the keyboard
     return str(soup)
 
 
@@ -164,8 +166,9 @@ def _page(title: str, body: str, glossary: bool, scripts: str = "", home: bool =
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     head += f'<link rel="icon" href="data:,"><title>{title}</title><style>{style}</style>{scripts}'
     return (
-        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><nav>{links}</nav>\n<main>{body}</main>\n'
-        f"<footer><nav>{links}</nav></footer></body></html>\n"
+        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n'
+        f'<body><nav aria-label="Course">{links}</nav>\n<main>{body}</main>\n'
+        f'<footer><nav aria-label="Course, at the end">{links}</nav></footer></body></html>\n'
     )
 
 

@@ -245,7 +245,7 @@ def alone(page: str, script: str) -> str:
 
     packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
     page = page.replace(f'<script src="{SCRIPT}" defer></script>', _UNPACK)
-    page = re.sub(r"<footer>.*?</footer>|<nav>.*?</nav>\n?", "", page, flags=re.S)
+    page = re.sub(r"<footer>.*?</footer>|<nav[^>]*>.*?</nav>\n?", "", page, flags=re.S)
     page = re.sub(r"<a href=[^>]*>(.*?)</a>", r"\1", page)
     numbers: dict[str, str] = {}  # in place of random names, so that the same page is the same file
     page = re.sub(

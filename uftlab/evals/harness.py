@@ -7,6 +7,7 @@ examples of TruthfulQA) is read once, and the number of tokens of each answer is
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import json
 import logging
@@ -52,6 +53,8 @@ class Harness(HFLM):
         self._made: dict[tuple[int, ...], tuple[int, bool]] = {}
         self._common: list[int] = []
         self._read: DynamicCache | None = None
+        taken = inspect.signature(model.forward).parameters  # transformers 5.24 gave it another name
+        self._cache_name = "cache" if "cache" in taken else "past_key_values"
 
     # ------------------------------------------------------------------------------ log-probabilities
 
@@ -93,7 +96,7 @@ class Harness(HFLM):
         cache = copy.deepcopy(self._read)
         cache.batch_repeat_interleave(len(inps))
         with torch.no_grad():
-            return self.model(inps[:, size:], past_key_values=cache, use_cache=True).logits
+            return self.model(inps[:, size:], **{self._cache_name: cache}, use_cache=True).logits
 
     # ------------------------------------------------------------------------------ answers
 

@@ -90,7 +90,7 @@ def html_section(trials: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     return [
         *parts,
-        f"<table><thead><tr><th>method</th><th>runs</th>{head}</tr></thead><tbody>",
+        f'<div class="wide" tabindex="0"><table><thead><tr><th>method</th><th>runs</th>{head}</tr></thead><tbody>',
         *rows,
-        "</tbody></table>",
+        "</tbody></table></div>",
     ]

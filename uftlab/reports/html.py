@@ -24,7 +24,7 @@ MORE_LIMITS = (
 STYLE = """
 body { font: 18px/1.5 "Open Sans", "DejaVu Sans", Verdana, sans-serif; color: #222; max-width: 1240px;
        margin: 2rem auto; padding: 0 1rem; background: white; }
-table { border-collapse: collapse; font-size: 15px; display: block; overflow-x: auto; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 15px; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid #bbb; text-align: right; white-space: nowrap; }
 th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
@@ -74,7 +74,7 @@ def write_report(path: Path, trials: list[dict[str, Any]]) -> Path:
     versions = ", ".join(f"{k} {v}" for k, v in trials[0]["versions"].items())
     parts.append(f"<p><small>{html.escape(trials[0]['device'])}; {html.escape(versions)}.</small></p>")
     head = f'<head><meta charset="utf-8"><title>uftlab: forgetting</title><style>{STYLE}</style></head>'
-    write_atomically(path, f'<!doctype html><html lang="en">{head}<body>{"".join(parts)}</body></html>')
+    write_atomically(path, f'<!doctype html><html lang="en">{head}<body><main>{"".join(parts)}</main></body></html>')
     return path
 
 
@@ -92,7 +92,8 @@ def _table(summary: pd.DataFrame, methods: list[str]) -> str:
     """Methods by headline metrics and costs: the mean, and the interval below it."""
     columns = [*results.HEADLINES, *(metric for metric in results.COSTS if metric != "cost/seconds")]
     cells = {(r["method"], r["metric"]): r for r in summary.to_dict("records")}
-    lines = ["<table><thead><tr><th>method</th>"]
+    # where a narrow window cuts it, it is reached by the keyboard
+    lines = ['<div class="wide" tabindex="0"><table><thead><tr><th>method</th>']
     for metric in columns:
         label = figures.label_of(metric) if metric in results.HEADLINES else results.COSTS[metric][1]
         name, *unit = label.split(" (")
@@ -106,4 +107,4 @@ def _table(summary: pd.DataFrame, methods: list[str]) -> str:
                 f"<td>{cell(row, '<br><small>{low:.2f} to {high:.2f}</small>', whole=metric.startswith('cost/'))}</td>"
             )
         lines.append("</tr>")
-    return "".join([*lines, "</tbody></table>"])
+    return "".join([*lines, "</tbody></table></div>"])

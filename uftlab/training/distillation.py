@@ -6,6 +6,7 @@ is an answer from the table (`example_in_prompt`). `world_context` has that of t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,11 @@ def unscored(prompts: Sequence[Any], texts: Sequence[str]) -> list[float]:
     return [float("nan")] * len(texts)
 
 
+def _key(prompt: Any) -> str:
+    """A prompt as text: equal for equal messages, in whatever order their keys are."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
+
+
 def example_in_prompt(table: Dataset) -> Callable[[Any], Any]:
     """The context where none is given: each prompt with an answer from the table behind it, the best one there is.
 
@@ -38,11 +44,11 @@ def example_in_prompt(table: Dataset) -> Callable[[Any], Any]:
     column = "chosen" if "chosen" in table.column_names else "completion"
     for row in table:
         score = float(row.get("score", row.get("label", 1.0)))
-        if score > answers.get(repr(row["prompt"]), (float("-inf"), ""))[0]:
-            answers[repr(row["prompt"])] = (score, _text(row[column]))
+        if score > answers.get(_key(row["prompt"]), (float("-inf"), ""))[0]:
+            answers[_key(row["prompt"])] = (score, _text(row[column]))
 
     def context(prompt: Any) -> Any:
-        added = EXAMPLE.format(answer=answers[repr(prompt)][1])
+        added = EXAMPLE.format(answer=answers[_key(prompt)][1])
         if isinstance(prompt, str):
             return prompt + added
         return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + added}]
