@@ -13,7 +13,7 @@ import population
 import pytest
 import scale
 from datasets import Dataset
-from rows import as_tuples
+from rows import compared
 
 from uftlab.errors import InputError
 from uftlab.rows.tokens import Completion, Tokens
@@ -92,7 +92,7 @@ def test_the_engine_and_the_bare_step_give_one_number_for_each_step_after_the_wa
 
 def test_the_text_of_the_pairs_stands_in_the_order_of_the_examples(tokenizer):
     examples, _, table = against_trl.ordered_rows(against_trl.STAGES["dpo"], 1)
-    assert as_tuples(Tokens(tokenizer).examples(table)) == as_tuples(examples)
+    assert compared(Tokens(tokenizer).examples(table)) == compared(examples)
 
 
 def test_tokens_that_differ_are_refused(tokenizer):

@@ -5,7 +5,7 @@ depends on the completion alone: batching, order and padding cannot move it.
 """
 
 import random
-from dataclasses import astuple
+from dataclasses import fields
 from functools import cache
 
 import torch
@@ -19,9 +19,9 @@ END = WORDS - 1
 PROMPT = (7, 8)
 
 
-def as_tuples(examples):
-    """Completions as tuples, which are equal where they hold the same NaN; dataclasses are not, since Python 3.13."""
-    return [tuple(map(astuple, example)) for example in examples]
+def compared(examples):
+    """The compared fields of completions as lists, which are equal where they hold the same NaN; dataclasses are not, since Python 3.13."""
+    return [[[getattr(own, f.name) for f in fields(own) if f.compare] for own in example] for example in examples]
 
 
 def completion(role, score=float("nan"), tokens=3, seed=0, prefix=()):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from rows import as_tuples
+from rows import compared
 from torch import nn
 from torch.testing import assert_close
 
@@ -55,7 +55,7 @@ def texts(base):
 def test_own_texts_are_sentences_of_the_world_and_depend_on_the_seed_alone(base, texts):
     words = tiny_tokenizer()
     first, second = own_texts(base, words, 1), own_texts(base, words, 2)
-    assert as_tuples([texts]) == as_tuples([first]) != as_tuples([second])
+    assert compared([texts]) == compared([first]) != compared([second])
     assert all(row.prompt_ids == (words.bos_token_id,) for row in texts)
     assert sum(row.completion_ids[-1] == words.eos_token_id for row in texts) > 0.95 * len(texts)
     assert len({row.completion_ids for row in texts}) > 0.5 * len(texts)

@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import as_tuples
+from rows import compared
 
 from uftlab.errors import InputError
 from uftlab.rows.table import as_labels, as_scored, convert, from_rows, kind_of, load_rows, validated
@@ -168,7 +168,7 @@ def test_text_and_messages_in_one_column_are_all_messages(tmp_path, tokenizer, s
     assert table["rejected"][:][0 if swap else 1] == SAID
     assert len(as_scored(table)) == 4 and len(as_labels(table)) == 4  # chosen and rejected become one column
     alone = [Tokens(tokenizer).examples(from_rows([row]))[0] for row in rows]
-    assert as_tuples(Tokens(tokenizer).examples(from_rows(rows))) == as_tuples(
+    assert compared(Tokens(tokenizer).examples(from_rows(rows))) == compared(
         alone
     )  # the same tokens as each row by itself
 

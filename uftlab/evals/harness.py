@@ -53,7 +53,8 @@ class Harness(HFLM):
         self._made: dict[tuple[int, ...], tuple[int, bool]] = {}
         self._common: list[int] = []
         self._read: DynamicCache | None = None
-        taken = inspect.signature(model.forward).parameters  # transformers 5.24 gave it another name
+        bare = model.get_base_model() if hasattr(model, "get_base_model") else model  # without its adapters
+        taken = inspect.signature(type(bare).forward).parameters  # transformers 5.24 gave the cache another name
         self._cache_name = "cache" if "cache" in taken else "past_key_values"
 
     # ------------------------------------------------------------------------------ log-probabilities
