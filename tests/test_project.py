@@ -96,6 +96,11 @@ def test_every_python_and_both_ends_of_the_versions_are_tested_on_a_schedule():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "versions.yml").read_text())
     found = {(own["python"], own["versions"]) for own in workflow["jobs"]["test"]["strategy"]["matrix"]["include"]}
     assert found == {("3.11", "lowest"), ("3.11", "newest"), ("3.12", "newest"), ("3.13", "newest")}
+    hosted = "\n".join(step.get("run", "") for step in workflow["jobs"]["hosted"]["steps"])
+    own = {r.name: r.specifier for r in map(Requirement, project()["dependencies"])}
+    for package in ("pandas", "plotly", "ipywidgets", "ipykernel"):  # the floors of hosted notebooks are tested, too
+        (floor,) = (s.version for s in own[package] if s.operator == ">=")
+        assert f"{package}=={floor}" in hosted
     assert "schedule" in workflow[True]  # YAML reads `on` so
     assert all(python in SpecifierSet(project()["requires-python"]) for python, _ in found)
 

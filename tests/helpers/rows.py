@@ -20,7 +20,7 @@ PROMPT = (7, 8)
 
 
 def compared(examples):
-    """The compared fields of completions as lists, which are equal where they hold the same NaN; dataclasses are not, since Python 3.13."""
+    """The fields that equality is about, as lists: equal with the same NaN, as dataclasses are not since 3.13."""
     return [[[getattr(own, f.name) for f in fields(own) if f.compare] for own in example] for example in examples]
 
 
