@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from pinned import pins
 
 import uftlab
 
@@ -48,17 +49,6 @@ def ranges(*extras):
     for own in map(Requirement, texts):  # an extra may ask for more of a package than the rest does
         name = canonicalize_name(own.name)
         found[name] = found.get(name, SpecifierSet()) & own.specifier
-    return found
-
-
-def pins(file="constraints.txt"):
-    """Exact versions of a file of constraints by canonical name."""
-    lines = [line.split("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
-    found = {}
-    for requirement in (Requirement(line) for line in lines if line):
-        (only,) = requirement.specifier
-        assert only.operator == "==" and "*" not in only.version, requirement
-        found[canonicalize_name(requirement.name)] = only.version
     return found
 
 

@@ -168,9 +168,8 @@ def test_text_and_messages_in_one_column_are_all_messages(tmp_path, tokenizer, s
     assert table["rejected"][:][0 if swap else 1] == SAID
     assert len(as_scored(table)) == 4 and len(as_labels(table)) == 4  # chosen and rejected become one column
     alone = [Tokens(tokenizer).examples(from_rows([row]))[0] for row in rows]
-    assert compared(Tokens(tokenizer).examples(from_rows(rows))) == compared(
-        alone
-    )  # the same tokens as each row by itself
+    together = Tokens(tokenizer).examples(from_rows(rows))
+    assert compared(together) == compared(alone)  # the same tokens as each row by itself
 
 
 def test_text_alone_stays_text_beside_messages_of_the_other_speaker():

@@ -2,10 +2,12 @@
 
 import re
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from history import committed
+from pinned import pins
 
 from uftlab.files import PACKAGE
 from uftlab.study import comparisons, maps, results, tuning
@@ -56,6 +58,8 @@ def test_the_page_of_the_study_is_made_from_the_stored_trials():
 
     page = page_of(results.load(results.results_folder("class")))
     stored = (Path(ROOT) / "docs" / "results" / "study.md").read_text()
+    if all(metadata.version(name) == pins()[name] for name in ("numpy", "pandas", "scipy")):
+        assert stored == page
     number = r"(?<![\w.])-?\d+\.\d+"  # other versions of scipy may round the last digit to the other side
     assert re.sub(number, "", stored) == re.sub(number, "", page)
     pairs = zip(re.findall(number, stored), re.findall(number, page), strict=True)

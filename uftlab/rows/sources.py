@@ -43,11 +43,11 @@ from uftlab.rows.understanding import sentence, understand
 
 ENDINGS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")
 BUFFER = 1 << 20  # bytes of a column of Parquet that are read at a time
+HUB_TIMEOUT = 10  # seconds to wait for the hub's first answer; there is no second attempt
 UTF_8_MARK = b"\xef\xbb\xbf"  # which some editors put before UTF-8
 PIECE = re.compile(r"[-_.]?(\d{5}-of-\d{5}([-_.]\w+)?|part[-_.]?\d*|\d+)$")  # of a file name: which piece of a split
 
 USUAL = {"demonstrations": "train_sft", "feedback": "train_prefs"}  # splits of UltraChat and of binarized UltraFeedback
-HUB_TIMEOUT = 10  # seconds to wait for the hub's first answer; there is no second attempt
 HIDDEN = re.compile(r"/\.|/dataset_infos?\.json$")  # what a folder of the hub holds besides its rows
 
 

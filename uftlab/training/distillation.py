@@ -44,8 +44,9 @@ def example_in_prompt(table: Dataset) -> Callable[[Any], Any]:
     column = "chosen" if "chosen" in table.column_names else "completion"
     for row in table:
         score = float(row.get("score", row.get("label", 1.0)))
-        if score > answers.get(_key(row["prompt"]), (float("-inf"), ""))[0]:
-            answers[_key(row["prompt"])] = (score, _text(row[column]))
+        prompt = _key(row["prompt"])
+        if score > answers.get(prompt, (float("-inf"), ""))[0]:
+            answers[prompt] = (score, _text(row[column]))
 
     def context(prompt: Any) -> Any:
         added = EXAMPLE.format(answer=answers[_key(prompt)][1])
