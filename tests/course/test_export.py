@@ -110,6 +110,17 @@ def test_without_a_network_figures_and_equations_are_drawn_and_nothing_is_asked(
     assert trouble == []
 
 
+@pytest.mark.skipif(driver.chromium() is None, reason="no Chromium here; Debian: apt-get install chromium")
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_pages_are_for_every_reader(site, scheme, width):
+    with driver.browser() as browser:
+        page = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800}).new_page()
+        for path in sorted(site.glob("*.html")):
+            page.goto(path.as_uri())
+            page.wait_for_function(DRAWN)
+            assert driver.inaccessible(page) == [], path.name
+
+
 # ------------------------------------------------------------------------------ parts
 
 

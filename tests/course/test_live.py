@@ -103,6 +103,17 @@ def test_all_explorers_come_in_one_file_that_needs_no_other(site, opened):
     assert line.inner_text() != before
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_file_of_the_repository_is_for_every_reader(browser, scheme, width):
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800}, offline=True)
+    page = context.new_page()
+    page.goto((NOTEBOOKS.parent / "docs" / "live.html").as_uri())
+    page.wait_for_function(DRAWN_BY_MODEL.format(len(live.MODELS)))
+    assert driver.inaccessible(page) == []
+    context.close()
+
+
 def test_the_file_of_the_repository_has_the_scripts_of_today(tmp_path):
     stored = (NOTEBOOKS.parent / "docs" / "live.html").read_text(encoding="utf-8")
     assert live.write_script(tmp_path).read_text(encoding="utf-8") in stored, "make pages writes it again"

@@ -107,6 +107,14 @@ def chromium():
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+def inaccessible(page):
+    """What axe-core finds wrong in an open page, for readers with a screen reader, a keyboard or weak eyes."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [f"{rule['id']} at {' '.join(node['target'])}" for rule in found for node in rule["nodes"]]
+
+
 @contextmanager
 def browser():
     """A headless browser without a sandbox (there is none for root) and without a GPU."""

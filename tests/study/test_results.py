@@ -5,6 +5,7 @@ import json
 import math
 import re
 
+import driver
 import numpy as np
 import pytest
 from made_up import every_method, made_up, values_of
@@ -360,6 +361,17 @@ def test_the_findings_of_the_report_are_the_sentences_of_the_results(page, frame
 def test_the_report_has_all_figures_and_says_what_is_not_shown(page):
     assert page.count("Plotly.newPlot(") >= 5
     assert "What this does not show" in page and "tuned four times" in page
+
+
+@pytest.mark.skipif(driver.chromium() is None, reason="no Chromium here; Debian: apt-get install chromium")
+def test_the_report_is_for_every_reader(page, tmp_path):
+    (tmp_path / "report.html").write_text(page, encoding="utf-8")
+    with driver.browser() as browser:
+        for look in ({"color_scheme": "light"}, {"color_scheme": "dark", "viewport": {"width": 390, "height": 800}}):
+            shown = browser.new_context(**look).new_page()
+            shown.goto((tmp_path / "report.html").as_uri())
+            shown.wait_for_function("() => document.querySelectorAll('.main-svg').length > 4")
+            assert driver.inaccessible(shown) == [], look
 
 
 @pytest.mark.parametrize("names", [("base",), ("base", "sft"), ("uft",)])

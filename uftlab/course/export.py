@@ -152,7 +152,7 @@ def _linked(body: str, names: Iterable[str], out: Path) -> str:
             link.unwrap()
         else:
             link["href"] = (f"{stem}.html" if target else "") + (f"#{anchor(part)}" if part else "")
-    for wide in soup.select(".output_html:has(table), .text_cell_render:has(table)"):
+    for wide in soup.select('.output_html:has(table), .text_cell_render:has(table), math[display="block"]'):
         wide["tabindex"] = "0"  # what a narrow window cuts is reached by the keyboard
     return str(soup)
 
