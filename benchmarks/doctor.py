@@ -29,7 +29,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, set_seed
 from uftlab.engine.readers import StackReader, answers_of
 from uftlab.engine.stack import flatten
 from uftlab.evals.doctor_set import STORED, found, labelled, page, summary
-from uftlab.files import write_atomically
+from uftlab.files import rounded, write_atomically
 from uftlab.models.generation import answers
 from uftlab.models.logps import read_logps
 from uftlab.models.policies import frozen_copy, load_base, tiny_tokenizer
@@ -392,7 +392,7 @@ def train_all(name: str = "") -> None:
     before, done = stored["seconds"], {own["name"] for own in stored["runs"]}
 
     def keep(made: Sequence[dict[str, Any]]) -> None:
-        stored["runs"] += [_rounded(own) for own in made]
+        stored["runs"] += rounded(made, 4)
         stored["seconds"] = round(before + time.process_time())
         STORED.write_bytes(gzip.compress(json.dumps(stored, separators=(",", ":")).encode(), mtime=0))
         print(f"{len(stored['runs'])} runs, {stored['seconds']} seconds of one core", flush=True)
@@ -407,14 +407,6 @@ def train_all(name: str = "") -> None:
             keep([train_gpt2(case)])
     if not any(own.endswith("-rloo") and own.split("/")[2].startswith(name) for own in done):
         keep(list(train_over_optimised(name)))
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
-    return [_rounded(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def say_open() -> None:

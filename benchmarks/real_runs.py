@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from uftlab.errors import InputError
-from uftlab.files import write_atomically
+from uftlab.files import rounded, write_atomically
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
@@ -431,7 +431,7 @@ def one(run: Run, made: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
             seconds = round(time.perf_counter() - start, 1)
             return {**record, "seconds": seconds, "diverged": str(error)}, {}
         told = json.loads((Path(model) / "training.json").read_text())
-        record["stages"] = [{**s, "history": [_rounded(s["history"][i]) for i in (0, -1)]} for s in told["stages"]]
+        record["stages"] = [{**s, "history": rounded([s["history"][i] for i in (0, -1)], 5)} for s in told["stages"]]
     record["train_seconds"] = round(time.perf_counter() - start, 1)
     if run.seed == size.seeds[0]:
         record["held_out"] = cost(_placed(load_policy(model)[0]), made)
@@ -470,10 +470,6 @@ def cost(model: Any, made: Setup) -> dict[str, float]:
     policy, reference = read_logps(model, judged), torch.tensor(made.untouched)
     pairs = dpo_loss(policy[::2], policy[1::2], reference[::2], reference[1::2], PAIR_BETA).mean().item()
     return {"nats_per_token": nats, "pairs": pairs, "cost": nats + pairs}
-
-
-def _rounded(entry: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(f"{value:.5g}") for name, value in entry.items()}
 
 
 def _silent(_line: str) -> None:

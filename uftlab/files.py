@@ -260,6 +260,19 @@ def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
 
 
+def rounded(value: Any, digits: int) -> Any:
+    """Every float in lists and mappings with so many significant digits, which keeps stored results small.
+
+    >>> rounded({"step": 40, "losses": (0.123456, 2.0)}, 3)
+    {'step': 40, 'losses': [0.123, 2.0]}
+    """
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}")
+    if isinstance(value, dict):
+        return {name: rounded(own, digits) for name, own in value.items()}
+    return [rounded(own, digits) for own in value] if isinstance(value, list | tuple) else value
+
+
 def locked(path: Path) -> "FileLock":
     """A lock on a file that is read, changed and written again: no other process changes it meanwhile."""
     from filelock import FileLock

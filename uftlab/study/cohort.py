@@ -25,7 +25,7 @@ from uftlab.engine.readers import StackReader, answers_of
 from uftlab.engine.stack import flatten
 from uftlab.evals.sizes import LIGHT
 from uftlab.evals.skills import Evaluator, measure
-from uftlab.files import write_atomically
+from uftlab.files import rounded, write_atomically
 from uftlab.models.policies import frozen_copy, load_base, tiny_tokenizer
 from uftlab.models.references import ReferenceCache
 from uftlab.rows.table import from_rows
@@ -198,7 +198,8 @@ def _run(trials: Sequence[Trial], folder: Path) -> None:
             remedy = "Lower its learning rate, or leave the method out; the other trials are kept"
             unsound = unsound or UnsoundError(what, "be sound", wrong[1], remedy)
             continue
-        write_atomically(own.trial.path(folder), json.dumps(_rounded(result), separators=(",", ":")))
+        # five digits: seeds differ far more, and the files stay small
+        write_atomically(own.trial.path(folder), json.dumps(rounded(result, 5), separators=(",", ":")))
     if unsound is not None:
         raise unsound
 
@@ -295,12 +296,3 @@ def _result(own: _Progress, metrics: dict[str, float], samples: list, seconds: f
         "device": torch.cuda.get_device_name() if usual_device() == "cuda" else f"{platform.machine()} CPU, one thread",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-
-
-def _rounded(value: Any) -> Any:
-    """Five significant digits for every float: seeds differ far more, and the files stay small."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
-    return [_rounded(v) for v in value] if isinstance(value, list | tuple) else value

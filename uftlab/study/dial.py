@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from uftlab.engine.stack import flatten, unflatten
-from uftlab.files import DATA, write_atomically
+from uftlab.files import DATA, rounded, write_atomically
 from uftlab.models.logps import read_logps
 from uftlab.models.policies import frozen_copy, load_base, tiny_tokenizer
 from uftlab.rows.table import from_rows
@@ -172,7 +172,7 @@ def main() -> None:
         if world not in proxies:
             proxies[world] = reward_model(world)
         points = climb((WAYS | JUDGED)[way], refresh, world, proxies[world])
-        short = [{name: float(f"{value:.4g}") for name, value in point.items()} for point in points]
+        short = rounded(points, 4)
         runs.append({"world": world, "way": way, "refresh": refresh, "points": short})
         write_atomically(STORED, json.dumps({"runs": runs}, indent=1) + "\n")
         print(f"{len(runs)}/{len(grid())}", world, way, refresh, short[-1], flush=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from uftlab.files import write_atomically
+from uftlab.files import rounded, write_atomically
 from uftlab.study.results import RESULTS, interval
 from uftlab.study.trials import DRAWS, PROFILES, TUNING_WORLD, Profile
 
@@ -109,15 +109,7 @@ def main() -> None:
     for world in WORLDS:
         runs += run_points(points(), world, PROFILES["class"])
         print(f"world {world} done", flush=True)
-    write_atomically(STORED, json.dumps(_rounded({"steps": STEPS, "runs": runs}), separators=(",", ":")) + "\n")
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, dict):
-        return {name: _rounded(own) for name, own in value.items()}
-    return [_rounded(own) for own in value] if isinstance(value, list) else value
+    write_atomically(STORED, json.dumps(rounded({"steps": STEPS, "runs": runs}, 4), separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from transformers import set_seed
 
 from uftlab.engine.stack import flatten, unflatten
-from uftlab.files import DATA, write_atomically
+from uftlab.files import DATA, rounded, write_atomically
 from uftlab.models.generation import answers
 from uftlab.models.policies import frozen_copy, load_base, tiny_tokenizer
 from uftlab.rows.table import from_rows
@@ -92,7 +92,7 @@ def main() -> None:
     torch.set_num_threads(1)
     runs = [provoke(seed, beta) for beta in BETAS for seed in SEEDS]
     for own in runs:
-        own["points"] = [{name: float(f"{value:.4g}") for name, value in point.items()} for point in own["points"]]
+        own["points"] = rounded(own["points"], 4)
     write_atomically(STORED, json.dumps({"runs": runs}, indent=1) + "\n")
 
 

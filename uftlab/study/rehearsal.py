@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from uftlab.files import write_atomically
+from uftlab.files import rounded, write_atomically
 from uftlab.rows.tokens import Completion, Example
 from uftlab.study.comparisons import corrected
 from uftlab.study.results import RESULTS, interval
@@ -196,9 +196,7 @@ def main() -> None:
         runs += rehearse(world, PROFILES["class"])
         print(f"world {world} done", flush=True)
     for run in runs:
-        run["points"] = [
-            {name: float(f"{v:.4g}") if name != "step" else v for name, v in p.items()} for p in run["points"]
-        ]
+        run["points"] = rounded(run["points"], 4)
     about = {"learning_rate": LEARNING_RATE, "batch": BATCH, "runs": runs}
     write_atomically(STORED, json.dumps(about, separators=(",", ":")) + "\n")
 
