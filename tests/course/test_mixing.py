@@ -85,7 +85,7 @@ def test_the_words_name_the_best_and_the_gain():
         mixing.of_order("instruction/both", "mixed", "UNA", 2e-3, 2e-3, 0.5)
         - mixing.of_order("instruction/both", "SFT first", "UNA", 2e-3, 2e-3, 0.5)
     )
-    assert mixing.in_words(gain) in said and "Best method: sft-full (0.67)" in said
+    assert gain.told() in said and "Best method: sft-full (0.67)" in said
     assert "best order is feedback first (0.56)" in said
 
 

@@ -40,7 +40,7 @@ def test_over_steps_the_axis_has_the_steps():
 def test_the_words_have_the_changes_of_both_scores_and_the_best_step():
     said = online.words(**PLACE)
     for name in online.SAYS:
-        assert online.in_words(dial.change(online.frame(), "rloo", 1, name)) in said
+        assert dial.change(online.frame(), "rloo", 1, name).told() in said
     true = dial.curve(online.frame(), "rloo", 1, "true")
     assert f"highest after step {true.loc[true['mean'].idxmax(), 'step']:.0f}:" in said
 

@@ -321,7 +321,7 @@ def _train(workers: int) -> Callable:
 
 
 def _told(margin: Any) -> str:
-    return f"sum minus that of uft {margin.mean:+.3f} ({margin.low:+.3f} to {margin.high:+.3f}) in four worlds"
+    return f"sum minus that of uft {margin.told('+.3f')} in {margin.seeds} worlds"
 
 
 @command(example="uftlab map E1 E3 --worlds 2 --out results/map", interrupted=RESUMES)

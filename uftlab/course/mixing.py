@@ -63,11 +63,6 @@ def more_steps(metric: str, method: str) -> Interval:
     return interval((own[many] - own[few]).mean(axis=1).to_numpy())
 
 
-def in_words(found: Interval) -> str:
-    """A difference with its interval: `+0.31 [+0.16, +0.45]`."""
-    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-
-
 def shares_figure(metric: str) -> go.Figure:
     """One metric against the share of demonstrations: both mixtures, at both numbers of steps."""
     own = by_share(metric)
@@ -162,11 +157,12 @@ def floor() -> float:
 def picture(metric: str, first_rate: float, rate: float, nats: float, instructed: float, on_target: bool) -> go.Figure:
     """One place of the map: the order of training (left) and six methods (right), at the same last rate."""
     name, better = plain_name(metric), "" if HEADLINES[metric][2] else ", less is better"
+    worlds = len(by_method(metric)[maps.SIX[0], instructed, on_target, rate])
     fig = theme.panels(
         ["by order of training", "by method"],
         [HEADLINES[metric][1]] * 2,
         ["", ""],
-        title=f"{name}{better}: three worlds<br>(bar: mean; thin line: lowest to highest)",
+        title=f"{name}{better}: {worlds} worlds<br>(bar: mean; thin line: lowest to highest)",
         widths=[0.5, 0.5],
     )
     for index, loss in enumerate(("UNA", "DPO")):
@@ -227,7 +223,7 @@ def words(metric: str, first_rate: float, rate: float, nats: float, instructed: 
     moves = list(_moves(metric, **place).items())
     return (
         f"With UNA the best order is {best[0]} ({orders[best[0]].mean():.2f}). "
-        f"Mixed minus SFT first: {in_words(gain)}, "
+        f"Mixed minus SFT first: {gain.told()}, "
         f"{'not settled' if gain.verdict == 'not settled' else gain.verdict}. Best method: {best[1]} "
         f"({methods[best[1]].mean():.2f}). What moves “SFT first” most here: {moves[0][0]} ({moves[0][1]:.2f}), then "
         f"{moves[1][0]} ({moves[1][1]:.2f})."

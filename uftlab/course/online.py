@@ -44,11 +44,6 @@ def frame() -> pd.DataFrame:
     return dial.table(dial.stored())
 
 
-def in_words(found: Interval, digits: int = 2) -> str:
-    """A difference with its interval: "+0.31 (+0.16 to +0.45)"."""
-    return f"{found.mean:+.{digits}f} ({found.low:+.{digits}f} to {found.high:+.{digits}f})"
-
-
 # ------------------------------------------------------------------------------------------ a small training
 
 
@@ -171,7 +166,7 @@ def picture(way: str, refresh: int, over: str) -> go.Figure:
 
 def words(way: str, refresh: int, over: str) -> str:
     """The numbers of `picture`: changes of both scores, KL, and where the raters' score was highest."""
-    told = [f"{says} {in_words(dial.change(frame(), way, refresh, name))}" for name, says in SAYS.items()]
+    told = [f"{says} {dial.change(frame(), way, refresh, name).told()}" for name, says in SAYS.items()]
     true, kl = (on_the_way(way, refresh, name) for name in ("true", "kl"))
     best = true.loc[true["mean"].idxmax()]
     return (
@@ -198,7 +193,7 @@ def cures() -> pd.DataFrame:
         for refresh, every in EVERY.items():
             if way in dial.ONCE and refresh == dial.STEPS:
                 continue  # the same runs as another way
-            changes = {says: in_words(dial.change(frame(), way, refresh, key)) for key, says in SAYS.items()}
+            changes = {says: dial.change(frame(), way, refresh, key).told() for key, says in SAYS.items()}
             kl = on_the_way(way, refresh, "kl")["mean"].iloc[-1]
             rows.append({"what holds the policy": name, "samples drawn": every, **changes, "KL, nats": f"{kl:.3g}"})
     return pd.DataFrame(rows)
@@ -240,7 +235,7 @@ def tests_table(found: pd.DataFrame) -> pd.DataFrame:
             {
                 "contrast": plain(contrast),
                 "outcome": questions.LABELS[metric][0],
-                "difference [95 %]": f"{row['mean']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})",
+                "difference (95 % interval)": f"{row['mean']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})",
                 "corrected p": f"{row['holm']:.2g}",
                 "verdict": row["verdict"],
             }
@@ -324,7 +319,7 @@ def tuned_table() -> pd.DataFrame:
     """`tuned` in words, one row per contrast."""
     rows = []
     for (method, minus), what in ONLINE.items():
-        cells = {HEADLINES[m][0]: in_words(tuned()[method, minus, m]) for m in KEPT}
+        cells = {HEADLINES[m][0]: tuned()[method, minus, m].told() for m in KEPT}
         rows.append({"contrast": f"{method} − {minus}", "what differs": what, **cells})
     return pd.DataFrame(rows)
 

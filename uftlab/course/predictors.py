@@ -59,7 +59,7 @@ def found(frame: pd.DataFrame, predictor: str, outcome: str, view: str) -> Inter
 
 def sentence(what: str, rho: Interval) -> str:
     """An interval in words: "KL, old prompts: 0.79 (0.74 to 0.84)"."""
-    return f"{what}: {rho.mean:.2f} ({rho.low:.2f} to {rho.high:.2f})"
+    return f"{what}: {rho.told('.2f')}"
 
 
 # ------------------------------------------------------------------------------------------ the explorer

@@ -1,8 +1,8 @@
 """Builds the base checkpoint of a world: `uftlab pretrain --world 0`, under three minutes on one core.
 
 Plain next-word prediction on the world's endless text, nothing else, so that every difference the course
-shows comes after it. Muon trains the matrices (Jordan et al. 2024): with 2,500 steps the model tells 87 % of the truth
-about myths when it is asked for careful sources; AdamW alone reaches 37 % with as many (one world).
+shows comes after it. Muon trains the matrices (Jordan et al. 2024): in a trial of 2,500 steps the model tells
+87 % of the truth about myths when it is asked for careful sources; AdamW alone reaches 37 % with as many (one world).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pathlib import Path
 from uftlab.files import write_between
 from uftlab.reports.tables import markdown
 from uftlab.study.leaderboard import ENTRY, RIVAL, Entry, stored_entries
-from uftlab.study.results import HEADLINES, Interval, interval
+from uftlab.study.results import HEADLINES, interval
 
 SHOWN = ("instruction/both", "truth/mc2", "plain/mc2", "retention/lost")
 
@@ -33,15 +33,11 @@ def table(entries: Sequence[Entry]) -> str:
 
 def _row(rank: str, own: Entry) -> list[str]:
     name = f"`{own.method}`" + (f" ({own.code})" if own.code else "")
-    return [rank, name, own.by, _said(own.margin(), "+.3f"), *_levels(own, ENTRY), *_checked(own)]
+    return [rank, name, own.by, own.margin().told("+.3f"), *_levels(own, ENTRY), *_checked(own)]
 
 
 def _levels(own: Entry, who: str) -> list[str]:
-    return [_said(interval([world[name] for world in own.measured[who]]), ".3f") for name in SHOWN]
-
-
-def _said(own: Interval, form: str) -> str:
-    return f"{own.mean:{form}} ({own.low:{form}} to {own.high:{form}})"
+    return [interval([world[name] for world in own.measured[who]]).told(".3f") for name in SHOWN]
 
 
 def _checked(own: Entry) -> list[str]:

@@ -55,7 +55,7 @@ def _where_it_helps(frame: pd.DataFrame) -> list[str]:
     for metric in (*OUTCOMES, "retention/lost"):
         found = maps.where_it_helps(frame, metric)
         for rate, values in found.iterrows():
-            told = [f"{v.mean:+.2f} ({v.low:+.2f} to {v.high:+.2f})" for v in values]
+            told = [found.told() for found in values]
             rows.append([results.HEADLINES[metric][0], f"{rate:g}", *told])
     heads = [
         "what is measured",

@@ -205,7 +205,7 @@ def _overoptimised(stored: dict[str, Any]) -> str:
         told = []
         for name, meaning in (("proxy", "the reward model says"), ("true", "the world's raters say")):
             found = results.interval([points[-1][name] - points[0][name] for points in own])
-            told.append(f"{meaning} {found.mean:+.2f} ({found.low:.2f} to {found.high:.2f})")
+            told.append(f"{meaning} {found.told()}")
         lines.append(f"- β = {beta:g}, {len(own)} worlds: {', '.join(told)}.")
     return "\n".join(lines)
 

@@ -61,9 +61,8 @@ def differences(study: list[dict[str, Any]], controls: list[dict[str, Any]]) -> 
 
 
 def sentence(found: dict[tuple[str, str], Interval], control: str, outcome: str = OUTCOMES[0]) -> str:
-    """One difference in words: "-0.0023 [-0.0046, 0.0001]"."""
-    row = found[control, outcome]
-    return f"{row.mean:+.4f} [{row.low:.4f}, {row.high:.4f}]"
+    """One difference in words: "-0.0023 (-0.0046 to +0.0001)"."""
+    return found[control, outcome].told("+.4f")
 
 
 def stored() -> dict[tuple[str, str], Interval]:

@@ -61,6 +61,15 @@ class Interval:
             return "not settled"
         return "higher" if self.mean > 0 else "lower"
 
+    def told(self, form: str = "+.2f") -> str:
+        """The mean with its interval, each number in the given form; the mean alone where there is no interval.
+
+        >>> Interval(0.31, 0.16, 0.45, 16).told()
+        '+0.31 (+0.16 to +0.45)'
+        """
+        ends = "" if self.low is None else f" ({self.low:{form}} to {self.high:{form}})"
+        return f"{self.mean:{form}}{ends}"
+
 
 def interval(
     values: Sequence[float] | np.ndarray, level: float = 0.95, clusters: Sequence[Any] | np.ndarray | None = None

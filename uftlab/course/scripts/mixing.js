@@ -42,7 +42,7 @@ uftlabModels.mixing = (twin, map, { fixed }) => {
     const [order, method] = [best(byOrder, higher), best(six, higher)];
     const words =
       `With UNA the best order is ${order} (${fixed(mean(byOrder[order]), 2)}). Mixed minus SFT first: ` +
-      `${fixed(gain, 2, "+")} [${fixed(low, 2, "+")}, ${fixed(high, 2, "+")}], ${verdict}. Best method: ${method} ` +
+      `${fixed(gain, 2, "+")} (${fixed(low, 2, "+")} to ${fixed(high, 2, "+")}), ${verdict}. Best method: ${method} ` +
       `(${fixed(mean(six[method]), 2)}). What moves “SFT first” most here: ${moves[0][0]} (${fixed(moves[0][1], 2)}), ` +
       `then ${moves[1][0]} (${fixed(moves[1][1], 2)}).`;
     return { data: twin.data.map((trace, i) => ({ ...trace, ...changes[i] })), layout, words };
