@@ -70,11 +70,11 @@ def floor_of(summary: pd.DataFrame, metric: str) -> float | None:
     return float(own["mean"].mean()) if metric in FLOORED and len(own) else None
 
 
-def _with_floor(fig: go.Figure, summary: pd.DataFrame, metric: str) -> go.Figure:
+def _with_floor(fig: go.Figure, summary: pd.DataFrame, metric: str, at: str = "bottom right") -> go.Figure:
     floor = floor_of(summary, metric)
     if floor is None:
         return fig
-    return fig.add_hline(y=floor, annotation_position="bottom right", **_FLOOR_LINE)
+    return fig.add_hline(y=floor, annotation_position=at, **_FLOOR_LINE)
 
 
 def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
@@ -148,7 +148,7 @@ def before_after(summary: pd.DataFrame, metric: str = "instruction/both") -> go.
     if "base" in rows:
         fig.add_hline(y=rows["base"]["mean"], line_width=1, line_color=theme.INK, annotation_text="base")
     fig.update_yaxes(rangemode="tozero")
-    return _with_floor(fig, summary, metric).update_xaxes(
+    return _with_floor(fig, summary, metric, at="bottom").update_xaxes(
         tickvals=[0, 1], ticktext=["after SFT", "after stage two"], range=[-0.15, 1.15], title_text="stage"
     )
 
