@@ -1,7 +1,6 @@
 """All errors have one form: `{what} must {rule}; got {value}. {what to do}.`"""
 
 import re
-from typing import Any
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -29,10 +28,3 @@ class InputError(ValueError):
 
     def __reduce__(self) -> tuple:  # so that a worker process can send it back
         return type(self), self.parts
-
-
-def first_fault(error: Any) -> tuple[str, str]:
-    """The place of the first fault that pydantic found (`ValidationError`), and what is wrong there."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    given = "" if first["type"] == "missing" else f" (given: {repr(first['input'])[:60]})"
-    return ".".join(map(str, first["loc"]))[:120], f"{first['msg']}{given}"

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from uftlab.errors import InputError, first_fault
+from uftlab.errors import InputError
 from uftlab.files import read_json
 
 SCHEMA = 1
@@ -54,6 +54,8 @@ def load_result(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}", f"have schema {SCHEMA}", got, "Run `uftlab eval` again")
     from pydantic import ValidationError
 
+    from uftlab.fields import first_fault
+
     try:
         _result_file().model_validate(stored)
     except ValidationError as error:
@@ -73,7 +75,8 @@ def _result_file() -> Any:
 
     from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-    number = Annotated[float, Field(ge=-1e15, le=1e15)]  # NaN is refused too
+    from uftlab.fields import Number
+
     positive = Annotated[float, Field(ge=0, le=1e15)]
 
     class Checked(BaseModel):
@@ -82,7 +85,7 @@ def _result_file() -> Any:
     class StoredMeasure(Checked):
         name: str
         template: bool | None
-        questions: Annotated[dict[str, Annotated[list[number], Field(min_length=2, max_length=2)]], Field(min_length=1)]
+        questions: Annotated[dict[str, Annotated[list[Number], Field(min_length=2, max_length=2)]], Field(min_length=1)]
 
         @model_validator(mode="after")
         def weighed(self) -> Any:
@@ -98,12 +101,12 @@ def _result_file() -> Any:
 
     class Reward(Checked):
         rows: int
-        beta: number
-        spread: number
-        low: number
-        high: number
-        inert: number
-        rank: Annotated[number | None, Field(alias="rank correlation with the score")]
+        beta: Number
+        spread: Number
+        low: Number
+        high: Number
+        inert: Number
+        rank: Annotated[Number | None, Field(alias="rank correlation with the score")]
 
     class Facts(Checked):
         reward: Reward | None = None

@@ -26,7 +26,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from uftlab.errors import InputError, first_fault
+from uftlab.errors import InputError
+from uftlab.fields import Number, first_fault
 from uftlab.files import DATA, check_writable, read_json, write_atomically
 from uftlab.study.results import HEADLINES, Interval, interval
 from uftlab.study.trials import DRAWS, PROFILES, Trial, draw_of, frozen, read_trial, trial
@@ -46,10 +47,9 @@ MORE = 4.0  # how far settings may lie outside of what the sweep varies, as a fa
 Settings = list[dict[str, float]]
 Measured = dict[str, list[dict[str, float]]]
 
-_number = Annotated[float, Field(ge=-1e15, le=1e15)]  # NaN is refused too
 _words = Annotated[str, Field(pattern=r"^[\w ,.'&()+-]{1,80}$")]  # it becomes part of a page
 _name = Annotated[str, Field(pattern=r"^[\w.+-]{1,100}$")]
-_metrics = dict[Annotated[str, Field(pattern=r"^[\w/.+-]{1,100}$")], _number]
+_metrics = dict[Annotated[str, Field(pattern=r"^[\w/.+-]{1,100}$")], Number]
 _who = Annotated[str, Field(pattern="^(base|uft|entry)$")]
 _versions = dict[_name, _name]
 
@@ -91,7 +91,7 @@ class Verified(BaseModel):
     day: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
     versions: _versions
     device: _words
-    largest_difference: _number
+    largest_difference: Number
     fresh: Fresh
 
 
@@ -103,7 +103,7 @@ class Entry(BaseModel):
     by: _words
     method: _name
     code: Annotated[str, Field(pattern=r"^[\w ./@#-]{0,200}$")]  # file and commit of a method of one's own
-    settings: Annotated[list[list[dict[_name, _number]]], Field(min_length=DRAWS, max_length=DRAWS)]  # of each world
+    settings: Annotated[list[list[dict[_name, Number]]], Field(min_length=DRAWS, max_length=DRAWS)]  # of each world
     worlds: list[int]
     measured: dict[_who, Annotated[list[_metrics], Field(min_length=DRAWS, max_length=DRAWS)]]
     versions: _versions

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from uftlab.errors import InputError, first_fault
+from uftlab.errors import InputError
 from uftlab.evals.sizes import Sizes, metric_names
 from uftlab.files import home, read_json
 from uftlab.training.catalogue import method_named
@@ -163,6 +163,8 @@ def wrong_in(stored: dict[str, Any]) -> tuple[str, str] | None:
     """
     from pydantic import ValidationError
 
+    from uftlab.fields import first_fault
+
     try:
         _trial_file().validate_python(stored)
     except ValidationError as error:
@@ -178,46 +180,46 @@ def _trial_file() -> Any:
     from pydantic import ConfigDict, Field, TypeAdapter
     from typing_extensions import TypedDict
 
-    number = Annotated[float, Field(ge=-1e15, le=1e15)]  # NaN is refused too
-    count = Annotated[int, Field(ge=0, lt=2**53)]
+    from uftlab.fields import Count, Number
+
     name = Annotated[str, Field(pattern=r"^[\w.+-]{1,100}$")]  # it becomes part of pages
     checked = ConfigDict(strict=True, extra="allow")
 
     class StageRecord(TypedDict):
         __pydantic_config__ = checked  # type: ignore[misc]
-        steps: count
-        settings: dict[str, number]
-        metrics: NotRequired[dict[str, number]]
-        demonstrations: NotRequired[number]
-        base_logp: NotRequired[number]
-        pushed_down: NotRequired[number]
+        steps: Count
+        settings: dict[str, Number]
+        metrics: NotRequired[dict[str, Number]]
+        demonstrations: NotRequired[Number]
+        base_logp: NotRequired[Number]
+        pushed_down: NotRequired[Number]
 
-    class Point(TypedDict, extra_items=number):  # type: ignore[call-arg]
+    class Point(TypedDict, extra_items=Number):  # type: ignore[call-arg]
         __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
-        stage: count
-        step: count
+        stage: Count
+        step: Count
 
     class TrialFile(TypedDict):
         __pydantic_config__ = checked  # type: ignore[misc]
         method: name
-        seed: count
+        seed: Count
         profile: name
         split: name
-        dials: dict[str, number | bool]
-        steps: count
-        draw: count
+        dials: dict[str, Number | bool]
+        steps: Count
+        draw: Count
         tuned: NotRequired[bool]
         measured: NotRequired[str]
-        settings: dict[str, number]
-        completions: count
-        extra_forwards: count
-        sampled: NotRequired[count]
-        extra_runs: NotRequired[count]
+        settings: dict[str, Number]
+        completions: Count
+        extra_forwards: Count
+        sampled: NotRequired[Count]
+        extra_runs: NotRequired[Count]
         stages: list[StageRecord]
-        metrics: dict[str, number]
+        metrics: dict[str, Number]
         curves: list[Point]
         samples: NotRequired[list[dict[str, str]]]
-        wall_seconds: number
+        wall_seconds: Number
         device: str
         versions: dict[str, str]
 

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from uftlab.errors import InputError, first_fault
+from uftlab.errors import InputError
 from uftlab.files import read_json
 
 RECORD = "training.json"
@@ -33,6 +33,8 @@ def read_stage(path: Path) -> dict[str, Any]:
 def _read(path: Path, remedy: str, kind: str) -> dict[str, Any]:
     from pydantic import ValidationError
 
+    from uftlab.fields import first_fault
+
     rule = "be as `uftlab train` writes it"
     try:
         return _known()[kind].validate_python(read_json(path.read_bytes(), nan=True))
@@ -48,19 +50,20 @@ def _read(path: Path, remedy: str, kind: str) -> dict[str, Any]:
 @cache
 def _known() -> dict[str, Any]:
     """What each file must hold; it may hold more."""
-    from typing import Annotated, Literal, NotRequired
+    from typing import Literal, NotRequired
 
-    from pydantic import ConfigDict, Field, TypeAdapter
+    from pydantic import ConfigDict, TypeAdapter
     from typing_extensions import TypedDict
 
-    number = Annotated[float, Field(ge=-1e15, le=1e15)]  # NaN is refused too
+    from uftlab.fields import Count, Number
+
     checked = ConfigDict(strict=True, extra="allow")
 
     class StageRecord(TypedDict):
         __pydantic_config__ = checked  # type: ignore[misc]
         objective: str
-        steps: Annotated[int, Field(ge=0)]
-        settings: dict[str, number]
+        steps: Count
+        settings: dict[str, Number]
         history: list[dict[str, float]]
 
     class RunRecord(TypedDict):
@@ -68,7 +71,7 @@ def _known() -> dict[str, Any]:
         state: Literal["unfinished", "finished"]
         method: str
         model: str
-        seed: Annotated[int, Field(ge=0)]
+        seed: Count
         config: dict[str, Any]
         stages: list[StageRecord]
         rows: NotRequired[dict[str, int]]

@@ -43,17 +43,15 @@ def tuned_table(path: Path | None = None) -> dict[str, Any]:
 
 @cache
 def _checked_table() -> Any:
-    from typing import Annotated
-
     from pydantic import BaseModel, ConfigDict, Field
 
-    number = Annotated[float, Field(ge=-1e15, le=1e15)]  # NaN is refused too
+    from uftlab.fields import Number
 
     class Table(BaseModel):
         model_config = ConfigDict(strict=True)
         rule: str = ""
-        settings: dict[str, list[list[dict[str, number]]]]
-        worth: dict[str, list[number]] = Field(default_factory=dict)
+        settings: dict[str, list[list[dict[str, Number]]]]
+        worth: dict[str, list[Number]] = Field(default_factory=dict)
 
     return Table
 
