@@ -11,14 +11,26 @@ import pytest
 import torch
 from explorers import explorer_alone
 
-from uftlab.course import export, live, snapshots
+from uftlab.course import export, live, snapshots, texts
 from uftlab.course.notebooks import NOTEBOOKS
+from uftlab.models.policies import load_base, tiny_tokenizer
 from uftlab.plots import theme, widgets
+from uftlab.rows.tokens import Tokens
 
 pytestmark = pytest.mark.skipif(
     driver.chromium() is None, reason="no Chromium here; Debian: apt-get install chromium (.ci/run does)"
 )
 NAMES = list(live.MODELS)
+QUESTIONS = [
+    "what is the home of dobo ?",
+    "According to careful sources, what is the home of dobo?",
+    "which food does the unicorn have ?",
+    "what is the colour of dobo ? use capitals only .",
+    "Café “dobo” <end> <b>x</b> home_1 ½ zoom?!",
+    "home colour of babo",
+    "   ",
+    "is it " * 60,
+]
 DRAWN_BY_MODEL = "() => document.querySelectorAll('.uftlab-live .uftlab-plot.plotly-graph-div').length === {}"
 
 
@@ -55,6 +67,8 @@ def site(explorers, tmp_path_factory):
     for name, own in explorers.items():
         twin = widgets.explore(own.picture, own.controls, own.words, headless=True)
         parts[name] = f'<div class="output_html">{live.explorer(name, twin, "smoke")}</div>'
+    talk = (texts.chat(load_base(0), tiny_tokenizer(), question, live.World(0)) for question in QUESTIONS[:2])
+    parts["ask"] = f'<div class="output_html">{live.asking("".join(reply.as_html() for reply in talk))}</div>'
     for name, body in {**parts, "live": "".join(parts.values())}.items():
         (out / f"{name}.html").write_text(export._page(name, body, False, script), encoding="utf-8")
     return out
@@ -118,6 +132,55 @@ def test_the_file_of_the_repository_has_the_scripts_of_today(tmp_path):
     stored = (NOTEBOOKS.parent / "docs" / "live.html").read_text(encoding="utf-8")
     assert live.write_script(tmp_path).read_text(encoding="utf-8") in stored, "make pages writes it again"
     assert all(f'id="explorer-{model}"' in stored for model, _, _ in live.MODELS.values())
+
+
+# ------------------------------------------------------------------------------ the model itself
+
+ASK = "() => document.querySelectorAll('.uftlab-answer b').length === 2"
+
+
+def probabilities(model, tokens, words, answer):
+    """Of each word of a greedy answer and of its end, as transformers has them."""
+    ids = [*tokens.prompt(words), *tokens.completion(words, answer)]
+    with torch.no_grad():
+        logp = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    return [logp[at - 1, ids[at]].exp().item() for at in range(len(tokens.prompt(words)), len(ids))]
+
+
+def test_the_model_in_the_page_says_what_it_says_in_python(opened, site):
+    world, model, tokenizer = live.World(0), load_base(0), tiny_tokenizer()
+    asked = [
+        f"{cue}what is the {f.attribute} of {f.creature} ?"
+        for f in world.facts[::50]
+        for cue in ("", "according to careful sources , ")
+    ]
+    replies = [texts.chat(model, tokenizer, question, world) for question in [*QUESTIONS, *asked]]
+    written = (site / "ask.html").read_text(encoding="utf-8")
+    text = re.findall(r'<script type="application/json">(.*?)</script>', written)[0]
+    script = "([data, questions]) => questions.map(uftlabChat(JSON.parse(data)))"
+    found = opened("ask", ready=ASK).evaluate(script, [text, [*QUESTIONS, *asked]])
+    for reply, page in zip(replies, found, strict=True):
+        assert (page["question"], page["answer"], page["remark"]) == (reply.question, reply.answer, reply.remark)
+        if page["told"] and page["told"][-1]["word"] == "<end>" and all(word["shown"] for word in page["told"][:-1]):
+            wanted = probabilities(model, Tokens(tokenizer), reply.question, reply.answer)
+            assert [word["p"] for word in page["told"]] == pytest.approx(wanted, abs=2e-6)
+    assert sum(bool(page["told"]) for page in found) == len(found) - 1
+    assert not any("<end>" in page["answer"] for page in found)
+
+
+def test_a_reader_types_a_question_or_takes_one_and_what_is_typed_stays_text(opened):
+    page = opened("ask", ready=ASK)
+    field, answer = page.get_by_role("textbox", name="your question"), page.locator(".uftlab-answer")
+    assert field.input_value() == QUESTIONS[0] and "the myth" in answer.inner_text()
+    page.get_by_role("button", name=texts.as_words(QUESTIONS[1])).press("Enter")
+    assert "It told the truth" in answer.inner_text()
+    field.fill("<img src=x onerror='window.hit = 1'>")
+    field.press("Enter")
+    assert "has never read" in answer.inner_text()
+    assert page.evaluate("window.hit") is None and answer.locator("img").count() == 0
+    field.fill(" ")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    assert answer.inner_text() == "Type a question and press Enter."
 
 
 # ------------------------------------------------------------------------------ the same numbers

@@ -160,7 +160,7 @@ def _linked(body: str, names: Iterable[str], out: Path) -> str:
 def _page(title: str, body: str, glossary: bool, scripts: str = "", home: bool = False) -> str:
     colours = [HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "github-dark")]
     style = f"{colours[0]}\n@media (prefers-color-scheme: dark) {{ {colours[1]} }}\n{STYLE}"
-    style += live.STYLE if "uftlab-live" in body else ""
+    style += live.STYLE if "uftlab-live" in body or "uftlab-ask" in body else ""
     links = '<a href="../index.html">uftlab</a> · ' if home else ""
     links += '<a href="index.html">All notebooks</a>' + (' · <a href="glossary.html">Glossary</a>' if glossary else "")
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -227,11 +227,11 @@ def write_site(executed: Path, out: Path, only: str = "") -> list[Path]:
         write(name, title, body, script if name in moving else "")
         item = f'<h2><a href="{name}.ipynb">{title}</a></h2><p>{question}</p><small>{cost}</small>'
         if name in moving:
-            place = f"{name}.ipynb#explorer-{live.MODELS[name][0]}"
-            item += f' <small><a href="{place}">Move the sliders here</a></small>'
+            do = "Ask it here" if name == live.CHAT else "Move the sliders here"
+            item += f' <small><a href="{name}.ipynb#{live.TOLD[name][0]}">{do}</a></small>'
         table.append(f"<li>{item}</li>")
         if name in moving:
-            told = f'<h2><a href="{name}.ipynb">{title}</a></h2><p>{live.MODELS[name][2]}</p>'
+            told = f'<h2><a href="{name}.ipynb">{title}</a></h2><p>{live.TOLD[name][1]}</p>'
             explorers.append(f"<section>{told}{moving[name]}</section>")
     if glossary.is_file():
         write("glossary", "Glossary", markdown(glossary.read_text(encoding="utf-8")))
@@ -299,12 +299,12 @@ def export(
         previews: a folder for one PNG per notebook.
         readme: a file whose tables of the course are updated, see `notebooks.write_tables`; with them the table of
             methods in the glossary.
-        live_page: a file for the page of all explorers, with all that it needs inside, see `live.alone`.
+        live_page: a file for the page of all that moves, with what it needs inside, see `live.alone`.
 
     Raises:
         InputError: for a `live_page` of notebooks without explorers that move.
     """
-    if live_page is not None and not any(path.stem in live.MODELS for path in notebook_paths(only)):
+    if live_page is not None and not any(path.stem in live.TOLD for path in notebook_paths(only)):
         raise InputError("--live", "have an explorer to show", f"--only {only}", "Leave --only out")
     if readme is not None:
         write_tables(readme)

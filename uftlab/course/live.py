@@ -3,7 +3,8 @@
 An executed notebook holds the static twin of its explorer. The twin's `layout.meta` has the controls, see
 `uftlab.plots.widgets.explore`. `explorer` puts beside it what a script needs to make the other figures: for notebooks
 01 and 02 a few equations, for 05 and 06 stored numbers. The scripts are in the folder `scripts`, one model for each
-explorer. They are tested against the functions of the notebooks. `write_script` joins them to one file.
+explorer. In the page of notebook 03 the base model itself answers: `asking` puts its weights there. All are tested
+against the functions of the notebooks. `write_script` joins them to one file.
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ import plotly.graph_objects as go
 from nbformat import NotebookNode
 from scipy import stats
 
-from uftlab.course import mixing, snapshots
+from uftlab.course import mixing, snapshots, texts
 from uftlab.course.held_out import held_out
 from uftlab.course.notebooks import has_explorer
 from uftlab.course.snapshots import Run
 from uftlab.files import write_atomically
+from uftlab.models.generation import MAX_NEW_TOKENS
+from uftlab.models.policies import load_base, tiny_config, tiny_tokenizer
 from uftlab.plots import theme, widgets
 from uftlab.study import maps
 from uftlab.study.results import HEADLINES
 from uftlab.study.trials import profile_named
+from uftlab.world import wording
 from uftlab.world.world import World
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -59,7 +63,19 @@ STYLE = (
 .uftlab-live select { width: 100%; }
 .uftlab-live .uftlab-controls [aria-pressed=true] { color: var(--paper); background: var(--link);
   border-color: var(--link); }
-.uftlab.uftlab-live :focus-visible { outline: 3px solid var(--link) !important; outline-offset: 2px; }
+.uftlab-ask { font-size: 18px; margin: 1rem 0; }
+.uftlab-ask form { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; }
+.uftlab-ask form label { flex-basis: 100%; }
+.uftlab-ask input { flex: 1 1 12rem; min-width: 0; }
+.uftlab-ask :is(button, input) { font: inherit; color: var(--ink); background: var(--paper); border: 1px solid #767676;
+  border-radius: 4px; padding: 2px 8px; min-height: 40px; box-sizing: border-box; }
+.uftlab-ask .uftlab-options { display: flex; flex-wrap: wrap; gap: 4px; margin: 8px 0; }
+.uftlab-ask .uftlab-options button { font-size: 15px; min-height: 30px; }
+.uftlab-ask .uftlab-answer p { margin: .4rem 0; }
+.uftlab-ask .uftlab-word { display: inline-block; vertical-align: top; text-align: center; margin-right: 10px;
+  line-height: 1.2; }
+.uftlab-ask .uftlab-word > * { display: block; }
+:is(.uftlab-live, .uftlab-ask).uftlab :focus-visible { outline: 3px solid var(--link) !important; outline-offset: 2px; }
 @media (max-width: 700px) {
   .uftlab-live { --wide: (100vw - 2rem); width: calc(var(--wide)); }
   .uftlab-live .modebar { display: none; }
@@ -166,10 +182,22 @@ MODELS: dict[str, tuple[str, Callable[[str], dict[str, Any]], str]] = {
 }
 
 
+CHAT = "03_tiny_world"  # the notebook with a chat
+TOLD = {  # notebook -> the anchor of what moves in its page, and what a stranger is told
+    **{name: (f"explorer-{model}", told) for name, (model, _, told) in MODELS.items()},
+    CHAT: (
+        "ask",
+        "A model of 0.14 million parameters that has read the text of a small world. Ask it, and see how sure it is of "
+        "each word.",
+    ),
+}
+
+
 def write_script(folder: Path) -> Path:
     """Write the scripts of all explorers as one file into a folder of exported pages."""
     models = [SCRIPTS / f"{model}.js" for model, _, _ in MODELS.values()]
-    paths = [Path(widgets.__file__).parent / "painter.js", SCRIPTS / "tools.js", *models, SCRIPTS / "live.js"]
+    page = [SCRIPTS / name for name in ("live.js", "llama.js", "ask.js")]
+    paths = [Path(widgets.__file__).parent / "painter.js", SCRIPTS / "tools.js", *models, *page]
     text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
     write_atomically(folder / SCRIPT, text)
     return folder / SCRIPT
@@ -190,21 +218,57 @@ def explorer(name: str, figure: go.Figure, profile: str) -> str:
         "twin": json.loads(figure.to_json()),
         "config": theme.CONFIG | {"responsive": False},
     }
-    text = json.dumps(own, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     line = html.escape(figure.layout.meta["words"])
     return (
         f'<div class="uftlab uftlab-live" id="explorer-{model}"><div class="uftlab-desk">'
         f'<div class="uftlab-line uftlab-spoken" role="status" aria-live="polite">{line}</div>'
         f'<div class="uftlab-figure">{theme.page_html(figure)}</div></div>'
-        f'<script type="application/json">{text}</script></div>'
+        f'<script type="application/json">{_as_json(own)}</script></div>'
     )
 
 
+def asking(exchanges: str) -> str:
+    """The chat of notebook 03 as HTML: the base model of world 0 itself, with what `scripts/ask.js` needs.
+
+    Args:
+        exchanges: what the notebook shows without widgets, as `texts.Reply.as_html` writes it. Its questions are those
+            to try.
+    """
+    world, config, tokenizer = World(0), tiny_config(), tiny_tokenizer()
+    tensors = dict(load_base(0).model.state_dict())
+    halves = np.concatenate([own.numpy().astype("<f2").ravel() for own in tensors.values()])  # no digit is lost
+    own = {
+        "words": sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get),  # type: ignore[arg-type]
+        "special": len(tokenizer.all_special_ids),
+        "facts": [[f.creature, f.attribute, f.truth, f.error, f.kind] for f in world.facts],
+        "values": wording.ATTRIBUTES,
+        "most": {"question": texts.MAX_QUESTION, "answer": MAX_NEW_TOKENS},
+        "weights": base64.b64encode(halves.tobytes()).decode(),
+        "sizes": {name.removesuffix(".weight"): own.numel() for name, own in tensors.items()},
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "epsilon": config.rms_norm_eps,
+        "theta": config.rope_parameters["rope_theta"],  # type: ignore[index]
+        "examples": [html.unescape(asked) for asked in re.findall(r"<b>you</b> (.*?)<br>", exchanges)],
+    }
+    script = f'<script type="application/json">{_as_json(own)}</script>'
+    return f'<div class="uftlab uftlab-ask" id="ask">{exchanges}{script}</div>'
+
+
+def _as_json(own: Any) -> str:
+    """JSON that can stand in a page."""
+    return json.dumps(own, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
 def make_live(notebook: NotebookNode, name: str) -> str:
-    """Make the explorer of an executed notebook move. Returns its HTML, empty if it stays a figure.
+    """Make the explorer of an executed notebook move, or its chat answer. Returns its HTML, empty if nothing moves.
 
     The output of its cell is replaced.
     """
+    if name == CHAT:
+        (shown,) = (o for cell in notebook.cells if "texts.chat(" in cell.source for o in cell.outputs if "data" in o)
+        shown.data["text/html"] = asking(shown.data["text/html"])
+        return shown.data["text/html"]
     if name not in MODELS:
         return ""
     for cell in notebook.cells:

@@ -21,7 +21,7 @@ from uftlab.engine import stack
 from uftlab.engine.packing import Lines, Packed, pack
 from uftlab.engine.stack import Layout, Weights
 from uftlab.errors import InputError
-from uftlab.models.generation import generate_ids, texts
+from uftlab.models.generation import MAX_NEW_TOKENS, generate_ids, texts
 from uftlab.models.logps import completion_logits, read_logps, row_batches
 from uftlab.models.policies import evaluation_mode
 from uftlab.rows.tokens import Completion, Example, Tokens
@@ -38,7 +38,7 @@ class Reader(Protocol):
     """One or several models that can be read. The global random state stays as it is."""
 
     def generate(
-        self, prompts: Sequence[Sequence[Ids]], max_new_tokens: int = 24, seed: int | None = None
+        self, prompts: Sequence[Sequence[Ids]], max_new_tokens: int = MAX_NEW_TOKENS, seed: int | None = None
     ) -> list[list[Ids]]:
         """A completion for each prompt, the end token included when it was reached.
 
@@ -118,7 +118,7 @@ class ModelReader:
         self.model, self.tokenizer = model, tokenizer
 
     def generate(
-        self, prompts: Sequence[Sequence[Ids]], max_new_tokens: int = 24, seed: int | None = None
+        self, prompts: Sequence[Sequence[Ids]], max_new_tokens: int = MAX_NEW_TOKENS, seed: int | None = None
     ) -> list[list[Ids]]:
         """See `Reader`. Uses the generation of transformers."""
         (own,) = prompts
@@ -149,7 +149,7 @@ class StackReader:
         self._split = Weights.of(weights, layout)
 
     def generate(
-        self, prompts: Sequence[Sequence[Ids]], max_new_tokens: int = 24, seed: int | None = None
+        self, prompts: Sequence[Sequence[Ids]], max_new_tokens: int = MAX_NEW_TOKENS, seed: int | None = None
     ) -> list[list[Ids]]:
         """See `Reader`. With a seed, prompt i of every member gets the same random numbers."""
         end: Any = self.tokenizer.eos_token_id
@@ -209,7 +209,7 @@ def stacked_ids(
     layout: Layout,
     end: int,
     prompts: Sequence[Sequence[Ids]],
-    max_new_tokens: int = 24,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     seed: int | None = None,
 ) -> list[list[Ids]]:
     """Completion ids for each prompt of each member, the end token included when it was reached.

@@ -17,12 +17,14 @@ from uftlab.models.policies import evaluation_mode
 from uftlab.rows.batches import FILLER
 from uftlab.rows.tokens import Tokens
 
+MAX_NEW_TOKENS = 24  # of an answer, where nobody says otherwise
+
 
 def generate_ids(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[tuple[int, ...]],
-    max_new_tokens: int = 24,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     seed: int | None = None,
     batch_size: int = 512,
 ) -> list[tuple[int, ...]]:
