@@ -14,7 +14,7 @@ import gzip
 import html
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -265,19 +265,21 @@ def make_live(notebook: NotebookNode, name: str) -> str:
 
     The output of its cell is replaced.
     """
+
+    def outputs(wanted: Callable[[str], bool]) -> Iterator[NotebookNode]:
+        cells = (cell for cell in notebook.cells if wanted(cell.source))
+        return (output for cell in cells for output in cell.get("outputs", []) if "data" in output)
+
     if name == CHAT:
-        (shown,) = (o for cell in notebook.cells if "texts.chat(" in cell.source for o in cell.outputs if "data" in o)
-        shown.data["text/html"] = asking(shown.data["text/html"])
-        return shown.data["text/html"]
-    if name not in MODELS:
-        return ""
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []) if has_explorer(cell.source) else []:
-            stored = output.get("data", {}).get(theme.MIMETYPE, {})
-            if "controls" in (stored.get("layout", {}).get("meta") or {}):
-                figure = go.Figure({"data": stored["data"], "layout": stored["layout"]})
-                output.data["text/html"] = explorer(name, figure, _profile(notebook))
-                return output.data["text/html"]
+        for output in outputs(lambda source: "texts.chat(" in source):
+            output.data["text/html"] = asking(output.data.get("text/html", ""))
+            return output.data["text/html"]
+    for output in outputs(has_explorer) if name in MODELS else ():
+        stored = output.data.get(theme.MIMETYPE, {})
+        if "controls" in (stored.get("layout", {}).get("meta") or {}):
+            figure = go.Figure({"data": stored["data"], "layout": stored["layout"]})
+            output.data["text/html"] = explorer(name, figure, _profile(notebook))
+            return output.data["text/html"]
     return ""
 
 

@@ -54,7 +54,7 @@ for (const box of document.querySelectorAll(".uftlab-ask")) {
     element.append(...children);
     return element;
   };
-  const chat = uftlabChat(data), field = make("input", { type: "text", id: "uftlab-question", value: examples[0] });
+  const chat = uftlabChat(data), field = make("input", { type: "text", id: "uftlab-question", value: examples[0] ?? "" });
   const answer = make("div", { class: "uftlab-answer", role: "status", "aria-live": "polite" });
   const ask = () => {
     const { question, told, remark } = chat(field.value);
