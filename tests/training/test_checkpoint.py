@@ -17,7 +17,7 @@ from uftlab.engine.trainer import DivergedError
 from uftlab.errors import InputError
 from uftlab.models import references
 from uftlab.models.logps import read_logps
-from uftlab.models.policies import load_policy
+from uftlab.models.policies import TINY, load_policy
 from uftlab.rows.tokens import Completion, Tokens
 from uftlab.training import checkpoint, configuration, preparing, recipes
 from uftlab.training.checkpoint import train_checkpoint
@@ -200,6 +200,25 @@ def test_after_a_kill_resume_ends_with_the_same_weights(tmp_path, files):
     assert sorted(p.name for p in whole.iterdir()) == sorted(p.name for p in cut.iterdir())
     records = [json.loads((folder / "training.json").read_text()) for folder in (whole, cut)]
     assert records[0]["stages"][0] == records[1]["stages"][0]
+
+
+@pytest.mark.parametrize("options", [{}, {"lora": 4, "merge": True}, {"gradient_checkpointing": True}], ids=str)
+def test_a_trained_model_is_configured_as_before_also_when_nothing_was_left_to_train(
+    tmp_path, files, options, monkeypatch
+):
+    """The library switches the cache of a model off for good when it trains it."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(whole, files, method="uft", steps=2, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(cut, files, method="uft", steps=2, **options)
+    train_checkpoint(TrainConfig(str(cut)), resume=True, say=lambda line: None)
+    stored = [json.loads((folder / "config.json").read_text()) for folder in (TINY, whole, cut)]
+    versions = [own.pop("transformers_version") for own in stored]
+    assert stored[0] == stored[1] == stored[2] and stored[0]["use_cache"] and versions[1] == versions[2]
+    one, other = weights(whole), weights(cut)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_resume_of_a_finished_run_or_of_nothing_is_refused(tmp_path, files):

@@ -159,6 +159,8 @@ class ObjectiveTrainer(Trainer):
         self.tokens_per_device = tokens_per_device
         if not dropout:
             without_dropout(model)
+        told: Any = getattr(model, "config", None)
+        caches = getattr(told, "use_cache", None)
         super().__init__(
             model=model,
             args=args,
@@ -168,6 +170,8 @@ class ObjectiveTrainer(Trainer):
             callbacks=[Finite(), *(callbacks or ())],
             **options,
         )
+        if caches is not None:  # the library says no, for good; a pass here never asks for it, and the reader may
+            told.use_cache = caches
         self.objective: Objective = objective
         self.settings = objective.with_defaults(settings or {})
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the counts of the whole optimiser step

@@ -88,7 +88,6 @@ def prepared(config: TrainConfig, say: Say = print) -> Prepared:
             remedy = "Leave it out, or use a method without this recipe"
             raise InputError(f"--{name.replace('_', '-')}", "go with plain stages", f"the recipe {others[0]}", remedy)
     policy, tokenizer = load_policy(config.model)
-    policy.config.use_cache = False if config.gradient_checkpointing else policy.config.use_cache
     tokens = RememberingTokens(tokenizer)  # the stages train on the same rows again
     chosen, where = starting_settings(method, is_tiny(policy), config.lora)
     chosen = [{**own, **_of_stage(stage, config.settings)} for stage, own in zip(method.stages, chosen, strict=True)]
