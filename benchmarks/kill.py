@@ -37,6 +37,7 @@ GRACE = 60.0  # seconds after which no child may be alive; busy machines are slo
 PATIENCE = 1800.0  # seconds after which a run that is let finish hangs
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 WHOM = ("parent", "child", "all")
+EARLIER = "finished before"  # the signal came too late: no kill
 VARYING = ("measured", "wall_seconds")  # of a trial file: no results
 
 
@@ -225,7 +226,7 @@ def kill_once(
     try:
         process.wait(at)
         children: list[psutil.Process] = []
-        kind = "finished before"
+        kind = EARLIER
     except subprocess.TimeoutExpired:
         children = strike(process, how, whom, rng)
         if whom != "child" and ended(process, GRACE + seconds) is None:
@@ -306,7 +307,8 @@ def main() -> None:
         count = campaign(name, arguments.kills, arguments.seed, arguments.minutes, say, arguments.model)
         wrong += len(count.wrong)
         kinds = ", ".join(f"{kind}: {number}" for kind, number in sorted(count.kills.items()))
-        print(f"{name}: {count.kills.total()} kills ({kinds}), {len(count.wrong)} wrong")
+        kills = count.kills.total() - count.kills[EARLIER]
+        print(f"{name}: {kills} kills ({kinds}), {len(count.wrong)} wrong")
     sys.exit(bool(wrong))
 
 
