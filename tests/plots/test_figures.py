@@ -2,10 +2,11 @@
 
 import numpy as np
 import pandas as pd
+import plotly.io as pio
 import pytest
 from made_up import every_method, made_up, values_of
 
-from uftlab.plots import figures
+from uftlab.plots import figures, theme
 from uftlab.study import comparisons, fronts, results
 from uftlab.study.results import HEADLINES, Interval, interval
 from uftlab.training.catalogue import METHODS, all_methods
@@ -263,3 +264,14 @@ def test_of_the_contrasts_what_is_settled_is_filled_and_every_one_is_named():
     assert list(fig.layout.yaxis.ticktext) == ["why uft minus sft<br>uft − sft", "why uft minus dpo<br>uft − dpo"]
     heights = [y for trace in fig.data[::2] for y in trace.y]
     assert len(set(heights)) == 4  # no mark hides another
+
+
+@pytest.mark.parametrize("hosted", theme.HOSTED)
+def test_a_hosted_notebook_gets_the_page_of_plotlys_own_renderer(hosted, monkeypatch):
+    figure = theme.figure(title="a title", x="x", y="y").add_scatter(x=[0, 1], y=[0, 1])
+    own = theme.bundle(figure)
+    assert "plotly.min.js beside this page" in own["text/html"] and "https://" not in own["text/html"]
+    monkeypatch.setattr(pio.renderers, "default", hosted)
+    page = theme.bundle(figure)
+    assert "Plotly.newPlot" in page["text/html"] and "a title" in page["text/html"]
+    assert "beside this page" not in page["text/html"] and page[theme.MIMETYPE] == own[theme.MIMETYPE]

@@ -203,6 +203,9 @@ _PAGE = """<div id="{name}" class="plotly-graph-div" style="height:{height}px; w
 }})()</script>"""
 
 
+HOSTED = ("colab", "kaggle", "azure")  # renderers of notebooks that draw no plotly JSON and have no file beside them
+
+
 def page_html(fig: go.Figure) -> str:
     """A figure for a web page. It draws itself with the plotly.js of the page, or with the file beside the page.
 
@@ -216,13 +219,16 @@ def bundle(fig: go.Figure) -> dict[str, Any]:
     """The forms of a figure that a notebook stores.
 
     JupyterLab and VS Code draw the plotly JSON, which includes `CONFIG`. An exported page uses the HTML, see
-    `page_html`. Other programs show the title.
+    `page_html`; a hosted notebook (`HOSTED`) that of plotly's own renderer, which asks its server for plotly.js. Other
+    programs show the title.
     """
     title = (fig.layout.title.text or "figure without a title").replace("<br>", " ")
     # JupyterLab resizes figures itself. If plotly.js did so as well, a change of the height of the window alone would
     # set the height of the figure to 0
     stored = {**json.loads(fig.to_json()), "config": {**CONFIG, "responsive": False}}
-    return {MIMETYPE: stored, "text/html": page_html(fig), "text/plain": title}
+    here = pio.renderers.default  # plotly looks at where it is
+    page = pio.renderers[here].to_mimebundle(fig.to_dict())["text/html"] if here in HOSTED else page_html(fig)
+    return {MIMETYPE: stored, "text/html": page, "text/plain": title}
 
 
 def show(thing: Any) -> None:

@@ -295,7 +295,9 @@ class _Figure(anywidget.AnyWidget):
     async function library(kernel, gone) {
       kernel.on("msg:custom", (_, [script]) => {
         if (window.Plotly) return;
-        const src = URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
+        // in a page with RequireJS plotly.js before 3 would go to `define`, and nobody would find it
+        const alone = ["(function (define, module, exports) {", script, "\\n}).call(window);"];
+        const src = URL.createObjectURL(new Blob(alone, { type: "text/javascript" }));
         const onload = () => dispatchEvent(new Event("uftlab-plotly"));
         document.head.append(Object.assign(document.createElement("script"), { src, onload }));
       }, gone);
