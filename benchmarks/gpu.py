@@ -44,6 +44,7 @@ from uftlab.engine import population
 from uftlab.engine.population import Member, train
 from uftlab.engine.stack import flatten
 from uftlab.engine.trainer import ObjectiveTrainer, Quiet
+from uftlab.files import rounded
 from uftlab.models.generation import generate_ids
 from uftlab.models.logps import read_logps
 from uftlab.models.policies import TINY, frozen_copy, load_base, load_policy, with_lora
@@ -507,7 +508,7 @@ def real_run(
         trained = fit(ObjectiveTrainer, policy, scratch, *arguments, **wanted)
     trained.accelerator.unwrap_model(policy, keep_fp32_wrapper=False)  # from here on in float32 again
     found["step_seconds"] = statistics.median(clock.seconds()) if steps > WARM_UP else None
-    found["history"] = [{k: float(f"{v:.5g}") for k, v in entry.items()} for entry in history_of(trained)]
+    found["history"] = rounded(history_of(trained), 5)
     found["after"] = held_out(policy, kept)
 
 

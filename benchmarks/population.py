@@ -30,6 +30,7 @@ from uftlab.engine.population import Member, memory_per_member, train
 from uftlab.engine.stack import Weights, logits, token_logps
 from uftlab.engine.trainer import ObjectiveTrainer, Quiet
 from uftlab.evals.skills import measure
+from uftlab.files import rounded
 from uftlab.models.policies import frozen_copy, load_base
 from uftlab.study import cohort
 from uftlab.study.trials import PROFILES, Profile
@@ -180,7 +181,7 @@ def grid(
     metrics = measure([own.full for own, _ in made], cohort.reader(trained.weights))
     ended = time.perf_counter()
     for point, own, history in zip(points, metrics, trained.histories, strict=True):
-        point |= {name: float(f"{value:.5g}") for name, value in own.items()}
+        point |= rounded(own, 5)
         point["loss"] = history[-1]["loss"] if history else None
     return {
         "members": len(stack),

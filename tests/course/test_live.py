@@ -67,7 +67,8 @@ def site(explorers, tmp_path_factory):
     for name, own in explorers.items():
         twin = widgets.explore(own.picture, own.controls, own.words, headless=True)
         parts[name] = f'<div class="output_html">{live.explorer(name, twin, "smoke")}</div>'
-    talk = (texts.chat(load_base(0), tiny_tokenizer(), question, live.World(0)) for question in QUESTIONS[:2])
+    model, tokenizer, world = load_base(0), tiny_tokenizer(), live.World(0)
+    talk = (texts.chat(model, tokenizer, question, world) for question in QUESTIONS[:2])
     parts["ask"] = f'<div class="output_html">{live.asking("".join(reply.as_html() for reply in talk))}</div>'
     for name, body in {**parts, "live": "".join(parts.values())}.items():
         (out / f"{name}.html").write_text(export._page(name, body, False, script), encoding="utf-8")
@@ -334,7 +335,9 @@ BROKEN = {
 def test_the_static_twin_stays_where_the_script_fails(what, opened, site, explorers):
     own = explorers["01_implicit_reward"]
     script = (
-        (site / "live.js").read_text().replace("(() => {\n  const make", f"{BROKEN[what]}\n(() => {{\n  const make")
+        (site / "live.js")
+        .read_text()
+        .replace("(() => {\n  const { make }", f"{BROKEN[what]}\n(() => {{\n  const {{ make }}")
     )
 
     def before(page):

@@ -228,11 +228,11 @@ def write_site(executed: Path, out: Path, only: str = "") -> list[Path]:
         item = f'<h2><a href="{name}.ipynb">{title}</a></h2><p>{question}</p><small>{cost}</small>'
         if name in moving:
             do = "Ask it here" if name == live.CHAT else "Move the sliders here"
-            item += f' <small><a href="{name}.ipynb#{live.TOLD[name][0]}">{do}</a></small>'
+            part, told = live.TOLD[name]
+            item += f' <small><a href="{name}.ipynb#{part}">{do}</a></small>'
+            head = f'<h2><a href="{name}.ipynb">{title}</a></h2><p>{told}</p>'
+            explorers.append(f"<section>{head}{moving[name]}</section>")
         table.append(f"<li>{item}</li>")
-        if name in moving:
-            told = f'<h2><a href="{name}.ipynb">{title}</a></h2><p>{live.TOLD[name][1]}</p>'
-            explorers.append(f"<section>{told}{moving[name]}</section>")
     if glossary.is_file():
         write("glossary", "Glossary", markdown(glossary.read_text(encoding="utf-8")))
     say = "<p>The notebooks with their results. Figures react to the mouse.</p>"

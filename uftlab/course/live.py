@@ -238,7 +238,7 @@ def asking(exchanges: str) -> str:
     tensors = dict(load_base(0).model.state_dict())
     halves = np.concatenate([own.numpy().astype("<f2").ravel() for own in tensors.values()])  # no digit is lost
     own = {
-        "words": sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get),  # type: ignore[arg-type]
+        "words": tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))),
         "special": len(tokenizer.all_special_ids),
         "facts": [[f.creature, f.attribute, f.truth, f.error, f.kind] for f in world.facts],
         "values": wording.ATTRIBUTES,

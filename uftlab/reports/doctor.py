@@ -11,6 +11,7 @@ from rich.text import Text
 
 from uftlab.evals.doctor import DIAGNOSES, Finding, Report, diagnose
 from uftlab.evals.run_logs import runs_of
+from uftlab.reports.tables import wide
 
 STYLES = {"serious": "bold red", "notice": "yellow"}
 
@@ -88,9 +89,5 @@ def html_section(trials: Sequence[Mapping[str, Any]]) -> list[str]:
         + "</tr>"
         for run, counts in found.items()
     ]
-    return [
-        *parts,
-        f'<div class="wide" tabindex="0"><table><thead><tr><th>method</th><th>runs</th>{head}</tr></thead><tbody>',
-        *rows,
-        "</tbody></table></div>",
-    ]
+    heads = f"<thead><tr><th>method</th><th>runs</th>{head}</tr></thead>"
+    return [*parts, wide(f"<table>{heads}<tbody>{''.join(rows)}</tbody></table>")]

@@ -13,7 +13,7 @@ import plotly.io as pio
 from uftlab.files import write_atomically
 from uftlab.plots import figures, theme
 from uftlab.reports.doctor import html_section
-from uftlab.reports.tables import LIMITS, cell, untuned
+from uftlab.reports.tables import LIMITS, cell, untuned, wide
 from uftlab.study import comparisons, results
 from uftlab.training.catalogue import all_methods
 
@@ -92,8 +92,7 @@ def _table(summary: pd.DataFrame, methods: list[str]) -> str:
     """Methods by headline metrics and costs: the mean, and the interval below it."""
     columns = [*results.HEADLINES, *(metric for metric in results.COSTS if metric != "cost/seconds")]
     cells = {(r["method"], r["metric"]): r for r in summary.to_dict("records")}
-    # where a narrow window cuts it, it is reached by the keyboard
-    lines = ['<div class="wide" tabindex="0"><table><thead><tr><th>method</th>']
+    lines = ["<table><thead><tr><th>method</th>"]
     for metric in columns:
         label = figures.label_of(metric) if metric in results.HEADLINES else results.COSTS[metric][1]
         name, *unit = label.split(" (")
@@ -107,4 +106,4 @@ def _table(summary: pd.DataFrame, methods: list[str]) -> str:
                 f"<td>{cell(row, '<br><small>{low:.2f} to {high:.2f}</small>', whole=metric.startswith('cost/'))}</td>"
             )
         lines.append("</tr>")
-    return "".join([*lines, "</tbody></table></div>"])
+    return wide("".join([*lines, "</tbody></table>"]))

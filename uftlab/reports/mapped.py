@@ -55,7 +55,7 @@ def _where_it_helps(frame: pd.DataFrame) -> list[str]:
     for metric in (*OUTCOMES, "retention/lost"):
         found = maps.where_it_helps(frame, metric)
         for rate, values in found.iterrows():
-            told = [found.told() for found in values]
+            told = [value.told() for value in values]
             rows.append([results.HEADLINES[metric][0], f"{rate:g}", *told])
     heads = [
         "what is measured",

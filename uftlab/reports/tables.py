@@ -121,6 +121,11 @@ def plain(text: object) -> str:
     return re.sub(r"[|`\[\]]", lambda found: f"&#{ord(found[0])};", shown)
 
 
+def wide(table: str) -> str:
+    """A table of HTML that may be wider than the window: what is cut is reached by the keyboard."""
+    return f'<div class="wide" tabindex="0">{table}</div>'
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of Markdown."""
     lines = ["| " + " | ".join(line) + " |" for line in (head, *rows)]

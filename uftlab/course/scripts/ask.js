@@ -47,19 +47,14 @@ const uftlabChat = ({ words, special, facts, values, most, ...llama }) => {
 };
 
 for (const box of document.querySelectorAll(".uftlab-ask")) {
+  const { make, percent } = uftlabTools;
   const { examples, ...data } = JSON.parse(box.querySelector("script[type='application/json']").textContent);
-  const make = (tag, attributes = {}, ...children) => {
-    const element = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    element.append(...children);
-    return element;
-  };
   const chat = uftlabChat(data), field = make("input", { type: "text", id: "uftlab-question", value: examples[0] ?? "" });
   const answer = make("div", { class: "uftlab-answer", role: "status", "aria-live": "polite" });
   const ask = () => {
     const { question, told, remark } = chat(field.value);
     const words = told.map(({ word, p }) =>
-      make("span", { class: "uftlab-word" }, make("span", {}, word), make("small", {}, ` ${uftlabTools.percent(p)} `)));
+      make("span", { class: "uftlab-word" }, make("span", {}, word), make("small", {}, ` ${percent(p)} `)));
     const exchange = question ? [make("p", {}, make("b", {}, "you "), question), make("p", {}, make("b", {}, "model "), ...words)] : [];
     answer.replaceChildren(...exchange, make("p", {}, make("i", {}, remark)));
   };
@@ -70,7 +65,7 @@ for (const box of document.querySelectorAll(".uftlab-ask")) {
     return button;
   });
   const form = make("form", {}, make("label", { for: "uftlab-question" }, "your question"), field, make("button", {}, "Ask"));
-  form.onsubmit = (event) => { event.preventDefault(); ask(); };
+  form.onsubmit = (event) => event.preventDefault();  // a question that was changed is asked as the field is left
   ask();
   const group = make("div", { class: "uftlab-options", role: "group", "aria-label": "questions to try" }, ...buttons);
   const note = make("small", {}, "Below each word: how sure the model was of it. It always says the likeliest word.");

@@ -3,12 +3,7 @@
 // The static twin of a figure stays in the page until the first figure of its model is drawn, and it stays for good if
 // anything here fails.
 (() => {
-  const make = (tag, attributes = {}, ...children) => {
-    const element = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    element.append(...children);
-    return element;
-  };
+  const { make } = uftlabTools;
 
   // A control of `widgets.specification`: its row in the page, and its value now.
   let count = 0;

@@ -1,4 +1,4 @@
-// What the models of the explorers share: numbers that plotly packs, and text as Python formats it.
+// What explorers and chat share: numbers that plotly packs, text as Python formats it, elements of the page.
 //
 // A model is `uftlabModels[name](twin, data, tools)`: it gives a function of the values of the controls, which returns
 // the figure's data and layout, and its sentence. `twin` is the figure at the first values.
@@ -40,5 +40,12 @@ const uftlabTools = (() => {
     }
     return { ...title, text: lines.join("<br>"), pad: { ...title.pad, t: 20 + 15 * (lines.length - 1) } };
   };
-  return { numbers, fixed, short, percent, titled };
+  // an element of the page
+  const make = (tag, attributes = {}, ...children) => {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    element.append(...children);
+    return element;
+  };
+  return { numbers, fixed, short, percent, titled, make };
 })();
