@@ -2,7 +2,7 @@
 
     python benchmarks/kill.py --kills 100 study      also: map, sweep, train, adapters, notebooks, export
     python benchmarks/kill.py --kills 20 --minutes 8 study train
-    python benchmarks/kill.py --kills 20 --model my-model adapters    with a model of your own, in the hub's layout
+    python benchmarks/kill.py --kills 20 --model my-model real    a model of your own, in the hub's layout
 
 First the command runs undisturbed. Then it is started again and again in folders of its own, and at a random moment a
 random signal (SIGKILL, SIGTERM, SIGINT) goes to its process, to one of its children, or to all of them. After each kill
@@ -130,6 +130,11 @@ WORK = {
         ("train", "--model", "MODEL", "--demonstrations", "ROWS", "--feedback", "PAIRS", "--method", "uft",
          "--lora", "4", "--steps", "24", "--batch", "4", "--accumulation", "2", "--held-out", "0.1",
          "--save-every", "4", "--merge", "--out", "OUT"), of_training, ("--resume",),
+    ),
+    "real": Work(  # a training of adapters again, short enough for a model of 135 million parameters on a CPU
+        ("train", "--model", "MODEL", "--demonstrations", "ROWS", "--feedback", "PAIRS", "--method", "uft",
+         "--lora", "4", "--steps", "6", "--batch", "2", "--accumulation", "2", "--save-every", "2", "--merge",
+         "--out", "OUT"), of_training, ("--resume",),
     ),
     "notebooks": Work(("notebooks", "--only", "01", "--out", "OUT"), of_notebooks),
     "export": Work(("export", "--only", "01", "--profile", "smoke", "--out", "OUT"), of_pages),

@@ -201,6 +201,14 @@ def _writes(number: int, part: Path) -> bool:
         return True
 
 
+def move(path: Path, place: Path) -> None:
+    """Move a file to its place, with the rights of any new file: safetensors 0.8 makes files for their owner alone."""
+    hidden = os.umask(0o077)  # the only way to ask is to set it
+    os.umask(hidden)
+    path.chmod(0o666 & ~hidden)
+    os.replace(path, place)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file completely or not at all: see `atomically`."""
     with atomically(path) as part:

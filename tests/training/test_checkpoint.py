@@ -221,6 +221,16 @@ def test_a_trained_model_is_configured_as_before_also_when_nothing_was_left_to_t
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such rights")
+@pytest.mark.parametrize("options", [{}, {"lora": 4}], ids=str)
+def test_a_trained_model_can_be_read_by_whom_any_new_file_can(tmp_path, files, options):
+    """A teacher trains it for a class. safetensors 0.8 makes files that only their owner may read."""
+    train(tmp_path / "out", files, method="sft-full", steps=1, **options)
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    assert {path.name: path.stat().st_mode for path in (tmp_path / "out").iterdir() if path.stat().st_mode != usual} == {}
+
+
 def test_resume_of_a_finished_run_or_of_nothing_is_refused(tmp_path, files):
     train(tmp_path / "out", files, method="sft-full", steps=1)
     for folder, got in ((tmp_path / "out", "a finished one"), (tmp_path / "none", "none")):

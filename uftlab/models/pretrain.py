@@ -8,7 +8,6 @@ shows comes after it. Muon trains the matrices (Jordan et al. 2024): in a trial 
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from uftlab.files import save_atomically
+from uftlab.files import move, save_atomically
 from uftlab.models.policies import TINY, tiny_config, tiny_tokenizer, world_weights
 from uftlab.world.world import World
 
@@ -88,7 +87,7 @@ def save_base(model: LlamaForCausalLM, seed: int) -> Path:
             model.save_pretrained(made)
             tiny_tokenizer().save_pretrained(made)
             for file in sorted(Path(made).iterdir()):
-                os.replace(file, TINY / file.name)
+                move(file, TINY / file.name)
         return TINY
     path = world_weights(seed)
     save_atomically(path, {name: own for name, own in model.state_dict().items() if name != "lm_head.weight"})  # tied
