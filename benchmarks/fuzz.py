@@ -11,6 +11,7 @@ runs a few of each target.
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import io
 import json
@@ -447,20 +448,15 @@ def settings(folder: Path, rng: random.Random) -> None:
             methods.plan(catalogue.method_named(name), 8, made.stage_settings())
 
 
-def _checkpoint() -> Path:
-    """The tiny model with an adapter, made once."""
+@functools.cache
+def _checkpoint() -> tempfile.TemporaryDirectory:
+    """The tiny model with an adapter, made once; its folder goes with the process."""
     from uftlab.models.policies import TINY, load_policy, with_lora
 
-    place = Path(tempfile.gettempdir()) / f"uftlab-fuzz-{os.getpid()}"
-    if not place.is_dir():
-        place.mkdir()
-        for name in ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-                     "tokenizer_config.json", "chat_template.jinja"):  # fmt: skip
-            if (TINY / name).is_file():
-                shutil.copy(TINY / name, place / name)
-        policy, _ = load_policy("tiny")
-        with_lora(policy, 2).save_pretrained(str(place / "adapter"))
-    return place
+    made = tempfile.TemporaryDirectory(prefix="fuzz-")
+    shutil.copytree(TINY, made.name, ignore=shutil.ignore_patterns("worlds"), dirs_exist_ok=True)
+    with_lora(load_policy("tiny")[0], 2).save_pretrained(f"{made.name}/adapter")
+    return made
 
 
 def checkpoints(folder: Path, rng: random.Random) -> None:
@@ -469,7 +465,7 @@ def checkpoints(folder: Path, rng: random.Random) -> None:
 
     from uftlab.models.policies import load_policy
 
-    shutil.copytree(_checkpoint(), folder / "model")
+    shutil.copytree(_checkpoint().name, folder / "model")
     here = folder / "model" / ("adapter" if rng.random() < 0.3 else "")
     if here.name == "adapter":
         told = json.loads((here / "adapter_config.json").read_text())
@@ -604,7 +600,6 @@ def main() -> None:
             kinds[key] = (count + 1, text, first)
             if not count:
                 print(f"{name} {first}: {text}", flush=True)
-    shutil.rmtree(Path(tempfile.gettempdir()) / f"uftlab-fuzz-{os.getpid()}", ignore_errors=True)
     print("| target | inputs | accepted | refused | failed |\n|---|---|---|---|---|")
     for name, own in found.items():
         print(f"| {name} | {own.total()} | {own['accepted']} | {own['refused']} | {own['failed']} |")

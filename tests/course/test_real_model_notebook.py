@@ -1,6 +1,9 @@
 """Notebook 10: its stand-ins are as real files are, and what it says of stored runs is what they have."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +85,9 @@ def test_the_doctor_reads_the_runs_of_the_gpu():
     reports = real_model.stored_reports()
     assert [name.split(",")[0] for name in reports] == ["uft", "sft-full"]
     assert len(real_model.gpu_table()) == 2
+
+
+def test_what_the_notebook_makes_goes_with_its_kernel():
+    code = "from uftlab.course import real_model; print(real_model.prepare().out)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() and not Path(ended.stdout.strip()).exists()

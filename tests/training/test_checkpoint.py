@@ -227,8 +227,8 @@ def test_a_trained_model_can_be_read_by_whom_any_new_file_can(tmp_path, files, o
     """A teacher trains it for a class. safetensors 0.8 makes files that only their owner may read."""
     train(tmp_path / "out", files, method="sft-full", steps=1, **options)
     (tmp_path / "usual").touch()
-    usual = (tmp_path / "usual").stat().st_mode
-    assert {path.name: path.stat().st_mode for path in (tmp_path / "out").iterdir() if path.stat().st_mode != usual} == {}
+    usual, made = (tmp_path / "usual").stat().st_mode, list((tmp_path / "out").iterdir())
+    assert made and [path.name for path in made if path.stat().st_mode != usual] == []
 
 
 def test_resume_of_a_finished_run_or_of_nothing_is_refused(tmp_path, files):

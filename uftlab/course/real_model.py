@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
 import io
 import json
+import shutil
 import tempfile
 import time
 import warnings
@@ -68,7 +70,7 @@ class Files:
 
 
 def prepare(model: str = "", demonstrations: str = "", feedback: str = "", benchmarks: str = "") -> Files:
-    """What is given, and in place of what is not a stand-in that is written into a temporary folder.
+    """What is given, and in place of what is not a stand-in that is written into a folder that goes with this process.
 
     The stand-in for the model is the base of world 0, saved as a folder in the hub's layout. Those for rows and
     questions are of the same world; they have the columns of the real files.
@@ -80,6 +82,7 @@ def prepare(model: str = "", demonstrations: str = "", feedback: str = "", bench
         rule, remedy = "be given together", "Give both, or neither"
         raise InputError("demonstrations and feedback", rule, demonstrations or feedback, remedy)
     folder = Path(tempfile.mkdtemp(prefix="uftlab-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     if not model:
         save_stand_in(folder / "model")
     if not demonstrations:
