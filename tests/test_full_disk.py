@@ -9,9 +9,11 @@ import subprocess
 import sys
 import tempfile
 
+import kill
 import nbformat
 import pytest
 from made_up import made_up
+from scope import ALL
 from typer.testing import CliRunner
 
 from uftlab.cli import app
@@ -115,6 +117,42 @@ def test_an_export_on_a_full_disk_leaves_nothing_half_and_finishes_when_there_is
     enlarge()
     assert uftlab(*arguments)[0] == 0
     assert (place / "site" / "00_start.html").read_text().rstrip().endswith("</html>") and parts(place) == []
+
+
+def test_a_notebook_whose_temporary_files_have_no_space_is_one_clear_error(disk, tmp_path, monkeypatch):
+    place, _ = disk
+    fill(place)
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    arguments = ("notebooks", "--only", "00", "--out", tmp_path / "out")
+    refused(*uftlab(*arguments), place, "No space left on device", "Free space, then give the same command again")
+    assert [path.name for path in place.iterdir()] == ["filler"]
+
+
+@pytest.mark.skipif(not ALL, reason="a sweep takes a minute: UFTLAB_TESTS=all")
+def test_a_sweep_on_a_full_disk_keeps_its_trials_and_chooses_the_same_when_there_is_space(disk, tmp_path):
+    place, enlarge = disk
+    fill(place, 50_000)  # a third of its trials
+    command = [
+        sys.executable,
+        "-c",
+        kill.SMALL_SWEEP,
+        "sweep",
+        "--methods",
+        "uft",
+        "--workers",
+        "2",
+        "--force",
+        "--out",
+    ]
+    ended = subprocess.run([*command, place / "sweep"], capture_output=True, text=True)
+    refused(ended.returncode, ended.stderr, place / "sweep", "No space left on device", "Free space")
+    kept = {path: path.read_bytes() for path in place.glob("sweep/trials/*.json")}
+    assert 0 < len(kept) < 16 and parts(place) == []
+    enlarge()
+    for folder in (place / "sweep", tmp_path / "whole"):
+        subprocess.run([*command, folder], check=True, capture_output=True)
+    assert {path: path.read_bytes() for path in kept} == kept and parts(place) == []
+    assert kill.of_study(place / "sweep") == kill.of_study(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("leave", [0, 300_000, 1_000_000], ids=["nothing", "half a model", "half a checkpoint"])

@@ -146,6 +146,10 @@ def not_written(path: Path, error: OSError) -> InputError:
     if error.errno == errno.ENOENT and "usable temporary directory" in str(error):
         got, remedy = "none that can be written", "Set TMPDIR to a folder that you may write"
         return InputError("The system", "have a folder for temporary files", got, remedy)
+    if isinstance(error, shutil.Error):  # of a folder that was copied: for each file what the system said
+        _, place, said = error.args[0][0]
+        if number := re.search(r"Errno (\d+)", str(said)):
+            return not_written(Path(place), OSError(int(number[1]), os.strerror(int(number[1]))))
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     remedy = "Free space, then give the same command again" if full else "Choose another place, or change its rights"
     got = f"{error.strerror or error} for {path.name}"
