@@ -53,7 +53,7 @@ from uftlab.objectives.registry import objective_named
 from uftlab.rows.table import from_rows
 from uftlab.rows.tokens import Example, Tokens, interleave
 from uftlab.training.methods import Stage
-from uftlab.training.recipes import sources
+from uftlab.training.stage_data import sources
 from uftlab.world.world import World, pairs
 
 COMPLETIONS = 64  # in every step of every contestant

@@ -324,7 +324,7 @@ def train_gpt2(case: Case) -> dict[str, Any]:
         (trained,) = run([job], tokens(), device="cpu", callbacks=[Quiet(), Keep(), asked])
         return record(case, trained.record, probe, trained.record.settings.get("beta", 1.0))
     except DivergedError:
-        from uftlab.training.recipes import Record
+        from uftlab.training.stage_data import Record
 
         return record(case, Record(case.stage.objective, case.steps, dict(case.settings), history=logged), probe)
 

@@ -57,7 +57,8 @@ from uftlab.study.trials import PROFILES, Profile, read_trial, trial
 from uftlab.study.workers import run_trials
 from uftlab.training.catalogue import METHODS, method_named
 from uftlab.training.methods import Stage
-from uftlab.training.recipes import fit, history_of, prepare, sources
+from uftlab.training.recipes import fit, history_of
+from uftlab.training.stage_data import prepare, sources
 from uftlab.training.stages import layout, refer
 
 GPU = torch.cuda.is_available()

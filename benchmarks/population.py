@@ -35,7 +35,8 @@ from uftlab.models.policies import frozen_copy, load_base
 from uftlab.study import cohort
 from uftlab.study.trials import PROFILES, Profile
 from uftlab.training.catalogue import method_named
-from uftlab.training.recipes import StageData, fit, prepare
+from uftlab.training.recipes import fit
+from uftlab.training.stage_data import StageData, prepare
 from uftlab.training.stages import layout, refer, usual_device
 
 GRID = [(rate, beta) for rate in (5e-4, 1e-3, 2e-3, 4e-3) for beta in (0.01, 0.03, 0.1, 0.3)]

@@ -21,8 +21,8 @@ from uftlab.study.cohort import run_trial
 from uftlab.training import settings as training
 from uftlab.training.catalogue import METHODS, all_methods, method_named
 from uftlab.training.methods import default_settings, space
-from uftlab.training.recipes import sources
 from uftlab.training.settings import chosen_settings, is_tuned, settings_of
+from uftlab.training.stage_data import sources
 from uftlab.training.stages import Job, run
 from uftlab.world.world import World, pairs
 

@@ -19,7 +19,7 @@ from uftlab.models import references
 from uftlab.models.logps import read_logps
 from uftlab.models.policies import TINY, load_policy
 from uftlab.rows.tokens import Completion, Tokens
-from uftlab.training import checkpoint, configuration, preparing, recipes
+from uftlab.training import checkpoint, configuration, preparing, stage_data
 from uftlab.training.checkpoint import train_checkpoint
 from uftlab.training.configuration import TrainConfig, read_config
 from uftlab.world.world import World, pairs
@@ -306,7 +306,7 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(tmp_path, files
 
 def test_of_a_large_table_no_more_is_tokenised_than_a_run_can_need(tmp_path, files, monkeypatch):
     """A million rows for a hundred steps: the likely mistakes are all of them, or always the first ones."""
-    monkeypatch.setattr(recipes, "TOKENISED", 10)
+    monkeypatch.setattr(stage_data, "TOKENISED", 10)
     tokenised, whole = [], Tokens._example
     monkeypatch.setattr(Tokens, "_example", lambda *of: tokenised.append(of[1]["prompt"]) or whole(*of))
 

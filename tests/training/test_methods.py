@@ -12,8 +12,8 @@ from uftlab.rows.tokens import Completion, Tokens
 from uftlab.training import settings as training
 from uftlab.training.catalogue import METHODS, PIPELINE_METHODS, method_named
 from uftlab.training.methods import space, stage_defaults
-from uftlab.training.recipes import resolve_settings, sources
 from uftlab.training.settings import chosen_settings, settings_of, tuned_settings
+from uftlab.training.stage_data import resolve_settings, sources
 from uftlab.world.world import World, pairs
 
 TUNED_METHODS = [m for m in METHODS.values() if m.tuned]

@@ -42,9 +42,9 @@ from uftlab.study.cohort import tokens, training_tables
 from uftlab.study.trials import Profile, draw_of
 from uftlab.training.catalogue import method_named
 from uftlab.training.methods import Stage, plan
-from uftlab.training.recipes import BATCH
 from uftlab.training.reward_functions import world_reward
 from uftlab.training.settings import settings_of
+from uftlab.training.stage_data import BATCH
 from uftlab.training.stages import Job, Progress, layout, run
 from uftlab.world.world import World
 

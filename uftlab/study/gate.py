@@ -65,7 +65,7 @@ def measure(trial: Trial) -> dict[str, Any]:
     from uftlab.study.cohort import materials, reader, tokens
     from uftlab.training.catalogue import method_named
     from uftlab.training.methods import plan
-    from uftlab.training.recipes import sources
+    from uftlab.training.stage_data import sources
     from uftlab.training.stages import Job, run
 
     own = materials(trial.seed, trial.profile, trial.split)

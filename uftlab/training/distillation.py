@@ -20,7 +20,8 @@ from uftlab.models.policies import frozen_copy
 from uftlab.rows.tokens import Example
 from uftlab.training.methods import Stage
 from uftlab.training.online import as_sampled, asked_table, learn_from_samples, prompts_of
-from uftlab.training.recipes import FedTrainer, Record, Task, offline
+from uftlab.training.recipes import FedTrainer, Task, offline
+from uftlab.training.stage_data import Record
 
 EXAMPLE = "\n\nThis is an example of an answer:\n{answer}\n\nNow give an answer of your own."
 

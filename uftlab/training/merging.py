@@ -17,7 +17,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from uftlab.engine.trainer import HeldTrainer
 from uftlab.losses.weights import l1_to_start
 from uftlab.training.methods import Stage
-from uftlab.training.recipes import Record, Task, offline, resolve_settings
+from uftlab.training.recipes import Task, offline
+from uftlab.training.stage_data import Record, resolve_settings
 
 
 def task_arithmetic(deltas: Sequence[Float[Tensor, "weight"]], weights: Sequence[float]) -> Float[Tensor, "weight"]:

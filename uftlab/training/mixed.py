@@ -19,7 +19,8 @@ from uftlab.losses import decayed_share
 from uftlab.models.generation import texts
 from uftlab.rows.tokens import Completion, Example
 from uftlab.training.online import Rollouts, learn_from_samples, seed_of, with_advantages
-from uftlab.training.recipes import FedTrainer, Record, Task, feed_steps, history_of
+from uftlab.training.recipes import FedTrainer, Task, feed_steps, history_of
+from uftlab.training.stage_data import Record
 
 
 class ChordTrainer(FedTrainer):

@@ -26,8 +26,9 @@ from uftlab.models.logps import read_logps
 from uftlab.models.references import reference_logps
 from uftlab.rows.tokens import Completion, Example, Tokens, interleave
 from uftlab.training.methods import Stage, tables_of
-from uftlab.training.recipes import FedTrainer, Record, Task, distinct, feed_steps, history_of, offline
+from uftlab.training.recipes import FedTrainer, Task, feed_steps, history_of, offline
 from uftlab.training.reward_functions import Reward, train_reward_model
+from uftlab.training.stage_data import Record, distinct
 
 TRIED, LEAST_ACCEPTED = 1000, 0.02  # a reward function that accepts a smaller share of so many samples is refused
 MIN_NEW_TOKENS = 24  # of a sample at least; more where the table has longer completions

@@ -25,8 +25,9 @@ from uftlab.rows.tokens import Example, RememberingTokens, Tokens, interleave
 from uftlab.training.catalogue import method_named
 from uftlab.training.configuration import TrainConfig, check_size
 from uftlab.training.methods import Method, Stage, plan, stage_defaults
-from uftlab.training.recipes import enough, share_of_a_step, sources
+from uftlab.training.recipes import share_of_a_step
 from uftlab.training.settings import LEARNING_RATE_ALL_WEIGHTS, LEARNING_RATE_LORA, chosen_settings, tuned_settings
+from uftlab.training.stage_data import enough, sources
 from uftlab.training.stages import check_recipes, usual_device
 
 STEPS = 100  # of a run that is told nothing

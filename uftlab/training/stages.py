@@ -35,19 +35,9 @@ from uftlab.training.merging import paft, paft_ties
 from uftlab.training.methods import SCORED, Method, Stage, tables_of
 from uftlab.training.mixed import chord_mu, hpt, luffy
 from uftlab.training.online import online, online_rollout, rloo, rs_dpo, self_sft
-from uftlab.training.recipes import (
-    BATCH,
-    Record,
-    StageData,
-    Task,
-    alright,
-    fisher_of,
-    maxright,
-    offline,
-    parts,
-    prepare,
-)
+from uftlab.training.recipes import Task, alright, fisher_of, maxright, offline, parts
 from uftlab.training.reward_functions import Reward
+from uftlab.training.stage_data import BATCH, Record, StageData, prepare
 
 RECIPES: dict[str, Callable[[Task], Record]] = {
     "offline": offline,

@@ -25,7 +25,8 @@ from uftlab.rows.table import kind_of
 from uftlab.rows.tokens import Example, RememberingTokens
 from uftlab.rows.understanding import understand
 from uftlab.training.methods import Stage
-from uftlab.training.recipes import enough, prepare, share_of_a_step, sources
+from uftlab.training.recipes import share_of_a_step
+from uftlab.training.stage_data import enough, prepare, sources
 
 
 @dataclass
