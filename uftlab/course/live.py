@@ -223,7 +223,7 @@ def explorer(name: str, figure: go.Figure, profile: str) -> str:
         f'<div class="uftlab uftlab-live" id="explorer-{model}"><div class="uftlab-desk">'
         f'<div class="uftlab-line uftlab-spoken" role="status" aria-live="polite">{line}</div>'
         f'<div class="uftlab-figure">{theme.page_html(figure)}</div></div>'
-        f'<script type="application/json">{_as_json(own)}</script></div>'
+        f'<script type="application/json">{theme.json_for_page(own)}</script></div>'
     )
 
 
@@ -251,13 +251,8 @@ def asking(exchanges: str) -> str:
         "theta": config.rope_parameters["rope_theta"],  # type: ignore[index]
         "examples": [html.unescape(asked) for asked in re.findall(r"<b>you</b> (.*?)<br>", exchanges)],
     }
-    script = f'<script type="application/json">{_as_json(own)}</script>'
+    script = f'<script type="application/json">{theme.json_for_page(own)}</script>'
     return f'<div class="uftlab uftlab-ask" id="ask">{exchanges}{script}</div>'
-
-
-def _as_json(own: Any) -> str:
-    """JSON that can stand in a page."""
-    return json.dumps(own, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def make_live(notebook: NotebookNode, name: str) -> str:

@@ -7,7 +7,6 @@ as in a notebook; an answer unfolds on a click or with Enter. A page is drawn wh
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +75,7 @@ def _figure(source: str, stored: dict[str, Any]) -> str:
     layout = {**stored["layout"], "autosize": True}
     for fixed in ("height", "width", "meta"):
         layout.pop(fixed, None)
-    own = json.dumps({"data": stored["data"], "layout": layout}).replace("</", "<\\/")
+    own = theme.json_for_page({"data": stored["data"], "layout": layout})
     title = re.sub(r"<[^>]+>", " ", (layout.get("title") or {}).get("text") or "figure")
     drawn = f'<div class="figure" role="img" aria-label="{html.escape(title)}"></div>'
     return f'<section data-from="{html.escape(source)}">{drawn}<script type="application/json">{own}</script></section>'

@@ -206,12 +206,21 @@ _PAGE = """<div id="{name}" class="plotly-graph-div" style="height:{height}px; w
 HOSTED = ("colab", "kaggle", "azure")  # renderers of notebooks that draw no plotly JSON and have no file beside them
 
 
+def json_for_page(own: Any) -> str:
+    """JSON that can stand in a script tag of a page, whatever texts are in it.
+
+    >>> json_for_page({"said": "</script>"})
+    '{"said":"\\\\u003c/script>"}'
+    """
+    return json.dumps(own, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
 def page_html(fig: go.Figure) -> str:
     """A figure for a web page. It draws itself with the plotly.js of the page, or with the file beside the page.
 
     The HTML may be put into a page at any time. Without plotly.js it says what is missing, and changes nothing else.
     """
-    figure = json.dumps({**json.loads(fig.to_json()), "config": CONFIG}).replace("<", "\\u003c")
+    figure = json_for_page({**json.loads(fig.to_json()), "config": CONFIG})
     return _PAGE.format(name=f"uftlab-{uuid.uuid4()}", height=fig.layout.height or HEIGHT, figure=figure)
 
 

@@ -1,8 +1,8 @@
 """Recipes: how a stage is trained. A recipe is a function of a `Task`; it trains `task.policy` in place.
 
-Here are what every recipe is given, the recipe of most stages (`offline`), and three that go on from it: DPO in parts, and
-one optimiser that takes turns between SFT and DPO. Merged models are in `uftlab.training.merging`, recipes that sample
-in `uftlab.training.online`. `uftlab.training.stages` knows all of them by name and is where a stage is trained from.
+Here are what every recipe is given, the recipe of most stages (`offline`), and three that go on from it: DPO in
+parts, and one optimiser that takes turns between SFT and DPO. Merged models are in `uftlab.training.merging`, recipes
+that sample in `uftlab.training.online`. `uftlab.training.stages` knows all by name, and trains every stage.
 """
 
 from __future__ import annotations
