@@ -348,4 +348,4 @@ def _interval(found: Interval | None) -> str:
         return "one seed"
     if found.low is None:
         return _number(found.mean, "+")
-    return f"{_number(found.mean, '+')} [{_number(found.low, '+')}, {_number(found.high, '+')}]"
+    return f"{_number(found.mean, '+')} ({_number(found.low, '+')} to {_number(found.high, '+')})"
