@@ -254,7 +254,7 @@ def executed_copies(
     if given is not None:
         yield given, []
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="uftlab-") as folder:
         out = Path(folder)
         yield out, run_all(profile, out, only, say, {"solutions": False, "widgets_on": False})
 

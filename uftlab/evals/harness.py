@@ -151,7 +151,7 @@ def run(
     Raises:
         InputError: when questions or a package that they need cannot be had, or nothing fits the context.
     """
-    with TemporaryDirectory() as own, _quiet(), evaluation_mode(harness.model):
+    with TemporaryDirectory(prefix="uftlab-") as own, _quiet(), evaluation_mode(harness.model):
         for task, files in (local or {}).items():
             (source,) = (TASKS / folder).rglob(f"{task}.yaml")
             _write_task(Path(own) / f"{task}.yaml", source, task, files)
