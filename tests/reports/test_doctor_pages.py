@@ -12,6 +12,7 @@ from uftlab.evals.run_logs import Run, read_runs
 from uftlab.plots import widgets
 from uftlab.reports.doctor import html_section, lines, section
 from uftlab.study.results import RESULTS
+from uftlab.world.world import World
 
 LOGS = Path(__file__).parent.parent / "evals" / "logs"
 EVIL = "[bold]<b>run</b>[/bold]"
@@ -54,6 +55,19 @@ def test_several_runs_as_json():
 def test_settings_that_cannot_be_are_refused(arguments, said):
     ended = doctor(LOGS / "trl_dpo_healthy.json", *arguments)
     assert ended.exit_code == 2 and said in ended.output
+
+
+@pytest.mark.parametrize(("rate", "told"), [("10", True), ("0.001", False)])
+def test_a_training_that_ended_says_what_is_serious_about_it(rate, told, tmp_path):
+    """Its loss stays finite, so the model is saved; nobody should take it for a good one."""
+    rows = tmp_path / "rows.jsonl"
+    made = World(0).demonstrations(32)
+    rows.write_text("".join(json.dumps({key: row[key] for key in ("prompt", "completion")}) + "\n" for row in made))
+    words = "train --model tiny --method sft-full --steps 12 --batch 8 --warmup 0 --learning-rate".split()
+    ended = CliRunner().invoke(app, [*words, rate, "--demonstrations", str(rows), "--out", str(tmp_path / "out")])
+    assert ended.exit_code == 0, ended.output
+    assert ("warning: " in ended.stderr) == told
+    assert (f"{tmp_path / 'out'}: divergence: the loss is" in ended.stderr and "Lower" in ended.stderr) == told
 
 
 def test_a_file_that_is_missing_is_refused(tmp_path):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from uftlab.commands.frame import RESUMES, As_json, check_file, command, console, fail, say, seeds_of
+from uftlab.commands.frame import RESUMES, As_json, check_file, command, console, fail, say, seeds_of, warn
 from uftlab.errors import InputError, printable
 from uftlab.files import check_writable, write_atomically
 
@@ -73,9 +73,13 @@ def train(
 ) -> None:
     """Train a checkpoint from your own rows with any method."""
     given = {name: value for name, value in locals().items() if name not in ("config", "change", "resume", "dry_run")}
-    from uftlab.engine.trainer import DivergedError
+    from uftlab.engine.trainer import DivergedError, process
+    from uftlab.evals.doctor import diagnose
+    from uftlab.evals.run_logs import runs_of
+    from uftlab.reports.doctor import alarms
     from uftlab.training.checkpoint import train_checkpoint
     from uftlab.training.configuration import TrainConfig, read_config
+    from uftlab.training.record import read_record
 
     if resume:
         extra = [name for name, value in given.items() if value is not None and name != "out"]
@@ -86,9 +90,12 @@ def train(
     else:
         wanted = read_config(config, change or (), **given)
     try:
-        train_checkpoint(wanted, say, resume, dry_run)
+        folder = train_checkpoint(wanted, say, resume, dry_run)
     except DivergedError as error:
         fail(str(error), 1)
+    if not dry_run and process().is_main_process:
+        for line in alarms([diagnose(run) for run in runs_of(str(folder), read_record(folder))]):
+            warn(f"warning: {line}")
 
 
 @command(example="uftlab merge my-adapter --out my-model")

@@ -53,6 +53,16 @@ def lines(report: Report) -> list[Text]:
     return [*made, *(Text(f"  {line}", "dim") for line in cannot_tell(report))]
 
 
+def alarms(reports: Sequence[Report]) -> list[str]:
+    """The serious findings alone, one line each: what a training says of itself when it has ended."""
+    return [
+        f"{report.run}: {own.name}: {own.evidence.words}. {own.means} {own.remedy} `uftlab doctor` says more."
+        for report in reports
+        for own in report.findings
+        if own.severity == "serious"
+    ]
+
+
 def section(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     """The findings of a training as a part of a page in Markdown, from `Report.asdict`; nothing without a log."""
     if not reports:
