@@ -132,18 +132,8 @@ def test_a_notebook_whose_temporary_files_have_no_space_is_one_clear_error(disk,
 def test_a_sweep_on_a_full_disk_keeps_its_trials_and_chooses_the_same_when_there_is_space(disk, tmp_path):
     place, enlarge = disk
     fill(place, 50_000)  # a third of its trials
-    command = [
-        sys.executable,
-        "-c",
-        kill.SMALL_SWEEP,
-        "sweep",
-        "--methods",
-        "uft",
-        "--workers",
-        "2",
-        "--force",
-        "--out",
-    ]
+    words = "sweep --methods uft --workers 2 --force --out".split()
+    command = [sys.executable, "-c", kill.SMALL_SWEEP, *words]
     ended = subprocess.run([*command, place / "sweep"], capture_output=True, text=True)
     refused(ended.returncode, ended.stderr, place / "sweep", "No space left on device", "Free space")
     kept = {path: path.read_bytes() for path in place.glob("sweep/trials/*.json")}

@@ -229,7 +229,7 @@ def test_share_button_is_removed_everywhere(box):
     assert drawing.config["showSendToCloud"] is False
     bundle = theme.bundle(curve(1, 2))
     assert bundle[theme.MIMETYPE]["config"]["showSendToCloud"] is False
-    assert '"showSendToCloud": false' in bundle["text/html"]
+    assert '"showSendToCloud":false' in bundle["text/html"]
 
 
 def test_bundle_holds_the_figure_and_no_address_of_a_library():
