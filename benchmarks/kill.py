@@ -116,6 +116,10 @@ if not tuning.TUNED.exists():
 app()
 """
 METHODS = "base,sft,uft"
+ADAPTERS = (
+    "train", "--model", "MODEL", "--demonstrations", "ROWS", "--feedback", "PAIRS", "--method", "uft", "--lora", "4",
+    "--accumulation", "2", "--merge", "--out", "OUT",
+)  # fmt: skip
 WORK = {
     "study": Work(("run", "--profile", "smoke", "--methods", METHODS, "--workers", "2", "--out", "OUT"), of_study),
     "map": Work(("map", "E3", "--worlds", "1", "--workers", "2", "--out", "OUT"), of_study),
@@ -127,15 +131,11 @@ WORK = {
          "--batch", "8", "--save-every", "20", "--out", "OUT"), of_training, ("--resume",),
     ),
     "adapters": Work(
-        ("train", "--model", "MODEL", "--demonstrations", "ROWS", "--feedback", "PAIRS", "--method", "uft",
-         "--lora", "4", "--steps", "24", "--batch", "4", "--accumulation", "2", "--held-out", "0.1",
-         "--save-every", "4", "--merge", "--out", "OUT"), of_training, ("--resume",),
+        (*ADAPTERS, "--steps", "24", "--batch", "4", "--held-out", "0.1", "--save-every", "4"),
+        of_training, ("--resume",),
     ),
-    "real": Work(  # a training of adapters again, short enough for a model of 135 million parameters on a CPU
-        ("train", "--model", "MODEL", "--demonstrations", "ROWS", "--feedback", "PAIRS", "--method", "uft",
-         "--lora", "4", "--steps", "6", "--batch", "2", "--accumulation", "2", "--save-every", "2", "--merge",
-         "--out", "OUT"), of_training, ("--resume",),
-    ),
+    # short enough for a model of 135 million parameters on a CPU
+    "real": Work((*ADAPTERS, "--steps", "6", "--batch", "2", "--save-every", "2"), of_training, ("--resume",)),
     "notebooks": Work(("notebooks", "--only", "01", "--out", "OUT"), of_notebooks),
     "export": Work(("export", "--only", "01", "--profile", "smoke", "--out", "OUT"), of_pages),
 }  # fmt: skip

@@ -205,7 +205,7 @@ def _writes(number: int, part: Path) -> bool:
         return True
 
 
-def move(path: Path, place: Path) -> None:
+def into_place(path: Path, place: Path) -> None:
     """Move a file to its place, with the rights of any new file: safetensors 0.8 makes files for their owner alone."""
     hidden = os.umask(0o077)  # the only way to ask is to set it
     os.umask(hidden)

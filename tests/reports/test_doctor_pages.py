@@ -7,12 +7,12 @@ import pytest
 from typer.testing import CliRunner
 
 from uftlab.cli import app
+from uftlab.course.real_model import write_rows
 from uftlab.evals.doctor import diagnose
 from uftlab.evals.run_logs import Run, read_runs
 from uftlab.plots import widgets
 from uftlab.reports.doctor import html_section, lines, section
 from uftlab.study.results import RESULTS
-from uftlab.world.world import World
 
 LOGS = Path(__file__).parent.parent / "evals" / "logs"
 EVIL = "[bold]<b>run</b>[/bold]"
@@ -60,11 +60,10 @@ def test_settings_that_cannot_be_are_refused(arguments, said):
 @pytest.mark.parametrize(("rate", "told"), [("10", True), ("0.001", False)])
 def test_a_training_that_ended_says_what_is_serious_about_it(rate, told, tmp_path):
     """Its loss stays finite, so the model is saved; nobody should take it for a good one."""
-    rows = tmp_path / "rows.jsonl"
-    made = World(0).demonstrations(32)
-    rows.write_text("".join(json.dumps({key: row[key] for key in ("prompt", "completion")}) + "\n" for row in made))
+    write_rows(tmp_path, 32)
     words = "train --model tiny --method sft-full --steps 12 --batch 8 --warmup 0 --learning-rate".split()
-    ended = CliRunner().invoke(app, [*words, rate, "--demonstrations", str(rows), "--out", str(tmp_path / "out")])
+    files = ["--demonstrations", str(tmp_path / "demonstrations.jsonl"), "--out", str(tmp_path / "out")]
+    ended = CliRunner().invoke(app, [*words, rate, *files])
     assert ended.exit_code == 0, ended.output
     assert ("warning: " in ended.stderr) == told
     assert (f"{tmp_path / 'out'}: divergence: the loss is" in ended.stderr and "Lower" in ended.stderr) == told

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from uftlab.files import move, save_atomically
+from uftlab.files import into_place, save_atomically
 from uftlab.models.policies import TINY, tiny_config, tiny_tokenizer, world_weights
 from uftlab.world.world import World
 
@@ -87,7 +87,7 @@ def save_base(model: LlamaForCausalLM, seed: int) -> Path:
             model.save_pretrained(made)
             tiny_tokenizer().save_pretrained(made)
             for file in sorted(Path(made).iterdir()):
-                move(file, TINY / file.name)
+                into_place(file, TINY / file.name)
         return TINY
     path = world_weights(seed)
     save_atomically(path, {name: own for name, own in model.state_dict().items() if name != "lm_head.weight"})  # tied

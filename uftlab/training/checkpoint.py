@@ -27,7 +27,7 @@ from transformers import set_seed
 
 from uftlab.engine.trainer import Lines, process
 from uftlab.errors import InputError
-from uftlab.files import move, read_json, remove_left, write_atomically
+from uftlab.files import into_place, read_json, remove_left, write_atomically
 from uftlab.models.generation import answers
 from uftlab.models.policies import load_policy, load_weights, with_adapter, with_lora
 from uftlab.models.references import ReferenceCache
@@ -303,7 +303,7 @@ def _finish(policy: Any, made: Prepared, out: Path, records: list, samples: list
 def _move(out: Path, done: Callable[[], None] = lambda: None) -> None:
     """What was saved goes to its place, then `done` is called, then the working folder goes."""
     for path in sorted((out / WORK / "final").iterdir()):
-        move(path, out / path.name)
+        into_place(path, out / path.name)
     done()
     shutil.rmtree(out / WORK, ignore_errors=True)
 
